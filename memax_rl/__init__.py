@@ -1,0 +1,3 @@
+"""Memory models for reinforcement learning, in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,38 @@
+"""Small parts that several memory models share: initialisers, option checks, selection of a state."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+T = TypeVar("T", bound=PyTree[Array])
+
+
+def select(condition: Bool[Array, ""], if_true: T, if_false: T) -> T:
+    """Return one of two pytrees of arrays of equal shapes. `where`, so that nan in the other cannot leak."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def normal(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -> Float[Array, "in_size out_size"]:
+    """Return a matrix W for `x @ W`, entries from N(0, scale^2 / in_size): unit inputs give outputs of size `scale`."""
+    return jax.random.normal(key, (in_size, out_size)) * (scale * in_size**-0.5)
+
+
+def orthogonal(key: PRNGKeyArray, size: int) -> Float[Array, "size size"]:
+    """Return a random orthogonal matrix."""
+    return jax.random.orthogonal(key, size)
+
+
+def check_size(name: str, value: object, minimum: int = 1) -> int:
+    """Return `value` if it is a whole number of at least `minimum`, else raise `ValueError` naming the option."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    return value
+
+
+def check_between(name: str, value: object, low: float, high: float) -> float:
+    """Return `value` as a float if low <= value <= high, else raise `ValueError` naming the option."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
+    return float(value)

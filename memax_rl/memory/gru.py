@@ -1,0 +1,76 @@
+"""Gated recurrent unit, with the reset gate behind the recurrent product as in cuDNN.
+
+Cho et al. 2014, https://arxiv.org/abs/1406.1078 (version 3 for the place of the reset gate).
+
+    z = sigmoid(W_z x + b_z + U_z h)
+    r = sigmoid(W_r x + b_r + U_r h)
+    n = tanh(W_n x + b_n + r o (U_n h + c_n))
+    h = (1 - z) o n + z o h,    y = h
+
+State: h [out_size].
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal, orthogonal, select
+from memax_rl.ops import nonlinear_recurrence
+
+
+def _cell(x, v, state):
+    (h,) = state
+    z = jax.nn.sigmoid(x[0] + v[0])
+    r = jax.nn.sigmoid(x[1] + v[1])
+    n = jnp.tanh(x[2] + r * v[2])
+    return ((1 - z) * n + z * h,)
+
+
+def _product(weights, h):
+    u_z, u_r, u_n, c_n = weights
+    return h @ u_z, h @ u_r, h @ u_n + c_n
+
+
+class GRU(Memory):
+    """GRU with orthogonal recurrent matrices."""
+
+    in_size: int
+    out_size: int
+    w_z: Float[Array, "in_size out_size"]
+    w_r: Float[Array, "in_size out_size"]
+    w_n: Float[Array, "in_size out_size"]
+    b_z: Float[Array, " out_size"]
+    b_r: Float[Array, " out_size"]
+    b_n: Float[Array, " out_size"]
+    u_z: Float[Array, "out_size out_size"]
+    u_r: Float[Array, "out_size out_size"]
+    u_n: Float[Array, "out_size out_size"]
+    c_n: Float[Array, " out_size"]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
+        self.in_size, self.out_size = in_size, out_size
+        keys = jax.random.split(key, 6)
+        self.w_z, self.w_r, self.w_n = (normal(k, in_size, out_size) for k in keys[:3])
+        self.u_z, self.u_r, self.u_n = (orthogonal(k, out_size) for k in keys[3:])
+        self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
+
+    def _inputs(self, x):
+        return x @ self.w_z + self.b_z, x @ self.w_r + self.b_r, x @ self.w_n + self.b_n
+
+    def _recurrent(self):
+        return self.u_z, self.u_r, self.u_n, self.c_n
+
+    def initial_state(self):
+        """Return h = 0."""
+        return (jnp.zeros(self.out_size),)
+
+    def step(self, state, x, start):
+        """Reset if asked, then one cell."""
+        state = select(start, self.initial_state(), state)
+        state = _cell(self._inputs(x), _product(self._recurrent(), state[0]), state)
+        return state, state[0]
+
+    def scan(self, state, xs, starts):
+        """All input products at once, then the sequential recurrence."""
+        return nonlinear_recurrence(_cell, _product, self._recurrent(), jax.vmap(self._inputs)(xs), state, starts)

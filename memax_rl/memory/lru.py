@@ -1,0 +1,95 @@
+"""Linear recurrent unit.
+
+Orvieto et al. 2023, Resurrecting Recurrent Neural Networks for Long Sequences, https://arxiv.org/abs/2303.06349.
+
+    lam = exp(-exp(nu) + i exp(theta))
+    h = lam o h + exp(gamma) o (B x),    y = Re(C h) + D x
+
+State: h complex [state_size]. B and C are complex and kept as real and imaginary parts; D is diagonal where the sizes of
+input and output agree, as in the paper, and a matrix otherwise. At the start |lam|^2 is uniform in [r_min^2, r_max^2], the
+phase uniform in [0, max_phase] and exp(gamma) = sqrt(1 - |lam|^2).
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.ops import linear_recurrence
+
+
+class LRU(Memory):
+    """Diagonal complex linear recurrence.
+
+    The defaults for `r_min`, `r_max` and `max_phase` forget over tens to hundreds of steps, which suits reinforcement
+    learning better than the paper's full disc.
+    """
+
+    in_size: int
+    out_size: int
+    nu: Float[Array, " state_size"]
+    theta: Float[Array, " state_size"]
+    gamma: Float[Array, " state_size"]
+    b_re: Float[Array, "in_size state_size"]
+    b_im: Float[Array, "in_size state_size"]
+    c_re: Float[Array, "state_size out_size"]
+    c_im: Float[Array, "state_size out_size"]
+    d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        state_size: int | None = None,
+        r_min: float = 0.5,
+        r_max: float = 0.999,
+        max_phase: float = math.pi,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        size = out_size if state_size is None else check_size("state_size", state_size)
+        r_min, r_max = check_between("r_min", r_min, 0, 1), check_between("r_max", r_max, 0, 1)
+        if not r_min < r_max:
+            raise ValueError(f"r_min must be below r_max, got r_min={r_min:g} and r_max={r_max:g}")
+        max_phase = check_between("max_phase", max_phase, 1e-6, 2 * math.pi)
+        keys = jax.random.split(key, 7)
+        # Open at both ends: a modulus of exactly 0 or 1, or a phase of 0, has no logarithm.
+        u, v = jax.random.uniform(keys[0], (2, size), minval=1e-4, maxval=1 - 1e-4)
+        modulus_squared = r_min**2 + u * (r_max**2 - r_min**2)
+        self.nu = jnp.log(-0.5 * jnp.log(modulus_squared))
+        self.theta = jnp.log(max_phase * v)
+        self.gamma = 0.5 * jnp.log1p(-modulus_squared)
+        self.b_re, self.b_im = (normal(k, in_size, size, 2**-0.5) for k in keys[1:3])
+        self.c_re, self.c_im = (normal(k, size, out_size) for k in keys[3:5])
+        square = in_size == out_size
+        self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
+
+    def _decay(self) -> Complex[Array, " state_size"]:
+        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
+
+    def _write(self, x):
+        scale = jnp.exp(self.gamma)
+        return jax.lax.complex((x @ self.b_re) * scale, (x @ self.b_im) * scale)
+
+    def _read(self, h, x):
+        skip = x * self.d if self.d.ndim == 1 else x @ self.d
+        return h.real @ self.c_re - h.imag @ self.c_im + skip
+
+    def initial_state(self):
+        """Return h = 0."""
+        return jnp.zeros(self.nu.shape, jnp.complex64)
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        h = self._decay() * jnp.where(start, 0, state) + self._write(x)
+        return h, self._read(h, x)
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_recurrence`."""
+        writes = jax.vmap(self._write)(xs)
+        hs = linear_recurrence(jnp.broadcast_to(self._decay(), writes.shape), writes, state, starts)
+        return hs[-1], jax.vmap(self._read)(hs, xs)

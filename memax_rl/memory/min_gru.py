@@ -1,0 +1,57 @@
+"""minGRU: a GRU whose gates see the input only, so that the state follows a linear recurrence.
+
+Feng et al. 2024, Were RNNs All We Needed?, https://arxiv.org/abs/2410.01201, in real space rather than log space.
+
+    z = sigmoid(W_z x + b_z),    c = g(W_h x + b_h),    g(u) = u + 0.5 where u >= 0, else sigmoid(u)
+    h = (1 - z) o h + z o c,     y = h
+
+State: h [out_size].
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal
+from memax_rl.ops import linear_recurrence
+
+
+class MinGRU(Memory):
+    """Input-gated diagonal recurrence."""
+
+    in_size: int
+    out_size: int
+    w_z: Float[Array, "in_size out_size"]
+    b_z: Float[Array, " out_size"]
+    w_h: Float[Array, "in_size out_size"]
+    b_h: Float[Array, " out_size"]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
+        self.in_size, self.out_size = in_size, out_size
+        key_z, key_h = jax.random.split(key)
+        self.w_z, self.b_z = normal(key_z, in_size, out_size), jnp.zeros(out_size)
+        self.w_h, self.b_h = normal(key_h, in_size, out_size), jnp.zeros(out_size)
+
+    def _gates(self, x):
+        """Return the decay 1 - z and the write z o c."""
+        u = x @ self.w_h + self.b_h
+        pre_z = x @ self.w_z + self.b_z
+        candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
+        return jax.nn.sigmoid(-pre_z), jax.nn.sigmoid(pre_z) * candidate
+
+    def initial_state(self):
+        """Return h = 0."""
+        return jnp.zeros(self.out_size)
+
+    def step(self, state, x, start):
+        """One step of the recurrence."""
+        decay, write = self._gates(x)
+        h = decay * jnp.where(start, 0, state) + write
+        return h, h
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_recurrence`."""
+        decay, write = jax.vmap(self._gates)(xs)
+        hs = linear_recurrence(decay, write, state, starts)
+        return hs[-1], hs

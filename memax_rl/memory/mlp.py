@@ -1,0 +1,45 @@
+"""No memory at all: y_t depends on x_t alone. The control that every comparison needs.
+
+    y = W_2 gelu(W_1 x + b_1) + b_2
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal
+
+
+class MLP(Memory):
+    """Two dense layers, applied to each step by itself."""
+
+    in_size: int
+    out_size: int
+    w_1: Float[Array, "in_size out_size"]
+    b_1: Float[Array, " out_size"]
+    w_2: Float[Array, "out_size out_size"]
+    b_2: Float[Array, " out_size"]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
+        self.in_size, self.out_size = in_size, out_size
+        key_1, key_2 = jax.random.split(key)
+        self.w_1, self.b_1 = normal(key_1, in_size, out_size), jnp.zeros(out_size)
+        self.w_2, self.b_2 = normal(key_2, out_size, out_size), jnp.zeros(out_size)
+
+    def _apply(self, x):
+        return jax.nn.gelu(x @ self.w_1 + self.b_1) @ self.w_2 + self.b_2
+
+    def initial_state(self):
+        """Return the empty state."""
+        return ()
+
+    def step(self, state, x, start):
+        """Apply the layers to one input."""
+        del start
+        return state, self._apply(x)
+
+    def scan(self, state, xs, starts):
+        """Apply the layers to all inputs."""
+        del starts
+        return state, jax.vmap(self._apply)(xs)

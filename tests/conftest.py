@@ -1,0 +1,21 @@
+"""Test set-up: strict JAX, and jaxtyping annotations checked at run time."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "standard")
+
+# Annotations cost nothing in production; here every call of the library checks its shapes.
+_hook = install_import_hook("memax_rl", "_typecheck.typechecked")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A fixed key for a test."""
+    return jax.random.key(0)
