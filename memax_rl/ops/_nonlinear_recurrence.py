@@ -1,13 +1,18 @@
-"""Nonlinear recurrences (GRU, LSTM, ...): a sequential scan whose weight gradient is one matrix product.
+"""Nonlinear recurrences (GRU, LSTM, ...): a sequential scan that does nothing in the loop that can be done outside.
 
-A cell is split into an affine map of the hidden state, `v_t = product(weights, h_{t-1})`, and an element-wise rest. The
-input's share is computed for all steps before the scan. In the backward scan only the gradients of `v_t` and of the inputs
-are formed; the gradient of `weights` follows outside, from one product over batch and time together.
+A cell is split into an affine map of the hidden state, `v_t = product(weights, h_{t-1})`, and an element-wise rest
+`s_t = cell(x_t, v_t, s_{t-1})`.
+
+- The input's share `x_t` is computed for all steps before the scan.
+- The element-wise rest has a diagonal Jacobian. Its entries are formed for all steps at once before the backward scan, which
+  is then a linear recurrence with one matrix product a step, and no exponentials.
+- The backward scan returns the gradients of the states alone. Those of `x` and `v` follow element-wise, and that of
+  `weights` from one matrix product over batch and time together.
 """
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +20,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from memax_rl.ops._checks import check_starts
 
-State = TypeVar("State", bound=tuple)
-Weights = PyTree[Float[Array, "..."]]
+State = tuple[Float[Array, "..."], ...]
 
 
 def nonlinear_recurrence(
-    cell: Callable[[PyTree, PyTree, State], State],
-    product: Callable[[Weights, Array], PyTree],
-    weights: Weights,
+    cell: Callable[[Any, Any, Any], Any],
+    product: Callable[[Any, Array], Any],
+    weights: PyTree[Float[Array, "..."]],
     inputs: PyTree[Float[Array, "T ..."]],
     state: State,
     starts: Bool[Array, " T"],
@@ -32,80 +36,102 @@ def nonlinear_recurrence(
     h is the first element of the tuple s. At a start flag all of s_{t-1} counts as zero. First derivatives only.
 
     **Cost.** T dependent steps, each with the multiply-adds of one `product` forward and one backward; O(T * size of
-    inputs, products and states) memory. Keep gates as separate arrays in `inputs` and `weights`: slices of one wide array
-    inside the loop are more than twice as slow on a CPU.
+    states, products and inputs) memory. Keep gates as separate arrays in `inputs` and `weights`: slices of one wide array
+    inside the loop are up to twice as slow on a CPU.
 
     **Arguments:**
 
-    - `cell`: element-wise, closes over no arrays.
-    - `product`: affine in h and in `weights`, closes over no arrays.
+    - `cell`: element-wise over arrays of h's shape; closes over no arrays.
+    - `product`: affine in h and in `weights`; closes over no arrays.
     - `weights`: parameters of `product`.
     - `inputs`: the input's share of each step, time first.
     - `state`: the tuple s_0; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
 
-    **Raises:** `ValueError` if `starts` is not `bool[T]`.
+    **Raises:** `ValueError` if `starts` is not `bool[T]`, or an input, a state or a product has not h's shape.
     """
-    length = jax.tree.leaves(inputs)[0].shape[0]
-    check_starts(starts, length)
+    check_starts(starts, jax.tree.leaves(inputs)[0].shape[0])
+    shapes = jax.eval_shape(product, weights, state[0]), jax.tree.map(lambda x: x[0], inputs), state
+    for leaf in jax.tree.leaves(shapes):
+        if leaf.shape != state[0].shape:
+            raise ValueError(
+                "every input, product and state must have the shape of the hidden state, "
+                f"{list(state[0].shape)}, got {list(leaf.shape)}; broadcast it first"
+            )
     frozen = jax.lax.stop_gradient((weights, inputs, state))
-    last, hs, before, products = _forward(cell, product, *frozen, starts)
+    states, products = _forward(cell, product, *frozen, starts)
     # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
-    h_before = jax.lax.stop_gradient(before[0])
+    h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
     traced = jax.vmap(product, in_axes=(None, 0))(weights, h_before)
-    return _attach(cell, product, frozen[0], inputs, traced, state, starts, (last, hs, before, products))
+    hs, last = _attach(cell, product, frozen[0], inputs, traced, state, starts, (states, products))
+    return last, hs
 
 
 def _reset(start: Array, state: State) -> State:
     return jax.tree.map(lambda s: jnp.where(start, jnp.zeros_like(s), s), state)
 
 
+def _before(state: State, states: State, starts: Array) -> State:
+    """Return the state before each step, after the reset."""
+
+    def shift(first, rest):
+        return jnp.concatenate([first[None], rest[:-1]])
+
+    return jax.vmap(_reset)(starts, jax.tree.map(shift, state, states))
+
+
 def _forward(cell, product, weights, inputs, state, starts):
-    """Return the last state, all h_t, the states before each step (after the reset) and the products."""
+    """Return the state after each step, and the products in it."""
 
     def step(state, now):
         x, start = now
         state = _reset(start, state)
         v = product(weights, state[0])
-        new = cell(x, v, state)
-        return new, (new[0], state, v)
+        state = cell(x, v, state)
+        return state, (state, v)
 
-    last, (hs, before, products) = jax.lax.scan(step, state, (inputs, starts))
-    return last, hs, before, products
+    return jax.lax.scan(step, state, (inputs, starts))[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attach(cell, product, weights, inputs, traced, state, starts, trajectory):
-    """Return the results of the forward scan and give them their derivative."""
+    """Return all h and the last state of the forward scan, and give them their derivative."""
     del cell, product, weights, inputs, traced, state, starts
-    last, hs, _, _ = trajectory
-    return last, hs
+    states, _ = trajectory
+    return states[0], jax.tree.map(lambda s: s[-1], states)
 
 
 def _attach_fwd(cell, product, weights, inputs, traced, state, starts, trajectory):
-    del cell, product, traced, state
-    last, hs, before, products = trajectory
-    return (last, hs), (weights, inputs, products, before, starts)
+    out = _attach(cell, product, weights, inputs, traced, state, starts, trajectory)
+    return out, (weights, inputs, state, starts, trajectory)
 
 
 def _attach_bwd(cell, product, residuals, cotangents):
-    weights, inputs, products, before, starts = residuals
-    dlast, dhs = cotangents
+    weights, inputs, state, starts, (states, products) = residuals
+    dhs, dlast = cotangents
+    _, cell_vjp = jax.vjp(cell, inputs, products, _before(state, states, starts))
+    # Element-wise, so a cotangent of ones picks the diagonal of the Jacobian: one row of blocks for each part of the state.
+    rows = [
+        cell_vjp(tuple(jnp.ones_like(s) if i == j else jnp.zeros_like(s) for i, s in enumerate(states)))
+        for j in range(len(states))
+    ]
+    by_input, by_product, by_state = zip(*rows, strict=True)
+
+    def pull(blocks, dstate):
+        """Return the sum over the parts of the state of their gradients times their Jacobians' diagonals."""
+        terms = [jax.tree.map(lambda d, ds=ds: d * ds, block) for block, ds in zip(blocks, dstate, strict=True)]
+        return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms)
 
     def step(dstate, now):
-        x, v, state, start, dh = now
+        blocks_product, blocks_state, start, dh = now
         dstate = (dstate[0] + dh, *dstate[1:])
-        _, cell_vjp = jax.vjp(cell, x, v, state)
-        dx, dv, dbefore = cell_vjp(dstate)
-        _, product_vjp = jax.vjp(lambda h: product(weights, h), state[0])
-        (dh_before,) = product_vjp(dv)
-        dbefore = (dbefore[0] + dh_before, *dbefore[1:])
-        return _reset(start, dbefore), (dx, dv)
+        _, product_vjp = jax.vjp(lambda h: product(weights, h), jnp.zeros_like(dh))
+        (dh_before,) = product_vjp(pull(blocks_product, dstate))
+        dbefore = pull(blocks_state, dstate)
+        return _reset(start, (dbefore[0] + dh_before, *dbefore[1:])), dstate
 
-    dstate, (dinputs, dproducts) = jax.lax.scan(
-        step, dlast, (inputs, products, before, starts, dhs), reverse=True
-    )
-    return None, dinputs, dproducts, dstate, None, None
+    dstate, dstates = jax.lax.scan(step, dlast, (by_product, by_state, starts, dhs), reverse=True)
+    return None, pull(by_input, dstates), pull(by_product, dstates), dstate, None, None
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)

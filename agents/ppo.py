@@ -1,0 +1,444 @@
+"""Proximal policy optimisation on tapes of whole episodes.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347.
+
+One update:
+1. `_collect` acts in N environment streams until each has filled a row of the tape.
+2. `_advantages` makes one forward pass over the tape: values, and from them advantages and returns.
+3. `_learn` makes `epochs` passes over minibatches of rows.
+
+How a row is filled (`PPOConfig.fill`):
+- "episodes": a row holds whole episodes. What is open when the row is full is not learnt from yet: it is carried over to
+  the front of the stream's next row, where it is continued and learnt from when it is complete.
+- "context": the same rows, but the open episode is learnt from at once, bootstrapped at the row's end; in the next row it
+  comes first as context without loss, so that its continuation has its whole history.
+- "stream": a row goes on where the last one ended, with the memory as it was (truncated backpropagation through time). For
+  episodes longer than any tape.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from pydantic import BaseModel, ConfigDict, Field
+
+from memax_rl import envs
+from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
+from memax_rl.returns import generalized_advantages
+from memax_rl.streams import Finished, Stream, start_stream, step_stream
+from memax_rl.tape import Tape, previous
+
+
+class PPOConfig(BaseModel):
+    """Settings of PPO."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    num_envs: int | None = Field(None, ge=1)
+    """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
+    slots: int | None = Field(None, ge=1)
+    """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
+    fill: Literal["episodes", "context", "stream"] = "episodes"
+    """What a row holds: whole episodes; the same with open episodes learnt at once; or a plain stream."""
+    epochs: int = Field(4, ge=1)
+    """Passes over the tape in an update."""
+    minibatches: int = Field(8, ge=1)
+    """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Adam's step size at the start."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the step size falls over the run, to zero at the end."""
+    adam_eps: float = Field(1e-5, gt=0)
+    """Adam's epsilon."""
+    max_grad_norm: float = Field(0.5, gt=0)
+    """The gradient is scaled down to this global norm."""
+    discount: float = Field(0.99, ge=0, le=1)
+    """Gamma."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Lambda of the generalised advantage estimate."""
+    clip: float = Field(0.2, gt=0)
+    """The probability ratio counts between 1 - clip and 1 + clip."""
+    value_clip: float | None = Field(None, gt=0)
+    """If set, a value counts only as far as this from its value before the update."""
+    value_coef: float = Field(0.5, ge=0)
+    """Weight of the value loss."""
+    entropy_coef: float = Field(0.01, ge=0)
+    """Weight of the entropy bonus."""
+    normalize_advantages: bool = True
+    """Scale the advantages of a minibatch to mean 0 and standard deviation 1, over the slots that count."""
+    target_kl: float | None = Field(None, gt=0)
+    """If set, an update stops at the first minibatch after the KL divergence has passed this."""
+
+
+class PPOState(eqx.Module):
+    """All that changes while training. Saved and restored whole."""
+
+    network: ActorCritic
+    optimizer: optax.OptState
+    streams: Stream
+    carried: Tape
+    used: Int[Array, " num_envs"]
+    key: PRNGKeyArray
+    env_steps: Int[Array, ""]
+    updates: Int[Array, ""]
+
+
+class Rows(NamedTuple):
+    """A tape and what stands before each of its rows.
+
+    **Arguments:**
+
+    - `tape`: [rows, slots], one slot more than `slots` where the end is bootstrapped.
+    - `memory`, `before`: memory and (action, reward) before the first slot; they count in "stream" mode only.
+    """
+
+    tape: Tape
+    memory: PyTree[Array]
+    before: tuple[Array, Array]
+
+
+class Batch(NamedTuple):
+    """Rows with what the loss needs; every leaf has a leading row axis."""
+
+    rows: Rows
+    advantage: Float[Array, "rows slots"]
+    returns: Float[Array, "rows slots"]
+    value: Float[Array, "rows slots"]
+
+
+def evaluate_rows(network: ActorCritic, rows: Rows) -> tuple[ActionDistribution, Float[Array, "rows slots"]]:
+    """Return the distributions and values of all slots, from one pass of the network over the rows."""
+    tape = rows.tape
+    action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
+    _, distribution, value = network.scan(rows.memory, Inputs(tape.observation, action, reward, tape.start))
+    return distribution, value
+
+
+class PPO:
+    """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
+
+    **Arguments:**
+
+    - `env`, `env_params`: from `memax_rl.envs.make`.
+    - `make_network`: (observation space, action space, key) -> network.
+    - `config`: settings; `num_envs` and `slots` may be None.
+    - `total_steps`: environment steps over which the learning-rate schedule runs.
+
+    **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        env_params: Any,
+        make_network: Callable[[Any, Any, PRNGKeyArray], ActorCritic],
+        config: PPOConfig,
+        total_steps: int,
+    ):
+        self.env, self.env_params, self.make_network = env, env_params, make_network
+        # Taken once: spaces compare by identity, and they are static parts of the network.
+        self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
+        self.config = resolve(config, env, env_params)
+        schedules = {
+            "constant": optax.constant_schedule(config.learning_rate),
+            "linear": optax.linear_schedule(config.learning_rate, 0.0, total_steps),
+            "cosine": optax.cosine_decay_schedule(config.learning_rate, total_steps),
+        }
+        self.schedule = schedules[config.schedule]
+        self.optimizer = optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
+        )
+
+    def init(self, key: PRNGKeyArray) -> PPOState:
+        """Return the state before training."""
+        network_key, stream_key, key = jax.random.split(key, 3)
+        network = self.make_network(self.observation_space, self.action_space, network_key)
+        memory = network.initial_state()
+        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(
+            jax.random.split(stream_key, self.config.num_envs)
+        )
+        one = jax.tree.map(lambda leaf: leaf[0], streams)
+        _, slot, _ = jax.eval_shape(lambda: self._step(network, one, jax.random.split(key)))
+        rows = (self.config.num_envs, self.config.slots)
+        return PPOState(
+            network=network,
+            optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
+            streams=streams,
+            carried=jax.tree.map(lambda s: jnp.zeros(rows + s.shape, s.dtype), slot),
+            used=jnp.zeros(self.config.num_envs, jnp.int32),
+            key=key,
+            env_steps=jnp.zeros((), jnp.int32),
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    def update(self, state: PPOState) -> tuple[PPOState, dict[str, Float[Array, ""]]]:
+        """Collect a tape and learn from it. Return the new state and the metrics of this update."""
+        key, collect_key, learn_key = jax.random.split(state.key, 3)
+        streams, rows, carried, used, collected = self._collect(state, collect_key)
+        batch = self._advantages(state.network, rows)
+        learning_rate = self.schedule(state.env_steps)
+        network, optimizer, learnt = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
+        env_steps = state.env_steps + collected.pop("env_steps")
+        metrics = {**collected, **learnt, "learning_rate": learning_rate, "env_steps": env_steps}
+        new = PPOState(network, optimizer, streams, carried, used, key, env_steps, state.updates + 1)
+        return new, {name: jnp.asarray(m, jnp.float32) for name, m in metrics.items()}
+
+    def act(self, network: ActorCritic, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
+        """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability)."""
+
+        def act(memory, inputs, key):
+            memory, distribution, _ = network.step(memory, inputs)
+            if greedy:
+                action = distribution.mode()
+                return memory, action, distribution.log_prob(action)
+            return memory, *distribution.sample(key)
+
+        return act
+
+    # Collecting
+
+    def _step(self, network: ActorCritic, stream: Stream, keys: PRNGKeyArray) -> tuple[Stream, Tape, Finished]:
+        return step_stream(self.env, self.env_params, self.act(network), stream, keys)
+
+    def _collect(self, state: PPOState, key: PRNGKeyArray):
+        """Fill one row a stream. Return streams, rows, the open episodes to carry, their lengths, and metrics."""
+        slots, num_envs = self.config.slots, self.config.num_envs
+
+        def body(streams, now):
+            slot_index, keys = now
+            after, slot, finished = jax.vmap(self._step, in_axes=(None, 0, 0))(state.network, streams, keys)
+            # A stream whose row is full waits for the others.
+            waits = state.used + slot_index >= slots
+            streams = jax.tree.map(lambda new, old: _where_rows(waits, old, new), after, streams)
+            finished = eqx.tree_at(lambda f: f.done, finished, finished.done & ~waits)
+            return streams, (slot, finished)
+
+        steps = (jnp.arange(slots), jax.random.split(key, (slots, num_envs, 2)))
+        streams, (new, finished) = jax.lax.scan(body, state.streams, steps)
+        new = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), new)
+        row = jax.vmap(_append)(state.carried, new, state.used)
+        env_steps = jnp.sum(row.valid) - jnp.sum(state.carried.valid & _before(state.used, slots))
+        before = (state.streams.inputs.previous_action, state.streams.inputs.previous_reward)
+
+        if self.config.fill == "stream":
+            complete = jnp.full(num_envs, slots)
+            learnt = row.valid
+            carried, used = state.carried, state.used
+        else:
+            complete = jax.vmap(_end_of_last_episode)(row)
+            fresh = ~_before(state.used, slots) if self.config.fill == "context" else _before(complete, slots)
+            learnt = row.valid & fresh
+            carried = jax.vmap(_shift)(row, complete)
+            used = slots - complete
+        row = eqx.tree_at(lambda t: t.valid, row, learnt)
+        if self.config.fill != "episodes":
+            row = jax.vmap(_bootstrap_slot)(row, streams.inputs)
+
+        carried_share = jnp.sum(learnt & _before(state.used, slots)) / jnp.maximum(jnp.sum(learnt), 1)
+        metrics = {
+            **_episode_metrics(finished),
+            "env_steps": env_steps,
+            "tape/utilization": jnp.sum(learnt) / (num_envs * slots),
+            "tape/lag": carried_share,
+            "tape/overlong": jnp.sum(complete == 0),
+        }
+        return streams, Rows(row, state.streams.memory, before), carried, used, metrics
+
+    # Learning
+
+    def _advantages(self, network: ActorCritic, rows: Rows) -> Batch:
+        """Return the rows with values, advantages and returns, from one forward pass."""
+        tape = rows.tape
+        value = evaluate_rows(network, rows)[1]
+        # The slot after a truncated transition holds the final observation, so the next slot's value is always right:
+        # where it belongs to another episode, the transition was terminated and the value is not used.
+        next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
+        advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
+            tape.reward,
+            value,
+            next_value,
+            tape.terminated,
+            tape.truncated,
+            self.config.discount,
+            self.config.gae_lambda,
+        )
+        return Batch(rows, advantage, advantage + value, value)
+
+    def _learn(self, network, optimizer, batch: Batch, learning_rate, key):
+        """Return network and optimiser after all epochs, and the mean metrics of their minibatches."""
+        config = self.config
+        params, static = eqx.partition(network, eqx.is_inexact_array)
+
+        def minibatch_step(carry, indices):
+            params, optimizer, stopped = carry
+            minibatch = jax.tree.map(lambda leaf: leaf[indices], batch)
+            grads, metrics = jax.grad(self._loss, has_aux=True)(params, static, minibatch)
+            metrics["grad_norm"] = optax.global_norm(grads)
+            updates, new_optimizer = self.optimizer.update(grads, optimizer, params)
+            new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
+            if config.target_kl is not None:
+                keep = (params, optimizer)
+                new_params, new_optimizer = jax.tree.map(
+                    lambda old, new: jnp.where(stopped, old, new), keep, (new_params, new_optimizer)
+                )
+                stopped = stopped | (metrics["kl"] > config.target_kl)
+            metrics["stopped"] = jnp.asarray(stopped, jnp.float32)
+            return (new_params, new_optimizer, stopped), metrics
+
+        keys = jax.random.split(key, config.epochs)
+        order = jax.vmap(lambda k: jax.random.permutation(k, config.num_envs))(keys)
+        order = order.reshape(config.epochs * config.minibatches, -1)
+        carry = (params, optimizer, jnp.zeros((), bool))
+        (params, optimizer, _), metrics = jax.lax.scan(minibatch_step, carry, order)
+        means = {name: jnp.mean(m) for name, m in metrics.items()}
+        return eqx.combine(params, static), optimizer, means
+
+    def _loss(self, params, static, batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Return the PPO loss of a minibatch of rows, a mean over the slots that count, and its parts."""
+        config, tape = self.config, batch.rows.tape
+        distribution, value = evaluate_rows(eqx.combine(params, static), batch.rows)
+        on_slots = jax.vmap(jax.vmap(lambda d, a: (d.log_prob(a), d.entropy())))
+        log_prob, entropy = on_slots(distribution, tape.action)
+        valid, count = tape.valid, jnp.maximum(jnp.sum(tape.valid), 1)
+
+        def mean(x: Float[Array, "rows slots"]) -> Float[Array, ""]:
+            return jnp.sum(jnp.where(valid, x, 0)) / count
+
+        advantage = batch.advantage
+        if config.normalize_advantages:
+            centred = advantage - mean(advantage)
+            advantage = centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
+        # On a slot that does not count the ratio is set to 1, so that no overflow there can reach the gradient.
+        log_ratio = jnp.where(valid, log_prob - tape.log_prob, 0)
+        ratio = jnp.exp(log_ratio)
+        per_slot = jax.vmap(jax.vmap(lambda r, a: rlax.clipped_surrogate_pg_loss(r[None], a[None], config.clip)))
+        policy_loss = mean(per_slot(ratio, advantage))
+        value_loss = rlax.l2_loss(value, batch.returns)
+        if config.value_clip is not None:
+            clipped = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
+            value_loss = jnp.maximum(value_loss, rlax.l2_loss(clipped, batch.returns))
+        value_loss = mean(value_loss)
+        entropy = mean(entropy)
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        metrics = {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "kl": mean(ratio - 1 - log_ratio),
+            "clip_fraction": mean((jnp.abs(ratio - 1) > config.clip).astype(jnp.float32)),
+        }
+        return loss, jax.lax.stop_gradient(metrics)
+
+
+def resolve(config: PPOConfig, env: Any, env_params: Any) -> PPOConfig:
+    """Return the settings with `num_envs` and `slots` chosen where they were None.
+
+    Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds at
+    least four of the longest, so that little of it is taken by the open one.
+
+    **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
+    """
+    horizon, fixed = envs.horizon(env, env_params), envs.fixed_length(env, env_params)
+    slots = config.slots
+    if slots is None:
+        if config.fill == "stream":
+            slots = 128
+        elif fixed is not None:
+            slots = fixed * max(1, round(128 / fixed))
+        elif horizon is not None:
+            slots = max(128, 4 * (horizon + 1))
+        else:
+            raise ValueError(
+                "slots is not set and the environment states no longest episode; set ppo.slots to more than the longest "
+                "episode, or ppo.fill to 'stream'"
+            )
+    num_envs = config.num_envs
+    if num_envs is None:
+        num_envs = max(8, 2 ** round(math.log2(8192 / slots)))
+    if num_envs % config.minibatches != 0:
+        raise ValueError(
+            f"minibatches={config.minibatches} must divide num_envs={num_envs}, because a row of the tape is never cut; "
+            f"set ppo.minibatches to a divisor of {num_envs}"
+        )
+    longest = fixed if fixed is not None else horizon
+    if config.fill != "stream" and longest is not None and slots < longest:
+        raise ValueError(
+            f"slots={slots} is shorter than the longest episode, {longest} steps; set ppo.slots to {longest + 1} or more, "
+            "or ppo.fill to 'stream'"
+        )
+    return config.model_copy(update={"slots": slots, "num_envs": num_envs})
+
+
+def _before(count: Int[Array, " rows"], slots: int) -> Bool[Array, "rows slots"]:
+    """Return true at the first `count` slots of each row."""
+    return jnp.arange(slots)[None, :] < count[:, None]
+
+
+def _where_rows(condition: Bool[Array, " rows"], if_true: Array, if_false: Array) -> Array:
+    return jnp.where(condition.reshape(condition.shape + (1,) * (if_true.ndim - 1)), if_true, if_false)
+
+
+def _append(carried: Tape, new: Tape, used: Int[Array, ""]) -> Tape:
+    """Return a row of the first `used` slots of `carried`, followed by `new` as far as it fits."""
+    slots = carried.start.shape[0]
+    index = jnp.arange(slots) - used
+    return jax.tree.map(
+        lambda old, fresh: _where_rows(index < 0, old, fresh[jnp.maximum(index, 0)]), carried, new
+    )
+
+
+def _shift(row: Tape, by: Int[Array, ""]) -> Tape:
+    """Return the row moved `by` slots to the front; what is beyond its end is of no meaning."""
+    index = jnp.minimum(jnp.arange(row.start.shape[0]) + by, row.start.shape[0] - 1)
+    return jax.tree.map(lambda leaf: leaf[index], row)
+
+
+def _end_of_last_episode(row: Tape) -> Int[Array, ""]:
+    """Return the number of slots up to the end of the last complete episode, its final observation included."""
+    slots = row.start.shape[0]
+    final = jnp.concatenate([jnp.zeros((1,), bool), row.truncated[:-1]])
+    return jnp.max(jnp.where(row.terminated | final, jnp.arange(1, slots + 1), 0))
+
+
+def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
+    """Return the row with one more slot, which shows what the agent sees next and enters no loss."""
+
+    def extend(leaf, last):
+        return jnp.concatenate([leaf, jnp.asarray(last, leaf.dtype)[None]])
+
+    false = jnp.zeros((), bool)
+    last = Tape(
+        observation=inputs.observation,
+        action=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), row.action),
+        reward=jnp.zeros(()),
+        start=inputs.start,
+        terminated=false,
+        truncated=false,
+        valid=false,
+        log_prob=jnp.zeros(()),
+    )
+    extended = jax.tree.map(extend, row, last)
+    # A row that ends within an episode is bootstrapped there, as at a time limit.
+    cut = row.valid[-1] & ~row.terminated[-1]
+    return eqx.tree_at(lambda t: t.truncated, extended, extended.truncated.at[-2].set(cut))
+
+
+def _episode_metrics(finished: Finished) -> dict[str, Array]:
+    """Return count, mean return and mean length of the episodes that ended in this update; nan where none did."""
+    count = jnp.sum(finished.done)
+
+    def mean(x):
+        return jnp.where(count > 0, jnp.sum(jnp.where(finished.done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
+
+    return {
+        "episode/count": count,
+        "episode/return": mean(finished.episode_return),
+        "episode/length": mean(finished.episode_length),
+    }

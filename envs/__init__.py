@@ -1,0 +1,24 @@
+"""Environments: `make("suite/Name") -> (env, params)` with gymnax's six-value step.
+
+Importing this package is light: JAX and gymnax are imported by the first `make`, not by `names`.
+"""
+
+# Other distributions own the top-level name `envs`, so this folder must only ever be memax_rl.envs.
+if __name__ != "memax_rl.envs":
+    raise ImportError(f"import this package as memax_rl.envs, not as {__name__}")
+
+from types import ModuleType
+
+from memax_rl.envs.registry import fixed_length as fixed_length
+from memax_rl.envs.registry import horizon as horizon
+from memax_rl.envs.registry import make as make
+from memax_rl.envs.registry import names as names
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `memax_rl.envs.spaces` on first use, because it costs the import of gymnax."""
+    if name == "spaces":
+        import memax_rl.envs.spaces
+
+        return memax_rl.envs.spaces
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

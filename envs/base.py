@@ -1,0 +1,80 @@
+"""The contract of every environment, and a step whose automatic reset costs no second random draw."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments import environment
+from gymnax.environments.environment import EnvParams as EnvParams
+from jaxtyping import Array, Bool, Float32, PRNGKeyArray
+
+
+class Environment(environment.Environment):
+    """A gymnax environment with a stricter contract.
+
+    - `reset(key, params) -> (obs, state)`
+    - `step(key, state, action, params) -> (obs, state, reward, terminated, truncated, info)`; at the end of
+      an episode `obs` and `state` already belong to the next one and `info["final_observation"]` is the last
+      observation of this one. At every other step it equals `obs`.
+    - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
+      from `step`, so that they can be carried through `jax.lax.scan`. Observations have the dtype of
+      `observation_space(params)`. The reward is float32.
+    - Instances are hashed by identity and hold no arrays that change: everything random is in the state.
+
+    A subclass implements `reset_env`, `step_env`, `default_params`, the two spaces, `horizon` and
+    `fixed_length`. `step_env` and `reset_env` are given the *same* key within one step, because hashing keys
+    is most of the cost of small environments. A subclass whose last transition is random must therefore fold
+    a constant into the key in `reset_env`.
+    """
+
+    def horizon(self, params: Any) -> int | None:
+        """The largest number of steps an episode can have, or None if no bound is known."""
+        raise NotImplementedError
+
+    def fixed_length(self, params: Any) -> int | None:
+        """The number of steps of every episode, or None if episodes differ in length."""
+        raise NotImplementedError
+
+    @partial(jax.jit, static_argnames=("self",))
+    def step(
+        self, key: PRNGKeyArray, state: Any, action: Any, params: Any = None
+    ) -> tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dict[str, Any]]:
+        """One transition, followed by a reset where it ended the episode.
+
+        Args:
+            key: A fresh random key.
+            state: The state from `reset` or the previous `step`.
+            action: A member of `action_space(params)`.
+            params: The parameters; the default ones if None.
+
+        Returns:
+            The observation, state, reward, whether the episode ended by itself, whether it was cut by a time
+            limit (both may hold at once), and `{"final_observation": ...}`.
+        """
+        if params is None:
+            params = self.default_params
+        final_obs, next_state, reward, terminated, _ = self.step_env(key, state, action, params)
+        truncated = self.is_truncated(next_state, params)
+        done = terminated | truncated
+        first_obs, first_state = self.reset_env(key, params)
+        obs, next_state = jax.tree.map(
+            lambda first, following: jnp.where(done, first, following),
+            (first_obs, first_state),
+            (final_obs, next_state),
+        )
+        return obs, next_state, reward, terminated, truncated, {"final_observation": final_obs}
+
+
+def noise_keys(key: PRNGKeyArray, noise: float) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
+    """Keys for the noise of a step, the state of a new episode, and the noise of its first observation.
+
+    Args:
+        key: The key given to both `step_env` and `reset_env`.
+        noise: The standard deviation of the noise. Without noise only the new state is drawn, and each of the
+            three is the key itself, which saves splitting it.
+    """
+    if noise == 0.0:
+        return key, key, key
+    step_noise_key, state_key, reset_noise_key = jax.random.split(key, 3)
+    return step_noise_key, state_key, reset_noise_key

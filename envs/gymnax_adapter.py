@@ -1,0 +1,142 @@
+"""gymnax's environments under the contract of `memax_rl.envs.base`.
+
+Source: https://github.com/RobertTLange/gymnax, version 1.0.1. The dynamics are gymnax's to the bit. What
+changes: some of its environments return other (weak) types from `step` than from `reset`, integer rewards, or
+observations of another dtype than their space's; some rely on implicit rank promotion.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, PRNGKeyArray
+
+from memax_rl.envs.base import Environment
+
+
+def _time_limit(env: Any, params: Any) -> int:
+    """gymnax truncates at the first step count that is not below this limit, which may be a float."""
+    return math.ceil(params.max_steps_in_episode)
+
+
+# Episodes of these ids cannot end early: they end at a given step, whatever is done. Others may.
+FIXED_LENGTHS: dict[str, Callable[[Any, Any], int]] = {
+    "Pendulum-v1": _time_limit,
+    "Freeway-MinAtar": _time_limit,
+    "Catch-bsuite": lambda env, params: env.rows - 1,
+    "DeepSea-bsuite": lambda env, params: env.size,
+    "MemoryChain-bsuite": lambda env, params: params.memory_length + 1,
+    "UmbrellaChain-bsuite": lambda env, params: params.chain_length,
+    "DiscountingChain-bsuite": _time_limit,
+    "MNISTBandit-bsuite": lambda env, params: 1,
+    "SimpleBandit-bsuite": lambda env, params: 1,
+    "PointRobot-misc": _time_limit,
+    "BernoulliBandit-misc": _time_limit,
+    "GaussianBandit-misc": _time_limit,
+    "Reacher-misc": _time_limit,
+    "Swimmer-misc": _time_limit,
+}
+
+
+@contextlib.contextmanager
+def _lenient() -> Iterator[None]:
+    """Run gymnax's code under JAX's default promotion rules, whatever stricter ones the user has set."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def _strong(tree: Any) -> Any:
+    """The same values as arrays whose dtypes are not weak."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
+class GymnaxAdapter(Environment):
+    """One of gymnax's environments.
+
+    Attributes:
+        inner: The environment as gymnax makes it.
+        env_id: Its id in gymnax.
+    """
+
+    def __init__(self, env_id: str, inner: Any):
+        self.env_id = env_id
+        self.inner = inner
+
+    @property
+    def default_params(self) -> Any:
+        """gymnax's own parameters."""
+        return self.inner.default_params
+
+    def action_space(self, params: Any) -> Any:
+        """gymnax's action space."""
+        return self.inner.action_space(params)
+
+    def observation_space(self, params: Any) -> Any:
+        """gymnax's observation space; observations are cast to its dtype."""
+        return self.inner.observation_space(params)
+
+    def horizon(self, params: Any) -> int | None:
+        """The time limit, or the number of steps at which every episode ends."""
+        fixed = self.fixed_length(params)
+        return _time_limit(self.inner, params) if fixed is None else fixed
+
+    def fixed_length(self, params: Any) -> int | None:
+        """The number of steps of every episode, where the environment cannot end early."""
+        length = FIXED_LENGTHS.get(self.env_id)
+        return None if length is None else min(length(self.inner, params), _time_limit(self.inner, params))
+
+    @partial(jax.jit, static_argnames=("self",))
+    def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
+        """Begin an episode."""
+        if params is None:
+            params = self.default_params
+        with _lenient():
+            obs, state = self.inner.reset_env(key, params)
+            return self._cast_observation(obs, params), _strong(state)
+
+    @partial(jax.jit, static_argnames=("self",))
+    def step(
+        self, key: PRNGKeyArray, state: Any, action: Any, params: Any = None
+    ) -> tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dict[str, Any]]:
+        """One transition, followed by a reset where it ended the episode (see the base class)."""
+        if params is None:
+            params = self.default_params
+        with _lenient():
+            action = jnp.asarray(action, self.action_space(params).dtype)
+            obs, state, reward, terminated, truncated, info = self.inner.step(key, state, action, params)
+            return (
+                self._cast_observation(obs, params),
+                _strong(state),
+                jnp.asarray(reward, jnp.float32),
+                jnp.asarray(terminated, bool),
+                jnp.asarray(truncated, bool),
+                {"final_observation": self._cast_observation(info["final_observation"], params)},
+            )
+
+    def _cast_observation(self, obs: Array, params: Any) -> Array:
+        return jax.lax.convert_element_type(obs, self.observation_space(params).dtype)
+
+
+def make(env_id: str) -> GymnaxAdapter:
+    """Make one of gymnax's environments.
+
+    Args:
+        env_id: An id of gymnax, for example `"CartPole-v1"`.
+
+    Raises:
+        RuntimeError: If its data could not be downloaded (MNISTBandit only).
+    """
+    try:
+        with _lenient():
+            inner, _ = gymnax.make(env_id)
+    except OSError as error:
+        raise RuntimeError(
+            f"gymnax/{env_id} downloads its data when it is made, and that failed: {error}. "
+            "Check the network connection, or choose another environment."
+        ) from error
+    return GymnaxAdapter(env_id, inner)

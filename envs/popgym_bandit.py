@@ -1,0 +1,87 @@
+"""POPGym's MultiarmedBandit: find the arm that pays best within an episode.
+
+Source: `popgym.envs.multiarmed_bandit`, popgym 1.0.7.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
+
+from memax_rl.envs import spaces
+from memax_rl.envs.base import Environment, EnvParams
+
+
+class MultiarmedBanditState(eqx.Module):
+    """Steps taken, and the probability that each arm pays."""
+
+    time: Int32[Array, ""]
+    payout: Float32[Array, " arms"]
+
+
+class MultiarmedBandit(Environment):
+    """Pull one of K arms, each of which pays with a fixed probability drawn from U(0, 1).
+
+    Observation: Discrete(2), whether the arm paid; 0 at first. Action: Discrete(K). Reward: 1/T if it paid,
+    else -1/T, with T = `params.max_steps_in_episode`. Truncated after T steps.
+    """
+
+    def __init__(self, arms: int, max_steps: int):
+        self.arms = arms
+        self.max_steps = max_steps
+
+    @property
+    def default_params(self) -> EnvParams:
+        """The difficulty's number of pulls."""
+        return EnvParams(max_steps_in_episode=self.max_steps)
+
+    def horizon(self, params: EnvParams) -> int | None:
+        """The number of pulls."""
+        return int(params.max_steps_in_episode)
+
+    def fixed_length(self, params: EnvParams) -> int | None:
+        """The number of pulls."""
+        return int(params.max_steps_in_episode)
+
+    def action_space(self, params: EnvParams) -> spaces.Discrete:
+        """An arm."""
+        return spaces.Discrete(self.arms)
+
+    def observation_space(self, params: EnvParams) -> spaces.Discrete:
+        """Nothing (0) or a payout (1)."""
+        return spaces.Discrete(2)
+
+    def _draw(self, key: PRNGKeyArray) -> tuple[Float32[Array, " arms"], Float32[Array, ""]]:
+        """Independent numbers for the arms of a new episode and for the payout of a step, in one draw."""
+        uniform = jax.random.uniform(key, (self.arms + 1,))
+        return uniform[:-1], uniform[-1]
+
+    def reset_env(
+        self, key: PRNGKeyArray, params: EnvParams
+    ) -> tuple[Int32[Array, ""], MultiarmedBanditState]:
+        """Draw the arms."""
+        payout, _ = self._draw(key)
+        zero = jnp.zeros((), jnp.int32)
+        return zero, MultiarmedBanditState(time=zero, payout=payout)
+
+    def step_env(
+        self, key: PRNGKeyArray, state: MultiarmedBanditState, action: Int32[Array, ""], params: EnvParams
+    ) -> tuple[Int32[Array, ""], MultiarmedBanditState, Float32[Array, ""], Bool[Array, ""], dict[str, Any]]:
+        """Pull an arm."""
+        _, uniform = self._draw(key)
+        pulled = jnp.sum(jnp.where(jnp.arange(self.arms) == action, state.payout, 0.0))
+        paid = uniform < pulled
+        scale = jnp.float32(1.0) / params.max_steps_in_episode
+        state = MultiarmedBanditState(time=state.time + 1, payout=state.payout)
+        return paid.astype(jnp.int32), state, jnp.where(paid, scale, -scale), jnp.zeros((), bool), {}
+
+
+BUILDERS: dict[str, Callable[[], Environment]] = {
+    "MultiarmedBanditEasy": partial(MultiarmedBandit, arms=10, max_steps=200),
+    "MultiarmedBanditMedium": partial(MultiarmedBandit, arms=20, max_steps=400),
+    "MultiarmedBanditHard": partial(MultiarmedBandit, arms=30, max_steps=600),
+}

@@ -1,0 +1,48 @@
+"""Action and observation spaces: gymnax's own, and MultiDiscrete, which gymnax lacks."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments.spaces import Box as Box
+from gymnax.environments.spaces import Dict as Dict
+from gymnax.environments.spaces import Discrete as Discrete
+from gymnax.environments.spaces import Space as Space
+from gymnax.environments.spaces import Tuple as Tuple
+from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray
+
+
+class MultiDiscrete(Space):
+    """A vector of integers, component i in [0, nvec[i]).
+
+    Attributes:
+        nvec: The number of values of each component.
+        shape: `(len(nvec),)`.
+        dtype: int32.
+    """
+
+    def __init__(self, nvec: Sequence[int]):
+        """Make the space.
+
+        Args:
+            nvec: The number of values of each component.
+
+        Raises:
+            ValueError: If `nvec` is empty or holds a number below 1.
+        """
+        if len(nvec) == 0 or min(nvec) < 1:
+            raise ValueError(f"nvec: expected at least one number, each 1 or more, got {tuple(nvec)}")
+        self.nvec = tuple(nvec)
+        self.shape = (len(self.nvec),)
+        self.dtype = jnp.dtype(jnp.int32)
+
+    def __repr__(self) -> str:
+        return f"MultiDiscrete({self.nvec})"
+
+    def sample(self, key: PRNGKeyArray) -> Int32[Array, " components"]:
+        """Draw every component uniformly and independently."""
+        return jax.random.randint(key, self.shape, 0, jnp.array(self.nvec), self.dtype)
+
+    def contains(self, x: Int[Array, " components"]) -> Bool[Array, ""]:
+        """Whether every component is within its range."""
+        return jnp.all((x >= 0) & (x < jnp.array(self.nvec)))

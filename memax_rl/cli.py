@@ -1,0 +1,137 @@
+"""The command line: `memax-rl train | evaluate | list`.
+
+Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one message
+on standard error and exit status 2.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_TRAIN_USAGE = """\
+usage: memax-rl train [--config FILE_OR_PRESET] [--out DIR] [any field of the configuration ...]
+       memax-rl train --resume DIR
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    from memax_rl import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="memax-rl", description="Train, evaluate and compare memory models in reinforcement learning."
+    )
+    parser.add_argument("--version", action="version", version=f"memax_rl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train an agent; without arguments, the README's example", add_help=False)
+    evaluate = commands.add_parser("evaluate", help="play fresh episodes with a trained agent")
+    evaluate.add_argument("run", type=Path, help="the run folder")
+    evaluate.add_argument("--episodes", type=int, default=256, help="fresh episodes a seed (default: 256)")
+    evaluate.add_argument("--greedy", action="store_true", help="take the most likely action instead of sampling")
+    evaluate.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    listing = commands.add_parser("list", help="list memories, environments or presets")
+    listing.add_argument("what", choices=("memories", "envs", "presets"))
+    listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command != "train" and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if arguments.command == "train":
+            return _train(rest)
+        if arguments.command == "evaluate":
+            return _evaluate(arguments)
+        return _list(arguments)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a listing went away, as `head` does. Nothing more can be printed.
+        sys.stderr.close()
+        return 0
+
+
+def _fail(error: Exception) -> int:
+    print(f"memax-rl: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _train(argv: Sequence[str]) -> int:
+    """Train: `argv` is what follows `memax-rl train`."""
+    first = argparse.ArgumentParser(prog="memax-rl train", add_help=False, allow_abbrev=False)
+    first.add_argument("--config", help="a YAML file, or a preset of `memax-rl list presets`")
+    first.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
+    first.add_argument("--resume", type=Path, help="continue the run in this folder")
+    own, fields = first.parse_known_args(argv)
+    if "-h" in fields or "--help" in fields:
+        from memax_rl.training.config import describe_fields
+
+        print(_TRAIN_USAGE)
+        print(first.format_help().split("\n\n", 1)[1])
+        print("fields of the configuration, as --name value, --name=value, and for switches also --name and --no-name:")
+        print(describe_fields())
+        return 0
+    if own.resume is not None and (own.config or own.out or fields):
+        given = " ".join(argv)
+        return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
+
+    from memax_rl.training import RunError, TrainConfig, TrainingError, load_config, override, train
+
+    try:
+        if own.resume is not None:
+            run = train(resume=own.resume, progress=True)
+        else:
+            config = override(load_config(own.config) if own.config else TrainConfig(), fields)
+            run = train(config, out=own.out, progress=True)
+    except (RunError, TrainingError, ValueError) as error:
+        return _fail(error)
+    print(f"run folder: {run.folder}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from memax_rl.evaluation import evaluate, print_table
+
+    try:
+        result = evaluate(
+            arguments.run, episodes=arguments.episodes, greedy=arguments.greedy, seed=arguments.seed
+        )
+    except ValueError as error:
+        return _fail(error)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(result)
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.what == "envs":
+        from memax_rl import envs
+
+        for name in envs.names():
+            print(name)
+    elif arguments.what == "presets":
+        from memax_rl.training.config import preset_path, presets
+
+        for name in presets():
+            first = preset_path(name).read_text().splitlines()[0]
+            print(f"{name:40s}{first.removeprefix('#')}" if arguments.verbose else name)
+    else:
+        from memax_rl import memory
+
+        for name in memory.names():
+            entry = memory.entry(name)
+            if not arguments.verbose:
+                print(name)
+                continue
+            print(f"{name:20s} {entry.family:10s} {entry.paper}")
+            for option, meaning in entry.options.items():
+                print(f"{'':20s}   {option}: {meaning}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""Evaluation: fresh episodes of a trained agent, and statistics over episodes and seeds."""
+
+from memax_rl.evaluation.episodes import evaluate as evaluate
+from memax_rl.evaluation.episodes import evaluate_state as evaluate_state
+from memax_rl.evaluation.episodes import play as play
+from memax_rl.evaluation.episodes import print_table as print_table
+from memax_rl.evaluation.statistics import interquartile_mean as interquartile_mean
+from memax_rl.evaluation.statistics import summarize as summarize

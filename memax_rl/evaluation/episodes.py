@@ -1,0 +1,138 @@
+"""Play fresh episodes with a trained agent, by the same function that acts in training."""
+
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from memax_rl.evaluation.statistics import summarize
+from memax_rl.streams import Act, start_stream, step_stream
+
+
+def play(
+    env: Any, env_params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, episodes: int, max_steps: int
+) -> tuple[Float[Array, " episodes"], Int[Array, " episodes"], Bool[Array, " episodes"]]:
+    """Play one episode in each of `episodes` fresh environments, all at once.
+
+    One episode each, rather than a number of steps, because short episodes would be counted more often than long ones.
+
+    **Arguments:**
+
+    - `act`, `memory`: how the agent acts, and its initial memory.
+    - `max_steps`: give up after so many steps.
+
+    **Returns:** return and length of each episode, and whether it ended within `max_steps`.
+    """
+    start_key, key = jax.random.split(key)
+    start = jax.vmap(lambda k: start_stream(env, env_params, memory, k))(jax.random.split(start_key, episodes))
+    nothing = (jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
+
+    def more(carry):
+        t, _, _, (_, _, ended) = carry
+        return (t < max_steps) & ~jnp.all(ended)
+
+    def body(carry):
+        t, key, streams, (total, length, ended) = carry
+        key, now = jax.random.split(key)
+        step = jax.vmap(lambda s, k: step_stream(env, env_params, act, s, k))
+        streams, _, finished = step(streams, jax.random.split(now, (episodes, 2)))
+        first = finished.done & ~ended
+        total = jnp.where(first, finished.episode_return, total)
+        length = jnp.where(first, finished.episode_length, length)
+        return t + 1, key, streams, (total, length, ended | finished.done)
+
+    _, _, _, result = jax.lax.while_loop(more, body, (0, key, start, nothing))
+    return result
+
+
+def evaluate_state(
+    agent: Any, networks: Any, config: Any, *, episodes: int = 256, greedy: bool = False, seed: int | None = None
+) -> dict[str, Any]:
+    """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns."""
+    # Far from the keys of training, which are those of small seeds.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds)
+    max_steps = agent.env.horizon(agent.env_params) or 10_000
+
+    @eqx.filter_jit
+    def run(networks, keys):
+        def one(network, key):
+            return play(
+                agent.env,
+                agent.env_params,
+                agent.act(network, greedy),
+                network.initial_state(),
+                key,
+                episodes=episodes,
+                max_steps=max_steps + 1,
+            )
+
+        return eqx.filter_vmap(one)(networks, keys)
+
+    returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
+    per_seed = [float(np.mean(r)) for r in returns]
+    return {
+        "env": config.env,
+        "memory": config.network.memory,
+        "policy": "greedy" if greedy else "sampled",
+        "episodes_per_seed": episodes,
+        "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+        "return": summarize(returns.astype(np.float64)),
+        "mean_return_per_seed": per_seed,
+        "mean_length": float(np.mean(lengths)),
+        "unfinished_episodes": int(np.sum(~ended)),
+    }
+
+
+def evaluate(
+    folder: str | Path, *, episodes: int = 256, greedy: bool = False, seed: int | None = None
+) -> dict[str, Any]:
+    """Play fresh episodes with the agents of a run and return statistics of their returns.
+
+    **Arguments:**
+
+    - `folder`: the run folder.
+    - `episodes`: fresh episodes for each of the run's seeds.
+    - `greedy`: take the most likely action instead of sampling.
+    - `seed`: of the episodes; by default the run's own.
+
+    **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals.
+
+    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1.
+    """
+    from memax_rl.training.loop import init_state, make_agent
+    from memax_rl.training.run import Run
+
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    run = Run.open(folder)
+    config = run.config()
+    agent = make_agent(config)
+    arrays, static = init_state(config, agent)
+    arrays, _ = run.restore(arrays)
+    networks = eqx.combine(arrays, static).network
+    return evaluate_state(agent, networks, config, episodes=episodes, greedy=greedy, seed=seed)
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Print the result of `evaluate` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['env']}, {result['memory']}, {result['policy']} actions")
+    for column in ("return", "value", "95 % interval"):
+        table.add_column(column, justify="left" if column == "return" else "right")
+    names = {"mean": "mean", "median": "median", "iqm": "interquartile mean"}
+    for key, name in names.items():
+        r = result["return"][key]
+        table.add_row(name, f"{r['value']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}")
+    for seed, mean in zip(result["seeds"], result["mean_return_per_seed"], strict=True):
+        table.add_row(f"mean of seed {seed}", f"{mean:.3f}", "")
+    seeds = len(result["seeds"])
+    table.caption = f"{result['episodes_per_seed']} fresh episodes of {seeds} seed{'s' if seeds > 1 else ''}"
+    if result["unfinished_episodes"]:
+        table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"
+    Console().print(table)

@@ -1,0 +1,426 @@
+"""From observations to a distribution over actions and a value: encoder -> stack of memory blocks -> heads.
+
+All modules are unbatched; callers `jax.vmap`. `step` is for acting, `scan` for learning, as in the memory contract.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from memax_rl import memory as memories
+from memax_rl.envs import spaces
+from memax_rl.memory import Memory
+
+Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spaces.Dict
+
+
+class NetworkConfig(BaseModel):
+    """Settings of a network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    memory: str = "lru"
+    """Name of the memory model, see `memax-rl list memories`."""
+    memory_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the memory model, for example --memory-options.state-size 64."""
+    width: int = Field(128, ge=1)
+    """Features between layers, and size of the memory's output."""
+    depth: int = Field(1, ge=1)
+    """Number of memory blocks."""
+    feed_forward: float = Field(1.0, ge=0)
+    """Hidden size of the layer after each memory, as a multiple of width. 0: none."""
+    previous_action: bool = True
+    """Show the agent its previous action, zero at an episode's start."""
+    previous_reward: bool = True
+    """Show the agent its previous reward, zero at an episode's start."""
+    start: bool = True
+    """Show the agent a flag that is 1 at an episode's start."""
+    separate_value: bool = False
+    """Give the value function encoder and memory of its own."""
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> "NetworkConfig":
+        memories.check_options(self.memory, self.memory_options)
+        return self
+
+
+class Inputs(NamedTuple):
+    """What the agent is shown at a step. Previous action and reward are zero where `start` is true."""
+
+    observation: PyTree[Array]
+    previous_action: PyTree[Array]
+    previous_reward: Float[Array, "*axes"]
+    start: Bool[Array, "*axes"]
+
+
+class Dense(eqx.Module):
+    """y = W x + b, with W from N(0, gain^2 / in_size) and b = 0 at the start."""
+
+    weight: Float[Array, "out_size in_size"]
+    bias: Float[Array, " out_size"]
+
+    def __init__(self, in_size: int, out_size: int, gain: float = 1.0, *, key: PRNGKeyArray):
+        self.weight = jax.random.normal(key, (out_size, in_size)) * (gain * max(in_size, 1) ** -0.5)
+        self.bias = jnp.zeros(out_size)
+
+    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, " out_size"]:
+        """Apply the layer to one vector."""
+        return x @ self.weight.T + self.bias
+
+
+def leaf_spaces(space: Space) -> list[Any]:
+    """Return the simple spaces inside a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
+    if isinstance(space, spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
+    if isinstance(space, spaces.Dict):
+        return [leaf for name in sorted(space.spaces) for leaf in leaf_spaces(space.spaces[name])]
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box):
+        return [space]
+    raise ValueError(f"cannot encode the space {space!r}; expected Box, Discrete, MultiDiscrete, Tuple or Dict")
+
+
+def one_hot(space: spaces.Discrete | spaces.MultiDiscrete, x: Array) -> Float[Array, " features"]:
+    """Return the one-hot code of a discrete value, or of each component of a multi-discrete one, end to end."""
+    if isinstance(space, spaces.Discrete):
+        return jax.nn.one_hot(x, space.n)
+    parts = [jax.nn.one_hot(x[i], n) for i, n in enumerate(_nvec(space))]
+    return jnp.concatenate(parts)
+
+
+def _nvec(space: spaces.MultiDiscrete) -> tuple[int, ...]:
+    return tuple(int(n) for n in space.nvec)
+
+
+def _is_image(space: Any) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
+
+
+class ConvNet(eqx.Module):
+    """Two convolutions of 3 x 3 for an image [height, width, channels]; bytes are scaled to [0, 1]."""
+
+    layers: tuple[eqx.nn.Conv2d, ...]
+    is_bytes: bool = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
+
+    def __init__(self, space: spaces.Box, *, key: PRNGKeyArray):
+        height, width, channels = space.shape
+        keys = jax.random.split(key, 2)
+        # Large images are halved twice; small ones (MinAtar's 10 x 10) are read at full size first.
+        strides = (2, 2) if min(height, width) > 16 else (1, 2)
+        self.layers = (
+            eqx.nn.Conv2d(channels, 16, 3, strides[0], padding=1, key=keys[0]),
+            eqx.nn.Conv2d(16, 32, 3, strides[1], padding=1, key=keys[1]),
+        )
+        for stride in strides:
+            height, width = math.ceil(height / stride), math.ceil(width / stride)
+        self.out_size = 32 * height * width
+        self.is_bytes = jnp.dtype(space.dtype) == jnp.uint8
+
+    def __call__(self, image: Array) -> Float[Array, " out_size"]:
+        """Return the flat features of one image."""
+        x = jnp.moveaxis(image.astype(jnp.float32) / (255 if self.is_bytes else 1), -1, 0)
+        for layer in self.layers:
+            x = jax.nn.relu(layer(x))
+        return x.reshape(-1)
+
+
+class Encoder(eqx.Module):
+    """Observation, and as asked previous action, previous reward and start flag, to `width` features."""
+
+    observation_spaces: tuple[Any, ...] = eqx.field(static=True)
+    action_space: Any = eqx.field(static=True)
+    include: tuple[bool, bool, bool] = eqx.field(static=True)
+    images: tuple[ConvNet | None, ...]
+    project: Dense
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        width: int,
+        *,
+        previous_action: bool,
+        previous_reward: bool,
+        start: bool,
+        key: PRNGKeyArray,
+    ):
+        self.observation_spaces = tuple(leaf_spaces(observation_space))
+        self.action_space = action_space
+        self.include = (previous_action, previous_reward, start)
+        *image_keys, key = jax.random.split(key, len(self.observation_spaces) + 1)
+        self.images = tuple(
+            ConvNet(space, key=k) if _is_image(space) else None
+            for space, k in zip(self.observation_spaces, image_keys, strict=True)
+        )
+        size = sum(
+            image.out_size if image else _flat_size(space)
+            for image, space in zip(self.images, self.observation_spaces, strict=True)
+        )
+        size += _flat_size(action_space) if previous_action else 0
+        self.project = Dense(size + previous_reward + start, width, 2**0.5, key=key)
+
+    def __call__(self, inputs: Inputs) -> Float[Array, " width"]:
+        """Return the features of one step."""
+        parts = [
+            image(x) if image else _flat(space, x)
+            for image, space, x in zip(
+                self.images, self.observation_spaces, jax.tree.leaves(inputs.observation), strict=True
+            )
+        ]
+        previous_action, previous_reward, start = self.include
+        if previous_action:
+            code = _flat(self.action_space, inputs.previous_action)
+            # Without this the code of action 0 would stand for "no action yet".
+            parts.append(jnp.where(inputs.start, jnp.zeros_like(code), code))
+        if previous_reward:
+            parts.append(inputs.previous_reward[None])
+        if start:
+            parts.append(inputs.start[None].astype(jnp.float32))
+        return jax.nn.gelu(self.project(jnp.concatenate(parts)))
+
+
+def _flat_size(space: Any) -> int:
+    if isinstance(space, spaces.Discrete):
+        return space.n
+    if isinstance(space, spaces.MultiDiscrete):
+        return sum(_nvec(space))
+    return math.prod(space.shape)
+
+
+def _flat(space: Any, x: Array) -> Float[Array, " features"]:
+    if isinstance(space, spaces.Box):
+        return x.astype(jnp.float32).reshape(-1)
+    return one_hot(space, x)
+
+
+class Block(eqx.Module):
+    """Pre-norm residual blocks: x + memory(norm(x)), then x + feed_forward(norm(x))."""
+
+    norm: eqx.nn.LayerNorm
+    memory: Memory
+    feed_norm: eqx.nn.LayerNorm | None
+    feed_in: Dense | None
+    feed_out: Dense | None
+
+    def __init__(
+        self, width: int, memory: str, memory_options: dict[str, Any], feed_forward: float, *, key: PRNGKeyArray
+    ):
+        keys = jax.random.split(key, 3)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.memory = memories.make(memory, in_size=width, out_size=width, key=keys[0], **memory_options)
+        hidden = round(width * feed_forward)
+        self.feed_norm = eqx.nn.LayerNorm(width) if hidden else None
+        self.feed_in = Dense(width, hidden, 2**0.5, key=keys[1]) if hidden else None
+        self.feed_out = Dense(hidden, width, key=keys[2]) if hidden else None
+
+    def feed(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        """Return x + feed_forward(norm(x)), or x where there is no feed-forward layer."""
+        if self.feed_norm is None or self.feed_in is None or self.feed_out is None:
+            return x
+        return x + self.feed_out(jax.nn.gelu(self.feed_in(self.feed_norm(x))))
+
+
+class Torso(eqx.Module):
+    """Encoder and memory blocks: inputs to `width` features, with a state."""
+
+    encoder: Encoder
+    blocks: tuple[Block, ...]
+    norm: eqx.nn.LayerNorm
+
+    def initial_state(self) -> tuple[Any, ...]:
+        """Return the initial states of all blocks."""
+        return tuple(block.memory.initial_state() for block in self.blocks)
+
+    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Float[Array, " width"]]:
+        """Return the next state and the features of one step."""
+        x = self.encoder(inputs)
+        states = []
+        for block, s in zip(self.blocks, state, strict=True):
+            s, y = block.memory.step(s, block.norm(x), inputs.start)
+            x = block.feed(x + y)
+            states.append(s)
+        return tuple(states), self.norm(x)
+
+    def scan(
+        self, state: tuple[Any, ...], inputs: Inputs
+    ) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
+        """Return the last states and the features of all steps of a batch of rows.
+
+        Batched, unlike the rest: the layers between the memories see all slots as one flat batch, because a weight
+        gradient that sums over two axes costs a transposed copy on a CPU.
+        """
+        rows, slots = inputs.start.shape
+        flat = jax.tree.map(lambda leaf: leaf.reshape(rows * slots, *leaf.shape[2:]), inputs)
+        xs = jax.vmap(self.encoder)(flat)
+        states = []
+        for block, s in zip(self.blocks, state, strict=True):
+            normed = jax.vmap(block.norm)(xs).reshape(rows, slots, -1)
+            s, ys = jax.vmap(block.memory.scan)(s, normed, inputs.start)
+            xs = jax.vmap(block.feed)(xs + ys.reshape(rows * slots, -1))
+            states.append(s)
+        return tuple(states), jax.vmap(self.norm)(xs).reshape(rows, slots, -1)
+
+
+class ActionDistribution(eqx.Module):
+    """A distribution over the actions of a space. `raw` is the policy head's output for one step.
+
+    Discrete: a categorical with logits `raw`. MultiDiscrete: independent categoricals. Box: a normal with independent
+    components, its mean `raw` and its standard deviation exp(log_std); the environment is given the action clipped to the
+    box, the learner sees it unclipped.
+    """
+
+    space: Any = eqx.field(static=True)
+    raw: Float[Array, " outputs"]
+    log_std: Float[Array, " outputs"] | None
+
+    def _distribution(self) -> distrax.DistributionLike:
+        if self.log_std is not None:
+            return distrax.MultivariateNormalDiag(self.raw, jnp.exp(self.log_std))
+        if isinstance(self.space, spaces.MultiDiscrete):
+            nvec = _nvec(self.space)
+            bounds = [sum(nvec[:i]) for i in range(len(nvec) + 1)]
+            return distrax.Joint(
+                [distrax.Categorical(self.raw[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+            )
+        return distrax.Categorical(self.raw)
+
+    def sample(self, key: PRNGKeyArray) -> tuple[Array, Float[Array, ""]]:
+        """Return a random action and its log-probability."""
+        action, log_prob = self._distribution().sample_and_log_prob(seed=key)
+        return self._pack(action), log_prob
+
+    def mode(self) -> Array:
+        """Return the most likely action."""
+        return self._pack(self._distribution().mode())
+
+    def log_prob(self, action: Array) -> Float[Array, ""]:
+        """Return the log-probability (density for a Box) of an action."""
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return self._distribution().log_prob(list(action))
+        return self._distribution().log_prob(action)
+
+    def entropy(self) -> Float[Array, ""]:
+        """Return the entropy in nats."""
+        return self._distribution().entropy()
+
+    def _pack(self, action: Any) -> Array:
+        if self.log_std is not None:
+            return action.reshape(self.space.shape)
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return jnp.stack(action).astype(jnp.int32)
+        return action.astype(jnp.int32)
+
+
+def check_action_space(space: Any) -> None:
+    """Raise `ValueError` unless a policy head can be made for the space."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return
+    if isinstance(space, spaces.Box) and len(space.shape) <= 1:
+        return
+    raise ValueError(
+        f"cannot act in the action space {space!r}; expected Discrete, MultiDiscrete or a Box of at most one axis"
+    )
+
+
+def action_outputs(space: Any) -> int:
+    """Return how many numbers a policy head puts out for the action space."""
+    return _flat_size(space)
+
+
+def to_environment(space: Any, action: Array) -> Array:
+    """Return the action as the environment takes it: clipped to the bounds of a Box, else as it is."""
+    if isinstance(space, spaces.Box):
+        return jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high)).astype(space.dtype)
+    return action
+
+
+class ActorCritic(eqx.Module):
+    """A policy and a value function on one shared torso, or on one each."""
+
+    action_space: Any = eqx.field(static=True)
+    torso: Torso
+    value_torso: Torso | None
+    policy_head: Dense
+    value_head: Dense
+    log_std: Float[Array, " outputs"] | None
+
+    def initial_state(self) -> tuple[Any, ...]:
+        """Return the initial memory of the torso, or of both."""
+        if self.value_torso is None:
+            return (self.torso.initial_state(),)
+        return (self.torso.initial_state(), self.value_torso.initial_state())
+
+    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
+        """Return the next memory, the distribution over actions, and the value, for one step."""
+        new, features = self.torso.step(state[0], inputs)
+        if self.value_torso is None:
+            return (new,), self._policy(features), self._value(features)
+        new_value, value_features = self.value_torso.step(state[1], inputs)
+        return (new, new_value), self._policy(features), self._value(value_features)
+
+    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
+        """Return the last memories, and the distributions and values [rows, slots], of a batch of rows."""
+        new, features = self.torso.scan(state[0], inputs)
+        if self.value_torso is None:
+            return (new,), _on_slots(self._policy, features), _on_slots(self._value, features)
+        new_value, value_features = self.value_torso.scan(state[1], inputs)
+        return (new, new_value), _on_slots(self._policy, features), _on_slots(self._value, value_features)
+
+    def _policy(self, features: Float[Array, " width"]) -> ActionDistribution:
+        return ActionDistribution(self.action_space, self.policy_head(features), self.log_std)
+
+    def _value(self, features: Float[Array, " width"]) -> Float[Array, ""]:
+        return self.value_head(features)[0]
+
+
+def _on_slots(f: Callable[..., Any], features: Float[Array, "rows slots width"]) -> Any:
+    rows, slots, width = features.shape
+    flat = jax.vmap(f)(features.reshape(rows * slots, width))
+    return jax.tree.map(lambda leaf: leaf.reshape(rows, slots, *leaf.shape[1:]), flat)
+
+
+def make_torso(config: NetworkConfig, observation_space: Space, action_space: Space, *, key: PRNGKeyArray) -> Torso:
+    """Return a torso of `depth` memory blocks."""
+    encoder_key, *block_keys = jax.random.split(key, config.depth + 1)
+    return Torso(
+        encoder=Encoder(
+            observation_space,
+            action_space,
+            config.width,
+            previous_action=config.previous_action,
+            previous_reward=config.previous_reward,
+            start=config.start,
+            key=encoder_key,
+        ),
+        blocks=tuple(
+            Block(config.width, config.memory, config.memory_options, config.feed_forward, key=k) for k in block_keys
+        ),
+        norm=eqx.nn.LayerNorm(config.width),
+    )
+
+
+def make_actor_critic(
+    config: NetworkConfig, observation_space: Space, action_space: Space, *, key: PRNGKeyArray
+) -> ActorCritic:
+    """Return an actor-critic for the spaces. Raises `ValueError` for a space or memory it cannot handle."""
+    check_action_space(action_space)
+    policy_key, value_key, policy_head_key, value_head_key = jax.random.split(key, 4)
+    outputs = action_outputs(action_space)
+    return ActorCritic(
+        action_space=action_space,
+        torso=make_torso(config, observation_space, action_space, key=policy_key),
+        value_torso=(
+            make_torso(config, observation_space, action_space, key=value_key) if config.separate_value else None
+        ),
+        # A small gain makes the first policy nearly uniform.
+        policy_head=Dense(config.width, outputs, 0.01, key=policy_head_key),
+        value_head=Dense(config.width, 1, key=value_head_key),
+        log_std=jnp.zeros(outputs) if isinstance(action_space, spaces.Box) else None,
+    )

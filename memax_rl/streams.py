@@ -1,0 +1,125 @@
+"""Environment streams: an environment, the agent's memory of it, and the slots they write onto a tape.
+
+Training and evaluation act through this one function, so that they cannot differ.
+"""
+
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from memax_rl.networks import Inputs, to_environment
+from memax_rl.tape import Tape
+
+
+class Act(Protocol):
+    """How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action)."""
+
+    def __call__(self, memory: Any, inputs: Inputs, key: PRNGKeyArray) -> tuple[Any, Array, Array]:
+        """Choose an action for one step."""
+        ...
+
+
+class Stream(eqx.Module):
+    """One environment and what the agent is about to see of it.
+
+    **Arguments:**
+
+    - `environment`: the environment's state.
+    - `inputs`: what the agent is shown next.
+    - `memory`: the agent's memory before it has seen `inputs`.
+    - `next_observation`: while `final`, the first observation of the next episode; else unused.
+    - `final`: true where `inputs` shows the last observation of a truncated episode, on which there is nothing to do.
+    - `episode_return`, `episode_length`: of the open episode so far.
+    """
+
+    environment: PyTree[Array]
+    inputs: Inputs
+    memory: PyTree[Array]
+    next_observation: PyTree[Array]
+    final: Bool[Array, ""]
+    episode_return: Float[Array, ""]
+    episode_length: Int[Array, ""]
+
+
+class Finished(eqx.Module):
+    """Whether a slot ended an episode, and that episode's return and length (of no meaning where it did not)."""
+
+    done: Bool[Array, "*axes"]
+    episode_return: Float[Array, "*axes"]
+    episode_length: Int[Array, "*axes"]
+
+
+def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray) -> Stream:
+    """Return a stream at the start of its first episode."""
+    observation, state = env.reset(key, params)
+    action = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), env.action_space(params))
+    return Stream(
+        environment=state,
+        inputs=Inputs(observation, action, jnp.zeros(()), jnp.ones((), bool)),
+        memory=memory,
+        next_observation=jax.tree.map(jnp.zeros_like, observation),
+        final=jnp.zeros((), bool),
+        episode_return=jnp.zeros(()),
+        episode_length=jnp.zeros((), jnp.int32),
+    )
+
+
+def step_stream(
+    env: Any, params: Any, act: Act, stream: Stream, keys: PRNGKeyArray
+) -> tuple[Stream, Tape, Finished]:
+    """Write one slot: act on what is shown, or pass over the final observation of a truncated episode.
+
+    **Arguments:**
+
+    - `keys`: two keys, for acting and for the environment. Split them for all steps at once, outside of a loop: a split
+      inside costs as much as a small network.
+
+    **Returns:** the stream after it, the slot, and the episode that it ended if it did.
+    """
+    act_key, env_key = keys[0], keys[1]
+    inputs = stream.inputs
+    memory, action, log_prob = act(stream.memory, inputs, act_key)
+    observation, state, reward, terminated, truncated, info = env.step(
+        env_key, stream.environment, to_environment(env.action_space(params), action), params
+    )
+    acted = ~stream.final
+    terminated = terminated & acted
+    truncated = truncated & acted & ~terminated
+    done = terminated | truncated
+    reward = jnp.where(acted, reward, 0)
+    slot = Tape(
+        observation=inputs.observation,
+        action=action,
+        reward=reward,
+        start=inputs.start,
+        terminated=terminated,
+        truncated=truncated,
+        valid=acted,
+        log_prob=log_prob,
+    )
+    begins = terminated | stream.final
+    shown = _where(truncated, info["final_observation"], _where(stream.final, stream.next_observation, observation))
+    total, length = stream.episode_return + reward, stream.episode_length + 1
+    after = Stream(
+        environment=_where(acted, state, stream.environment),
+        inputs=Inputs(
+            observation=shown,
+            # Nothing of the last episode is shown in the first step of the next.
+            previous_action=_where(begins, jax.tree.map(jnp.zeros_like, action), action),
+            previous_reward=jnp.where(begins, 0, reward),
+            start=begins,
+        ),
+        memory=memory,
+        next_observation=observation,
+        final=truncated,
+        episode_return=jnp.where(done | stream.final, 0, total),
+        episode_length=jnp.where(done | stream.final, 0, length),
+    )
+    return after, slot, Finished(done, total, length)
+
+
+def _where(condition: Bool[Array, ""], if_true: PyTree[Array], if_false: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

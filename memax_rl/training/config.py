@@ -1,0 +1,228 @@
+"""The configuration of a run: read from YAML, overridden field by field, written back complete."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from memax_rl import envs
+from memax_rl.agents.ppo import PPOConfig
+from memax_rl.networks import NetworkConfig
+
+
+class TrainConfig(BaseModel):
+    """Settings of a training run. Everything that decides its result is here."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+    env: str = "popgym/RepeatPreviousEasy"
+    """The environment, see `memax-rl list envs`."""
+    agent: Literal["ppo"] = "ppo"
+    """The agent."""
+    seed: int = Field(0, ge=0)
+    """The first seed."""
+    num_seeds: int = Field(1, ge=1)
+    """How many runs, of seeds seed, seed + 1, ..., train together."""
+    total_steps: int = Field(400_000, ge=1)
+    """Environment steps of each seed; the run ends with the first update that reaches them."""
+    network: NetworkConfig = NetworkConfig()
+    """Settings of the network."""
+    ppo: PPOConfig = PPOConfig()
+    """Settings of PPO."""
+    checkpoint_interval: float = Field(60.0, ge=0)
+    """Seconds between checkpoints. The last state is always saved."""
+    eval_episodes: int = Field(256, ge=0)
+    """Fresh episodes to evaluate each seed on at the end. 0: none."""
+    tensorboard: bool = False
+    """Also log to TensorBoard, in the run's folder (needs `pip install memax_rl[tensorboard]`)."""
+    wandb: str | None = None
+    """Also log to this project of Weights & Biases (needs `pip install memax_rl[wandb]`)."""
+
+    @field_validator("env")
+    @classmethod
+    def _check_env(cls, name: str) -> str:
+        if name not in envs.names():
+            raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
+        return name
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
+
+
+def make_config(fields: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration with the given fields, nested as in YAML.
+
+    **Raises:** `ValueError` with one line that names every field at fault, what came and what was expected.
+    """
+    try:
+        return TrainConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    name = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        return f"unknown configuration key {name!r}; {_close(path[-1], _keys(path[:-1]))}"
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if error["type"] == "value_error":
+        return message if "unknown" in message or "option" in message else f"{name}: {message}"
+    return f"{name}: {message}, got {error['input']!r}"
+
+
+def _keys(path: list[str]) -> list[str]:
+    """Return the valid keys of the configuration under `path`."""
+    model: Any = TrainConfig
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def load_config(name: str | Path) -> TrainConfig:
+    """Return the configuration in a YAML file, or the preset of that name.
+
+    **Raises:** `ValueError` if there is no such file or preset, or it does not hold a valid configuration.
+    """
+    path = Path(name)
+    if not path.is_file():
+        if str(name) not in presets():
+            raise ValueError(f"no configuration file or preset {str(name)!r}; {_close(str(name), presets())}")
+        path = preset_path(str(name))
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if fields is not None and not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(fields).__name__}")
+    try:
+        return make_config(fields or {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _preset_folder() -> Path:
+    import memax_rl.configs
+
+    (folder,) = memax_rl.configs.__path__
+    return Path(folder)
+
+
+def presets() -> tuple[str, ...]:
+    """Return the names of the shipped configurations, such as "ppo/repeat_previous_hard"."""
+    folder = _preset_folder()
+    return tuple(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))
+
+
+def preset_path(name: str) -> Path:
+    """Return the file of a shipped configuration."""
+    return _preset_folder() / f"{name}.yaml"
+
+
+def dump_config(config: TrainConfig) -> str:
+    """Return the complete configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+# Overriding fields from the command line
+
+# Names that are typed often, and what they are short for.
+_SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
+
+
+def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
+    """Return the configuration with fields replaced by command-line arguments.
+
+    `--a.b-c VALUE` or `--a.b-c=VALUE` sets field b_c of part a; a switch is also set by `--a.b` and cleared by `--no-a.b`.
+
+    **Raises:** `ValueError` that names the argument, for an unknown field or a value of the wrong type or range.
+    """
+    fields = config.model_dump()
+    for name, value in _pairs(arguments):
+        _set(fields, name, value)
+    return make_config(fields)
+
+
+def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) for each argument."""
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--") or argument == "--":
+            raise ValueError(f"expected a field such as --seed, got {argument!r}")
+        name, equals, value = argument[2:].partition("=")
+        if equals:
+            yield name, _parse(value)
+        elif rest and not rest[0].startswith("--"):
+            yield name, _parse(rest.pop(0))
+        elif name.startswith("no-"):
+            yield name.removeprefix("no-"), False
+        else:
+            yield name, True
+
+
+def _parse(text: str) -> Any:
+    """Return a number where the text is one (YAML reads 1e-3 as a string), else what YAML makes of it."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _set(fields: dict[str, Any], name: str, value: Any) -> None:
+    head, _, tail = name.partition(".")
+    full = (_SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
+    *path, last = full.split(".")
+    part: Any = fields
+    for key in path:
+        if not isinstance(part.get(key), dict):
+            raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
+        part = part[key]
+    is_option = path[-1:] == ["memory_options"]
+    if not is_option and (last not in part or isinstance(part[last], dict)):
+        raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
+    if value is True and not is_option and not isinstance(part[last], bool):
+        raise ValueError(f"--{name} needs a value")
+    part[last] = value
+
+
+def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the command-line name and the description of every field."""
+    for key, field in model.model_fields.items():
+        kind: Any = field.annotation
+        name = prefix + key.replace("_", "-")
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _walk(kind, f"{name}.")
+        else:
+            yield name, field
+
+
+def _field_names() -> list[str]:
+    return [*_SHORT, *(name for name, _ in _walk(TrainConfig))]
+
+
+def describe_fields() -> str:
+    """Return the fields of the configuration as the text of a help page."""
+    short = {full: name for name, full in _SHORT.items()}
+    lines = []
+    for name, field in _walk(TrainConfig):
+        default = field.get_default(call_default_factory=True)
+        also = f", --{short[name]}" if name in short else ""
+        lines.append(f"  --{name}{also}  (default: {json.dumps(default)})")
+        lines.append(f"        {field.description}")
+    return "\n".join(lines)

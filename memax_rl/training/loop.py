@@ -1,0 +1,240 @@
+"""The training loop: many updates in one jitted call, then log, checkpoint, and look whether to stop."""
+
+import datetime
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+import memax_rl
+from memax_rl import envs
+from memax_rl.agents.ppo import PPO
+from memax_rl.networks import make_actor_critic
+from memax_rl.training.config import TrainConfig, make_config
+from memax_rl.training.log import Log, open_logs
+from memax_rl.training.run import Run, RunError
+
+# Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
+_SECONDS_A_CALL = 1.0
+_MOST_UPDATES_A_CALL = 256
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The message says at which update, why, and what to try."""
+
+
+def make_agent(config: TrainConfig) -> PPO:
+    """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
+    env, env_params = envs.make(config.env)
+
+    def make_network(observation_space, action_space, key):
+        return make_actor_critic(config.network, observation_space, action_space, key=key)
+
+    return PPO(env, env_params, make_network, config.ppo, config.total_steps)
+
+
+def seed_keys(config: TrainConfig) -> jax.Array:
+    """Return one key a seed; it depends on the seed alone, not on how many train together."""
+    return jnp.stack([jax.random.key(config.seed + i) for i in range(config.num_seeds)])
+
+
+def init_state(config: TrainConfig, agent: PPO) -> tuple[PyTree, PyTree]:
+    """Return the arrays of the state before training, with a leading seed axis, and the rest of the state."""
+    state = eqx.filter_jit(eqx.filter_vmap(agent.init))(seed_keys(config))
+    return eqx.partition(state, eqx.is_array)
+
+
+def train(
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = False,
+    **fields: Any,
+) -> Run:
+    """Train, and return the run.
+
+    **Arguments:**
+
+    - `config`: the configuration; or give its fields as keyword arguments, nested as in YAML, for example
+      `train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, total_steps=500_000)`.
+    - `out`: the run folder to make; by default a new one under runs/.
+    - `resume`: the folder of an interrupted run to continue, instead of all of the above.
+    - `progress`: show a progress bar.
+
+    **Raises:** `ValueError` for a wrong configuration; `RunError` for a folder that cannot be used; `TrainingError` if
+    the loss is no longer finite or an episode is longer than the tape; `KeyboardInterrupt` after the state was saved
+    because of Ctrl-C or SIGTERM.
+    """
+    if resume is not None:
+        if config is not None or fields or out is not None:
+            raise RunError("resume continues a run as it is configured; give nothing else beside it")
+        run = Run.open(resume)
+        config = run.config()
+    elif config is None:
+        config = make_config(fields)
+    elif fields:
+        raise ValueError("give either config or its fields, not both")
+    agent = make_agent(config)
+    arrays, static = init_state(config, agent)
+    if resume is not None:
+        run = Run.open(resume)
+        arrays, seconds = run.restore(arrays)
+        run.drop_metrics_after(_update_of(arrays))
+    else:
+        run, seconds = Run.create(out or default_folder(config), config), 0.0
+    with ExitStack() as stack:
+        logs = [stack.enter_context(log) for log in open_logs(config, run, progress)]
+        stopped = stack.enter_context(_stop_signals())
+        arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
+    _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
+    return run
+
+
+def default_folder(config: TrainConfig) -> Path:
+    """Return runs/ENV-MEMORY-seedN-TIME."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = config.env.split("/", 1)[1].replace("/", "-")
+    return Path("runs") / f"{name}-{config.network.memory}-seed{config.seed}-{now}"
+
+
+def make_many_updates(agent: PPO, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
+    """Return (arrays, n) -> (arrays, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
+
+    It stops early at the first update by which every seed has made `total_steps`. The arrays are donated.
+    """
+
+    def one(arrays):
+        state, metrics = eqx.filter_vmap(agent.update)(eqx.combine(arrays, static))
+        return eqx.filter(state, eqx.is_array), metrics
+
+    def many(arrays, n):
+        shapes = jax.eval_shape(one, arrays)[1]
+        empty = jax.tree.map(lambda s: jnp.zeros((_MOST_UPDATES_A_CALL, *s.shape), s.dtype), shapes)
+
+        def more(carry):
+            i, arrays, _ = carry
+            return (i < n) & (jnp.min(arrays.env_steps) < total_steps)
+
+        def body(carry):
+            i, arrays, log = carry
+            arrays, metrics = one(arrays)
+            return i + 1, arrays, jax.tree.map(lambda m, now: m.at[i].set(now), log, metrics)
+
+        # A loop with a bound known only at run time: one compilation serves every n.
+        _, arrays, log = jax.lax.while_loop(more, body, (0, arrays, empty))
+        return arrays, log
+
+    return jax.jit(many, donate_argnums=0)
+
+
+def _update_of(arrays: PyTree) -> int:
+    return int(np.asarray(arrays.updates)[0])
+
+
+def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], stopped) -> tuple[PyTree, float]:
+    """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
+    many = make_many_updates(agent, static, config.total_steps)
+    n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
+    begun = time.monotonic() - seconds
+    while int(np.min(arrays.env_steps)) < config.total_steps:
+        before, call = _update_of(arrays), time.monotonic()
+        new, metrics = many(arrays, n)
+        after = _update_of(new)
+        seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
+        rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
+        bad = next((row for row in rows if not np.isfinite(row["loss"])), None)
+        overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
+        sound = [row for row in rows if bad is None or row["update"] < bad["update"]]
+        run.append_metrics(sound)
+        for log in logs:
+            log.write(sound)
+        if bad is not None:
+            raise TrainingError(
+                f"the loss is {bad['loss']} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; the last good "
+                f"checkpoint is of update {saved} in {run.checkpoints}. Try a smaller ppo.learning_rate or "
+                "ppo.max_grad_norm, and look whether observations or rewards are very large"
+            )
+        if overlong is not None:
+            raise TrainingError(
+                f"an episode is longer than a row of the tape ({agent.config.slots} slots) at update "
+                f"{overlong['update']:.0f}; set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
+            )
+        arrays = new
+        if stopped() or time.monotonic() - saved_at >= config.checkpoint_interval:
+            run.save(after, arrays, seconds)
+            saved, saved_at = after, time.monotonic()
+        if stopped():
+            raise KeyboardInterrupt(f"stopped at update {after}; continue with --resume {run.folder}")
+        # The first call compiled, so its time says nothing.
+        n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
+    run.save(_update_of(arrays), arrays, seconds)
+    return arrays, seconds
+
+
+def _updates_a_call(seconds_an_update: float) -> int:
+    return int(np.clip(_SECONDS_A_CALL / max(seconds_an_update, 1e-6), 1, _MOST_UPDATES_A_CALL))
+
+
+def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float) -> list[dict[str, float]]:
+    """Return one row an update and seed. Seeds are never averaged: the spread is the result."""
+    return [
+        {"update": before + i + 1, "seed": config.seed + s, "seconds": round(seconds, 3)}
+        | {name: float(m[i, s]) for name, m in metrics.items()}
+        for i in range(after - before)
+        for s in range(config.num_seeds)
+    ]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after this call; a second one acts at once."""
+    received: list[int] = []
+
+    def request(number, frame):
+        del frame
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    try:
+        old = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Not in the main thread, where no signal arrives.
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: Any, progress: bool) -> None:
+    """Evaluate the trained seeds and write summary.json."""
+    from memax_rl.evaluation import evaluate_state, print_table
+
+    summary: dict[str, Any] = {
+        "memax_rl": memax_rl.__version__,
+        "jax": jax.__version__,
+        "device": str(jax.devices()[0]),
+        "env": config.env,
+        "memory": config.network.memory,
+        "updates": int(state.updates[0]),
+        "env_steps": [int(n) for n in state.env_steps],
+        "seconds": round(seconds, 3),
+        "steps_per_second": round(float(np.sum(state.env_steps)) / seconds, 1),
+    }
+    if config.eval_episodes:
+        result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
+        summary["evaluation"] = result
+        if progress:
+            print_table(result)
+    run.write_summary(summary)
