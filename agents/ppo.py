@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import rlax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl import envs
@@ -50,9 +50,9 @@ class PPOConfig(BaseModel):
     """Passes over the tape in an update."""
     minibatches: int = Field(8, ge=1)
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1.5e-3, gt=0)
     """Adam's step size at the start."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the step size falls over the run, to zero at the end."""
     adam_eps: float = Field(1e-5, gt=0)
     """Adam's epsilon."""
@@ -60,15 +60,15 @@ class PPOConfig(BaseModel):
     """The gradient is scaled down to this global norm."""
     discount: float = Field(0.99, ge=0, le=1)
     """Gamma."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
+    gae_lambda: float = Field(0.9, ge=0, le=1)
     """Lambda of the generalised advantage estimate."""
     clip: float = Field(0.2, gt=0)
     """The probability ratio counts between 1 - clip and 1 + clip."""
     value_clip: float | None = Field(None, gt=0)
     """If set, a value counts only as far as this from its value before the update."""
-    value_coef: float = Field(0.5, ge=0)
+    value_coef: float = Field(1.0, ge=0)
     """Weight of the value loss."""
-    entropy_coef: float = Field(0.01, ge=0)
+    entropy_coef: float = Field(0.003, ge=0)
     """Weight of the entropy bonus."""
     normalize_advantages: bool = True
     """Scale the advantages of a minibatch to mean 0 and standard deviation 1, over the slots that count."""
@@ -203,7 +203,7 @@ class PPO:
 
     # Collecting
 
-    def _step(self, network: ActorCritic, stream: Stream, keys: PRNGKeyArray) -> tuple[Stream, Tape, Finished]:
+    def _step(self, network: ActorCritic, stream: Stream, keys: Key[Array, "2"]) -> tuple[Stream, Tape, Finished]:
         return step_stream(self.env, self.env_params, self.act(network), stream, keys)
 
     def _collect(self, state: PPOState, key: PRNGKeyArray):
@@ -279,7 +279,7 @@ class PPO:
             params, optimizer, stopped = carry
             minibatch = jax.tree.map(lambda leaf: leaf[indices], batch)
             grads, metrics = jax.grad(self._loss, has_aux=True)(params, static, minibatch)
-            metrics["grad_norm"] = optax.global_norm(grads)
+            metrics["grad_norm"] = optax.tree.norm(grads)
             updates, new_optimizer = self.optimizer.update(grads, optimizer, params)
             new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
             if config.target_kl is not None:
@@ -389,9 +389,7 @@ def _append(carried: Tape, new: Tape, used: Int[Array, ""]) -> Tape:
     """Return a row of the first `used` slots of `carried`, followed by `new` as far as it fits."""
     slots = carried.start.shape[0]
     index = jnp.arange(slots) - used
-    return jax.tree.map(
-        lambda old, fresh: _where_rows(index < 0, old, fresh[jnp.maximum(index, 0)]), carried, new
-    )
+    return jax.tree.map(lambda old, fresh: _where_rows(index < 0, old, fresh[jnp.maximum(index, 0)]), carried, new)
 
 
 def _shift(row: Tape, by: Int[Array, ""]) -> Tape:

@@ -1,0 +1,1 @@
+"""Preset configurations, one YAML file each."""

@@ -60,9 +60,7 @@ class MultiarmedBandit(Environment):
         uniform = jax.random.uniform(key, (self.arms + 1,))
         return uniform[:-1], uniform[-1]
 
-    def reset_env(
-        self, key: PRNGKeyArray, params: EnvParams
-    ) -> tuple[Int32[Array, ""], MultiarmedBanditState]:
+    def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Int32[Array, ""], MultiarmedBanditState]:
         """Draw the arms."""
         payout, _ = self._draw(key)
         zero = jnp.zeros((), jnp.int32)

@@ -50,9 +50,7 @@ def advance(state: CartPoleState, force: Float32[Array, ""]) -> CartPoleState:
     cos, sin = jnp.cos(state.theta), jnp.sin(state.theta)
     pole = POLE_MASS * HALF_LENGTH
     push = (force + pole * state.theta_dot**2 * sin) / TOTAL_MASS
-    theta_acceleration = (GRAVITY * sin - cos * push) / (
-        HALF_LENGTH * (4.0 / 3.0 - POLE_MASS * cos**2 / TOTAL_MASS)
-    )
+    theta_acceleration = (GRAVITY * sin - cos * push) / (HALF_LENGTH * (4.0 / 3.0 - POLE_MASS * cos**2 / TOTAL_MASS))
     x_acceleration = push - pole * theta_acceleration * cos / TOTAL_MASS
     return CartPoleState(
         time=state.time + 1,
@@ -72,9 +70,7 @@ class CartPole(Environment):
     or abs(theta) > 12 degrees; truncated after T steps.
     """
 
-    def __init__(
-        self, max_steps: int, shown: Literal["positions", "velocities"] = "positions", noise: float = 0.0
-    ):
+    def __init__(self, max_steps: int, shown: Literal["positions", "velocities"] = "positions", noise: float = 0.0):
         self.max_steps = max_steps
         self.shown = shown
         self.noise = noise
@@ -116,9 +112,7 @@ class CartPole(Environment):
         """Draw the four state variables from U(-0.05, 0.05)."""
         _, state_key, noise_key = noise_keys(key, self.noise)
         x, x_dot, theta, theta_dot = jax.random.uniform(state_key, (4,), minval=-0.05, maxval=0.05)
-        state = CartPoleState(
-            time=jnp.zeros((), jnp.int32), x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot
-        )
+        state = CartPoleState(time=jnp.zeros((), jnp.int32), x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot)
         return self._observe(state, noise_key, params), state
 
     def step_env(

@@ -77,9 +77,7 @@ class Concentration(Environment):
         """The kind of each card, or the number of kinds where it lies face down."""
         return spaces.MultiDiscrete((self.kinds + 1,) * self.cards)
 
-    def reset_env(
-        self, key: PRNGKeyArray, params: EnvParams
-    ) -> tuple[Int32[Array, " cards"], ConcentrationState]:
+    def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Int32[Array, " cards"], ConcentrationState]:
         """Lay all cards face down."""
         unknown = jnp.full(self.cards, self.kinds, jnp.int32)
         state = ConcentrationState(
@@ -93,9 +91,7 @@ class Concentration(Environment):
 
     def step_env(
         self, key: PRNGKeyArray, state: ConcentrationState, action: Int32[Array, ""], params: EnvParams
-    ) -> tuple[
-        Int32[Array, " cards"], ConcentrationState, Float32[Array, ""], Bool[Array, ""], dict[str, Any]
-    ]:
+    ) -> tuple[Int32[Array, " cards"], ConcentrationState, Float32[Array, ""], Bool[Array, ""], dict[str, Any]]:
         """Flip a card."""
         positions = jnp.arange(self.cards)
         flipped, held = positions == action, positions == state.hand
@@ -118,9 +114,7 @@ class Concentration(Environment):
         )
         face_up = state.face_up | (match & (flipped | held))
         hand = jnp.where(second | wasted, -1, action)
-        state = ConcentrationState(
-            time=state.time + 1, counts=counts, kinds=kinds, face_up=face_up, hand=hand
-        )
+        state = ConcentrationState(time=state.time + 1, counts=counts, kinds=kinds, face_up=face_up, hand=hand)
         return obs, state, reward, jnp.all(face_up), {}
 
 

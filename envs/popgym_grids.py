@@ -26,7 +26,8 @@ def place_ship(bits: UInt32[Array, ""], lines: UInt32[Array, " lines"], size: in
     """Add a ship at a place drawn uniformly from all that are free.
 
     The package draws places until one is free, which is the same distribution. The board is kept as bits, so
-    that all places of a line are checked at once; on arrays of cells this took three times as long.
+    that all places of a line are checked at once; with arrays of cells a step on the 12 x 12 board took twice
+    as long.
 
     Args:
         bits: 32 random bits. lines: The taken cells of an n x n board: the n rows, whose bit c is column c,
@@ -56,11 +57,7 @@ def place_ship(bits: UInt32[Array, ""], lines: UInt32[Array, " lines"], size: in
 
     along = jnp.uint32((1 << size) - 1) << start.astype(jnp.uint32)
     across = jnp.uint32(1) << (line % n).astype(jnp.uint32)
-    crosses = (
-        ((index_of_line < n) != (line < n))
-        & (index_of_line % n >= start)
-        & (index_of_line % n < start + size)
-    )
+    crosses = ((index_of_line < n) != (line < n)) & (index_of_line % n >= start) & (index_of_line % n < start + size)
     ship = jnp.where(index_of_line == line, along, jnp.where(crosses, across, 0))
     return lines | ship
 
@@ -217,9 +214,7 @@ class MineSweeper(Environment):
         cell = (index == action[0])[:, None] & (index == action[1])[None, :]
         repeated = jnp.any(cell & state.visited)
         new = jnp.float32(1 / self.free_cells)
-        reward = jnp.where(
-            on_mine, -0.5 - new, jnp.where(repeated, jnp.float32(-0.5 / (self.free_cells - 2)), new)
-        )
+        reward = jnp.where(on_mine, -0.5 - new, jnp.where(repeated, jnp.float32(-0.5 / (self.free_cells - 2)), new))
         state = MineSweeperState(
             time=state.time + 1,
             mines=state.mines,

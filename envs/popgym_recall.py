@@ -132,9 +132,7 @@ class CountRecall(CardGame):
         deal_bits, query_bits = jax.random.bits(key, (2,))
         value, left_to_deal = deal(deal_bits, left_to_deal)
         query, left_to_query = deal(query_bits, left_to_query)
-        state = CountRecallState(
-            time=time, left_to_deal=left_to_deal, left_to_query=left_to_query, query=query
-        )
+        state = CountRecallState(time=time, left_to_deal=left_to_deal, left_to_query=left_to_query, query=query)
         return jnp.stack([value, query]), state
 
     def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Int32[Array, "2"], CountRecallState]:

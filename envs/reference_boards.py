@@ -1,6 +1,6 @@
-"""Scripted policies for POPGym's Concentration, Battleship, MineSweeper and MultiarmedBandit. Strong, not optimal."""
+"""Scripted policies for POPGym's board games and its bandit. Strong, not proven optimal."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -32,7 +32,7 @@ class ConcentrationMemory(NamedTuple):
 
 
 class ConcentrationPolicy(Policy):
-    """Take a known pair if there is one, else flip a new card, and then its partner if known, else a new one."""
+    """Take a known pair, else flip a new card and then its partner if that is known, else another new one."""
 
     cards: int = eqx.field(static=True)
     kinds: int = eqx.field(static=True)
@@ -79,7 +79,7 @@ class SearchMemory(NamedTuple):
 
 
 class BattleshipPolicy(Policy):
-    """Guess the cell that most of the possible places of the ships would cover, those through hits foremost."""
+    """Guess the cell that most possible places of the ships cover, those through hits foremost."""
 
     size: int = eqx.field(static=True)
     hit_weight: float = eqx.field(static=True)
@@ -89,9 +89,7 @@ class BattleshipPolicy(Policy):
         none = jnp.zeros((self.size, self.size), bool)
         return SearchMemory(none, none, jnp.full(2, -1, jnp.int32))
 
-    def act(
-        self, key: PRNGKeyArray, memory: SearchMemory, obs: Index
-    ) -> tuple[SearchMemory, Int32[Array, "2"]]:
+    def act(self, key: PRNGKeyArray, memory: SearchMemory, obs: Index) -> tuple[SearchMemory, Int32[Array, "2"]]:
         """Choose the cell to guess."""
         last = _cell(self.size, memory.last)
         guessed = memory.guessed | last
@@ -139,7 +137,7 @@ class MineSweeperPolicy(Policy):
     size: int = eqx.field(static=True)
     mines: int = eqx.field(static=True)
     sweeps: int = eqx.field(static=True)
-    rate: float
+    rate: float = eqx.field(static=True)
 
     def initial_memory(self) -> MineSweeperMemory:
         """Nothing is known."""
@@ -158,9 +156,7 @@ class MineSweeperPolicy(Policy):
         cell = jnp.stack([choice // self.size, choice % self.size])
         return MineSweeperMemory(visited, numbers, cell), cell
 
-    def _mine_probability(
-        self, visited: Bool[Array, "n n"], numbers: Float32[Array, "n n"]
-    ) -> Float32[Array, "n n"]:
+    def _mine_probability(self, visited: Bool[Array, "n n"], numbers: Float32[Array, "n n"]) -> Float32[Array, "n n"]:
         unvisited = (~visited).astype(jnp.float32)
         neighbours = _sum_3x3(unvisited)
         wanted = _logit(numbers / jnp.maximum(neighbours, 1.0))

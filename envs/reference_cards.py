@@ -36,9 +36,7 @@ class RepeatPreviousPolicy(Policy):
         """Any cards: the first answers do not count."""
         return jnp.zeros(self.k, jnp.int32)
 
-    def act(
-        self, key: PRNGKeyArray, memory: Int32[Array, " k"], obs: Count
-    ) -> tuple[Int32[Array, " k"], Count]:
+    def act(self, key: PRNGKeyArray, memory: Int32[Array, " k"], obs: Count) -> tuple[Int32[Array, " k"], Count]:
         """Name the oldest of the last k cards."""
         recent = jnp.append(memory[1:], obs)
         return recent, recent[0]
@@ -91,9 +89,7 @@ class HigherLowerPolicy(Policy):
         """All cards are left."""
         return full_deck(RANKS, self.decks)
 
-    def act(
-        self, key: PRNGKeyArray, memory: Int32[Array, "13"], obs: Count
-    ) -> tuple[Int32[Array, "13"], Count]:
+    def act(self, key: PRNGKeyArray, memory: Int32[Array, "13"], obs: Count) -> tuple[Int32[Array, "13"], Count]:
         """Guess the side on which more cards are left."""
         rank = jnp.arange(RANKS)
         left = memory - (rank == obs)

@@ -1,7 +1,7 @@
 """Scripted policies for POPGym's cart-poles and pendulums: estimate the whole state, then control it.
 
-The dynamics are known and free of noise, so an extended Kalman filter without process noise estimates the state
-from all observations so far: https://en.wikipedia.org/wiki/Extended_Kalman_filter.
+The dynamics are known and free of noise, so an extended Kalman filter without process noise estimates the
+state from all observations so far: https://en.wikipedia.org/wiki/Extended_Kalman_filter.
 """
 
 import math
@@ -56,7 +56,7 @@ def predict(belief: Belief, dynamics: Callable[[Float32[Array, " n"]], Float32[A
 
 
 class CartPolePolicy(Policy):
-    """Push the cart towards where the pole is about to fall. The memory is a belief about the four variables."""
+    """Push the cart to where the pole is about to fall. The memory is a belief about the four variables."""
 
     shown: str = eqx.field(static=True)
     noise: float = eqx.field(static=True)
@@ -65,9 +65,7 @@ class CartPolePolicy(Policy):
         """The first state is drawn from U(-0.05, 0.05)."""
         return Belief(jnp.zeros(4), 0.05**2 / 3 * jnp.eye(4))
 
-    def act(
-        self, key: PRNGKeyArray, memory: Belief, obs: Float32[Array, "2"]
-    ) -> tuple[Belief, Int32[Array, ""]]:
+    def act(self, key: PRNGKeyArray, memory: Belief, obs: Float32[Array, "2"]) -> tuple[Belief, Int32[Array, ""]]:
         """Push right if the pole leans right, with velocities and the cart's position weighed in."""
         first_shown = 0 if self.shown == "positions" else 1
 
@@ -113,9 +111,7 @@ class PendulumPolicy(Policy):
             return jnp.stack([jnp.cos(state[0]), jnp.sin(state[0])])
 
         # The angle can be anywhere at first, where a linear filter would be lost: begin at what was observed.
-        seen = Belief(
-            jnp.stack([jnp.arctan2(obs[1], obs[0]), jnp.zeros(())]), jnp.diag(jnp.array([noise**2, 1 / 3]))
-        )
+        seen = Belief(jnp.stack([jnp.arctan2(obs[1], obs[0]), jnp.zeros(())]), jnp.diag(jnp.array([noise**2, 1 / 3])))
         followed = observe(memory.belief, obs, sensor, noise)
         belief = jax.tree.map(partial(jnp.where, memory.is_first), seen, followed)
         torque = swing_up_torque(belief.mean[0], belief.mean[1])
@@ -128,7 +124,7 @@ class PendulumPolicy(Policy):
 
 
 def swing_up_torque(theta: Float32[Array, ""], theta_dot: Float32[Array, ""]) -> Float32[Array, ""]:
-    """Torque [N m] that adds energy until it suffices to stand upright, and a linear controller near there."""
+    """Torque [N m] that adds energy until it suffices to stand upright; a linear controller near there."""
     limit = popgym_pendulum.MAX_TORQUE
     wrapped = (theta + math.pi) % (2 * math.pi) - math.pi
     gravity = 1.5 * popgym_pendulum.GRAVITY

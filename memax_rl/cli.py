@@ -95,9 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from memax_rl.evaluation import evaluate, print_table
 
     try:
-        result = evaluate(
-            arguments.run, episodes=arguments.episodes, greedy=arguments.greedy, seed=arguments.seed
-        )
+        result = evaluate(arguments.run, episodes=arguments.episodes, greedy=arguments.greedy, seed=arguments.seed)
     except ValueError as error:
         return _fail(error)
     if arguments.json:

@@ -34,7 +34,7 @@ class NetworkConfig(BaseModel):
     """Features between layers, and size of the memory's output."""
     depth: int = Field(1, ge=1)
     """Number of memory blocks."""
-    feed_forward: float = Field(1.0, ge=0)
+    feed_forward: float = Field(0.0, ge=0)
     """Hidden size of the layer after each memory, as a multiple of width. 0: none."""
     previous_action: bool = True
     """Show the agent its previous action, zero at an episode's start."""
@@ -248,9 +248,7 @@ class Torso(eqx.Module):
             states.append(s)
         return tuple(states), self.norm(x)
 
-    def scan(
-        self, state: tuple[Any, ...], inputs: Inputs
-    ) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
+    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
         """Return the last states and the features of all steps of a batch of rows.
 
         Batched, unlike the rest: the layers between the memories see all slots as one flat batch, because a weight
@@ -291,24 +289,29 @@ class ActionDistribution(eqx.Module):
             )
         return distrax.Categorical(self.raw)
 
+    # distrax relies on implicit rank promotion, which callers may have forbidden: hence `numpy_rank_promotion`.
+
     def sample(self, key: PRNGKeyArray) -> tuple[Array, Float[Array, ""]]:
         """Return a random action and its log-probability."""
-        action, log_prob = self._distribution().sample_and_log_prob(seed=key)
+        with jax.numpy_rank_promotion("allow"):
+            action, log_prob = self._distribution().sample_and_log_prob(seed=key)
         return self._pack(action), log_prob
 
     def mode(self) -> Array:
         """Return the most likely action."""
-        return self._pack(self._distribution().mode())
+        with jax.numpy_rank_promotion("allow"):
+            return self._pack(self._distribution().mode())
 
     def log_prob(self, action: Array) -> Float[Array, ""]:
         """Return the log-probability (density for a Box) of an action."""
-        if isinstance(self.space, spaces.MultiDiscrete):
-            return self._distribution().log_prob(list(action))
-        return self._distribution().log_prob(action)
+        parts = list(action) if isinstance(self.space, spaces.MultiDiscrete) else action
+        with jax.numpy_rank_promotion("allow"):
+            return self._distribution().log_prob(parts)
 
     def entropy(self) -> Float[Array, ""]:
         """Return the entropy in nats."""
-        return self._distribution().entropy()
+        with jax.numpy_rank_promotion("allow"):
+            return self._distribution().entropy()
 
     def _pack(self, action: Any) -> Array:
         if self.log_std is not None:

@@ -3,23 +3,19 @@
 Training and evaluation act through this one function, so that they cannot differ.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from memax_rl.networks import Inputs, to_environment
 from memax_rl.tape import Tape
 
-
-class Act(Protocol):
-    """How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action)."""
-
-    def __call__(self, memory: Any, inputs: Inputs, key: PRNGKeyArray) -> tuple[Any, Array, Array]:
-        """Choose an action for one step."""
-        ...
+# How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action).
+Act = Callable[[Any, Inputs, PRNGKeyArray], tuple[Any, Array, Array]]
 
 
 class Stream(eqx.Module):
@@ -68,7 +64,7 @@ def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray
 
 
 def step_stream(
-    env: Any, params: Any, act: Act, stream: Stream, keys: PRNGKeyArray
+    env: Any, params: Any, act: Act, stream: Stream, keys: Key[Array, "2"]
 ) -> tuple[Stream, Tape, Finished]:
     """Write one slot: act on what is shown, or pass over the final observation of a truncated episode.
 

@@ -95,7 +95,9 @@ def pack(episodes: Sequence[Tape], capacity: int) -> Tape:
             )
         starts = np.asarray(episode.start)
         if not starts[0] or starts[1:].any():
-            raise ValueError(f"episode {index} must have one start flag, on its first slot, got flags {starts.tolist()}")
+            raise ValueError(
+                f"episode {index} must have one start flag, on its first slot, got flags {starts.tolist()}"
+            )
         if length > free:
             rows.append([])
             free = capacity

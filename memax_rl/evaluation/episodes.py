@@ -54,7 +54,9 @@ def evaluate_state(
 ) -> dict[str, Any]:
     """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns."""
     # Far from the keys of training, which are those of small seeds.
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds)
+    keys = jax.random.split(
+        jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds
+    )
     max_steps = agent.env.horizon(agent.env_params) or 10_000
 
     @eqx.filter_jit

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 
-def interquartile_mean(x: Float[np.ndarray, "*axes n"]) -> Float[np.ndarray, "*axes"]:
+def interquartile_mean(x: Float[np.ndarray, "*axes n"]) -> Any:
     """Return the mean of the middle half along the last axis; values on its borders count in part.
 
     With n values the middle half holds n / 2 of them, from position n / 4 to 3 n / 4 of the sorted values.

@@ -9,12 +9,45 @@ from jaxtyping import PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size
+from memax_rl.memory.aaren import Aaren
+from memax_rl.memory.alibi_attention import AlibiAttention
+from memax_rl.memory.attention import Attention
+from memax_rl.memory.bmru import BMRU
+from memax_rl.memory.delta_net import DeltaNet
+from memax_rl.memory.delta_product import DeltaProduct
+from memax_rl.memory.dlse import DLSE
+from memax_rl.memory.elman import Elman
+from memax_rl.memory.ffm import FFM
+from memax_rl.memory.frame_stack import FrameStack
+from memax_rl.memory.fwp import FWP
+from memax_rl.memory.gated_delta_net import GatedDeltaNet
+from memax_rl.memory.gla import GLA
 from memax_rl.memory.gru import GRU
+from memax_rl.memory.ind_rnn import IndRNN
 from memax_rl.memory.linear_transformer import LinearTransformer
+from memax_rl.memory.lrnn import LRNN
 from memax_rl.memory.lru import LRU
 from memax_rl.memory.lstm import LSTM
+from memax_rl.memory.m2rnn import M2RNN
+from memax_rl.memory.mamba2 import Mamba2
+from memax_rl.memory.memory_caching import MemoryCaching
+from memax_rl.memory.mesa_net import MesaNet
+from memax_rl.memory.mgu import MGU
 from memax_rl.memory.min_gru import MinGRU
+from memax_rl.memory.min_lstm import MinLSTM
 from memax_rl.memory.mlp import MLP
+from memax_rl.memory.mlstm import MLSTM
+from memax_rl.memory.nmax import NMax
+from memax_rl.memory.para_gru import ParaGRU
+from memax_rl.memory.para_lstm import ParaLSTM
+from memax_rl.memory.rope_attention import RopeAttention
+from memax_rl.memory.rot_rnn import RotRNN
+from memax_rl.memory.rwkv7 import RWKV7
+from memax_rl.memory.s5 import S5
+from memax_rl.memory.s6 import S6
+from memax_rl.memory.slstm import SLSTM
+from memax_rl.memory.spherical import Spherical
+from memax_rl.memory.ttt_linear import TTTLinear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +73,185 @@ _HEADS = {
     "head_size": "rows and columns of a head's state (32)",
 }
 
+_NEGATIVE = {"negative_eigenvalues": "let a step reflect the state, for parity and state tracking (False)"}
+
+_WINDOW = {
+    "window": "steps seen, the present one included (64)",
+    "heads": "number of heads (out_size // head_size)",
+    "head_size": "features of a head (32)",
+}
+
+_SIZE = {"state_size": "state variables (out_size)"}
+
+_SOLVER = {"solver": "'sequential' or 'newton' (None: sequential on a CPU, Newton's method elsewhere)"}
+
 _ENTRIES: dict[str, Entry] = {
+    "aaren": Entry(
+        Aaren,
+        "attention",
+        "https://arxiv.org/abs/2405.13956",
+        {"heads": "number of heads (out_size // head_size)", "head_size": "features of a head (32)"},
+    ),
+    "alibi_attention": Entry(AlibiAttention, "attention", "https://arxiv.org/abs/2108.12409", _WINDOW),
+    "attention": Entry(Attention, "attention", "https://arxiv.org/abs/1706.03762", _WINDOW),
+    "bmru": Entry(
+        BMRU,
+        "diagonal",
+        "https://arxiv.org/abs/2601.09495",
+        {
+            **_SIZE,
+            "eps": "share of the old value that a write keeps: 0 the unit proper, 1 its cumulative form (0)",
+            "surrogate": "steepness of the derivative that stands for that of the step (1)",
+        },
+    ),
+    "delta_net": Entry(DeltaNet, "delta", "https://arxiv.org/abs/2406.06484", _HEADS | _NEGATIVE),
+    "delta_product": Entry(
+        DeltaProduct,
+        "delta",
+        "https://arxiv.org/abs/2502.10297",
+        _HEADS
+        | {
+            "substeps": "keys and values an input (2)",
+            "gated": "decay before each input (True)",
+            "negative_eigenvalues": "let a sub-step reflect the state (True)",
+        },
+    ),
+    "dlse": Entry(DLSE, "diagonal", options=_SIZE),
+    "elman": Entry(Elman, "nonlinear", "https://doi.org/10.1207/s15516709cog1402_1"),
+    "ffm": Entry(
+        FFM,
+        "diagonal",
+        "https://arxiv.org/abs/2310.04128",
+        {
+            "trace_size": "traces, each with a rate of decay (32)",
+            "context_size": "frequencies of each trace (4)",
+            "max_period": "longest period at the start, steps (1024)",
+        },
+    ),
+    "frame_stack": Entry(
+        FrameStack,
+        "attention",
+        "https://doi.org/10.1038/nature14236",
+        {
+            "window": "inputs seen, the present one included (16)",
+            "frame_size": "features kept of each input (16)",
+        },
+    ),
+    "fwp": Entry(FWP, "matrix", "https://arxiv.org/abs/2102.11174", _HEADS),
+    "gated_delta_net": Entry(GatedDeltaNet, "delta", "https://arxiv.org/abs/2412.06464", _HEADS | _NEGATIVE),
+    "gla": Entry(GLA, "matrix", "https://arxiv.org/abs/2312.06635", _HEADS),
     "gru": Entry(GRU, "nonlinear", "https://arxiv.org/abs/1406.1078"),
+    "ind_rnn": Entry(
+        IndRNN,
+        "diagonal",
+        "https://arxiv.org/abs/1803.04831",
+        {"horizon": "steps over which a state may at most double: |u| <= 2^(1 / horizon) (1024)"},
+    ),
     "linear_transformer": Entry(LinearTransformer, "matrix", "https://arxiv.org/abs/2006.16236", _HEADS),
+    "lrnn": Entry(LRNN, "diagonal", "https://arxiv.org/abs/1709.04057"),
     "lru": Entry(
         LRU,
         "diagonal",
         "https://arxiv.org/abs/2303.06349",
         {
             "state_size": "complex state variables (out_size)",
-            "r_min": "smallest modulus of the decay at the start (0.5)",
+            "r_min": "smallest modulus of the decay at the start (0.9)",
             "r_max": "largest modulus of the decay at the start (0.999)",
             "max_phase": "largest phase of the decay at the start, radians (pi)",
         },
     ),
     "lstm": Entry(LSTM, "nonlinear", "https://doi.org/10.1162/neco.1997.9.8.1735"),
+    "m2rnn": Entry(M2RNN, "nonlinear", "https://arxiv.org/abs/2603.14360", _HEADS),
+    "mamba2": Entry(
+        Mamba2,
+        "matrix",
+        "https://arxiv.org/abs/2405.21060",
+        {
+            "heads": "number of heads (out_size // head_size)",
+            "head_size": "columns of a head's state (32)",
+            "state_size": "rows of a head's state (64)",
+        },
+    ),
+    "memory_caching": Entry(
+        MemoryCaching,
+        "matrix",
+        "https://arxiv.org/abs/2602.24281",
+        _HEADS | {"segment_size": "steps a segment (32)", "cached": "segments whose state is kept (8)"},
+    ),
+    "mesa_net": Entry(
+        MesaNet,
+        "matrix",
+        "https://arxiv.org/abs/2506.05233",
+        _HEADS | {"iterations": "steps of conjugate gradients (30)"},
+    ),
+    "mgu": Entry(MGU, "nonlinear", "https://arxiv.org/abs/1603.09420"),
     "min_gru": Entry(MinGRU, "diagonal", "https://arxiv.org/abs/2410.01201"),
+    "min_lstm": Entry(MinLSTM, "diagonal", "https://arxiv.org/abs/2410.01201"),
     "mlp": Entry(MLP, "none"),
+    "mlstm": Entry(MLSTM, "matrix", "https://arxiv.org/abs/2405.04517", _HEADS),
+    "nmax": Entry(NMax, "diagonal", options=_SIZE),
+    "para_gru": Entry(ParaGRU, "nonlinear", "https://arxiv.org/abs/2510.21450", _SOLVER),
+    "para_lstm": Entry(ParaLSTM, "nonlinear", "https://arxiv.org/abs/2510.21450", _SOLVER),
+    "rope_attention": Entry(RopeAttention, "attention", "https://arxiv.org/abs/2104.09864", _WINDOW),
+    "rot_rnn": Entry(
+        RotRNN,
+        "diagonal",
+        "https://arxiv.org/abs/2407.07239",
+        {
+            "heads": "number of heads (out_size // head_size)",
+            "head_size": "state variables of a head, even (32)",
+            "gamma_min": "smallest decay of a head at the start (0.9)",
+            "gamma_max": "largest decay of a head at the start (0.999)",
+        },
+    ),
+    "rwkv7": Entry(RWKV7, "delta", "https://arxiv.org/abs/2503.14456", _HEADS),
+    "s5": Entry(
+        S5,
+        "diagonal",
+        "https://arxiv.org/abs/2208.04933",
+        {
+            "state_size": "state variables, even: conjugate pairs (out_size, rounded up to even)",
+            "dt_min": "smallest step size at the start (0.001)",
+            "dt_max": "largest step size at the start (0.1)",
+        },
+    ),
+    "s6": Entry(
+        S6,
+        "diagonal",
+        "https://arxiv.org/abs/2312.00752",
+        {
+            "state_size": "state variables of each channel (16)",
+            "expand": "channels for each output (2)",
+            "dt_min": "smallest step size at the start (0.001)",
+            "dt_max": "largest step size at the start (0.1)",
+        },
+    ),
+    "slstm": Entry(
+        SLSTM,
+        "nonlinear",
+        "https://arxiv.org/abs/2405.04517",
+        {"heads": "blocks of the recurrent matrices (out_size // 32 where that divides, else 1)"},
+    ),
+    "spherical": Entry(
+        Spherical,
+        "delta",
+        "https://arxiv.org/abs/1612.00188",
+        {
+            "heads": "number of heads (out_size // head_size)",
+            "head_size": "size of a head's vector (32)",
+            "reflections": "reflections an input; two are a rotation (2)",
+        },
+    ),
+    "ttt_linear": Entry(
+        TTTLinear,
+        "delta",
+        "https://arxiv.org/abs/2407.04620",
+        _HEADS
+        | {
+            "batch_size": "steps whose gradients share one base (16)",
+            "rate": "learning rate of the inner model (1.0)",
+        },
+    ),
 }
 
 

@@ -107,7 +107,9 @@ def step_does_not_keep_nan(memory: Memory, x: Float[Array, " in_size"]) -> None:
         )
         _, got = step(broken, x, jnp.array(True))
         if not bool(jnp.all(got == want)):
-            raise AssertionError(f"a state of {bad} survives a start flag in `step`; use `where`, never multiply by a flag")
+            raise AssertionError(
+                f"a state of {bad} survives a start flag in `step`; use `where`, never multiply by a flag"
+            )
 
 
 def _inexact(tree: PyTree) -> list[Array]:

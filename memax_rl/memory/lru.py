@@ -24,8 +24,8 @@ from memax_rl.ops import linear_recurrence
 class LRU(Memory):
     """Diagonal complex linear recurrence.
 
-    The defaults for `r_min`, `r_max` and `max_phase` forget over tens to hundreds of steps, which suits reinforcement
-    learning better than the paper's full disc.
+    The defaults for `r_min`, `r_max` and `max_phase` remember for ten to a thousand steps: with them RepeatPreviousHard is
+    learnt several times faster than with r_min = 0.5.
     """
 
     in_size: int
@@ -46,7 +46,7 @@ class LRU(Memory):
         out_size: int,
         key: PRNGKeyArray,
         state_size: int | None = None,
-        r_min: float = 0.5,
+        r_min: float = 0.9,
         r_max: float = 0.999,
         max_phase: float = math.pi,
     ):

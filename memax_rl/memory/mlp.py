@@ -1,6 +1,6 @@
 """No memory at all: y_t depends on x_t alone. The control that every comparison needs.
 
-    y = W_2 gelu(W_1 x + b_1) + b_2
+y = W_2 gelu(W_1 x + b_1) + b_2
 """
 
 import jax

@@ -17,9 +17,7 @@ from memax_rl.networks import NetworkConfig
 class TrainConfig(BaseModel):
     """Settings of a training run. Everything that decides its result is here."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     env: str = "popgym/RepeatPreviousEasy"
     """The environment, see `memax-rl list envs`."""
@@ -29,7 +27,7 @@ class TrainConfig(BaseModel):
     """The first seed."""
     num_seeds: int = Field(1, ge=1)
     """How many runs, of seeds seed, seed + 1, ..., train together."""
-    total_steps: int = Field(400_000, ge=1)
+    total_steps: int = Field(320_000, ge=1)
     """Environment steps of each seed; the run ends with the first update that reaches them."""
     network: NetworkConfig = NetworkConfig()
     """Settings of the network."""

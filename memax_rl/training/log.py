@@ -1,11 +1,11 @@
 """Where metrics go beside metrics.csv: a progress bar, TensorBoard, Weights & Biases."""
 
+import abc
 import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
 
 from memax_rl.training.config import TrainConfig
 from memax_rl.training.run import Run
@@ -13,17 +13,17 @@ from memax_rl.training.run import Run
 Row = Mapping[str, float]
 
 
-class Log(AbstractContextManager, Protocol):
+class Log(AbstractContextManager):
     """Something that is opened, given rows, and closed."""
 
+    @abc.abstractmethod
     def write(self, rows: Sequence[Row]) -> None:
         """Take the rows of some updates."""
-        ...
 
 
-def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Any]:
+def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Log]:
     """Return the logs that the configuration asks for. Raises `ValueError` if one needs a package that is missing."""
-    logs: list[Any] = []
+    logs: list[Log] = []
     if progress:
         logs.append(Progress(config) if sys.stderr.isatty() else Lines(config))
     if config.tensorboard:
@@ -33,7 +33,7 @@ def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Any]:
     return logs
 
 
-class _Display(AbstractContextManager):
+class _Display(Log):
     """What the progress bar and the plain lines share: the figures of the rows."""
 
     def __init__(self, config: TrainConfig):
@@ -112,7 +112,7 @@ class Lines(_Display):
         pass
 
 
-class TensorBoard(AbstractContextManager):
+class TensorBoard(Log):
     """TensorBoard event files in the run's folder."""
 
     def __init__(self, run: Run):
@@ -133,8 +133,8 @@ class TensorBoard(AbstractContextManager):
         self.writer.close()
 
 
-class WeightsAndBiases(AbstractContextManager):
-    """A run of Weights & Biases for each seed would be slow to make; seeds are prefixes in one."""
+class WeightsAndBiases(Log):
+    """One run of Weights & Biases; the seeds are prefixes in it."""
 
     def __init__(self, config: TrainConfig, run: Run):
         try:

@@ -1,0 +1,47 @@
+"""Small parts that the models with a matrix state a head share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._layers import check_size
+
+
+def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, int]:
+    """Return the number of heads, by default as many as fit into `out_size`, and their size."""
+    check_size("head_size", head_size)
+    return max(1, out_size // head_size) if heads is None else check_size("heads", heads), head_size
+
+
+def unit(x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
+    """Return x / |x| over the last axis. Zero stays zero, with a finite derivative."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
+    """Return each head divided by its root mean square, side by side, times a weight."""
+    x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5)
+    return x.reshape(-1) * weight
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise `ValueError` naming the option."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def decay_rates(
+    key: PRNGKeyArray, heads: int, *, smallest: float
+) -> tuple[Float[Array, " heads"], Float[Array, " heads"]]:
+    """Return a_log and dt_bias of a decay exp(-exp(a_log) softplus(dt_bias)), as in Mamba-2.
+
+    exp(a_log) is uniform in [smallest, 16], softplus(dt_bias) log-uniform in [0.001, 0.1].
+    """
+    key_a, key_dt = jax.random.split(key)
+    rate = jax.random.uniform(key_a, (heads,), minval=max(smallest, 1e-3), maxval=16.0)
+    dt = jnp.exp(jax.random.uniform(key_dt, (heads,), minval=math.log(1e-3), maxval=math.log(1e-1)))
+    # The inverse of softplus.
+    return jnp.log(rate), dt + jnp.log(-jnp.expm1(-dt))

@@ -1,0 +1,89 @@
+"""Aaren: attention with one trained query, as a recurrence of fixed size.
+
+Feng et al. 2024, Attention as an RNN, https://arxiv.org/abs/2405.13956. The query is trained and does not see
+the input; with several heads, as known of the paper and not re-read against it.
+
+    k, v = W_k x, W_v x, split into heads;    s = query . k / sqrt(head_size)
+    m' = max(m, s)
+    u = u exp(m - m') + exp(s - m'),    w = w exp(m - m') + v exp(s - m')
+    y = W_o (w / u)
+
+State: per head m, u and w [head_size]. Reset: m = -inf, u = 0, w = 0. Given all m, a cumulative maximum, u
+and w follow linear recurrences whose decays exp(m - m') are at most 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_size, normal, select
+from memax_rl.ops import Maps, elementwise_recurrence, linear_recurrence
+
+
+def _maximum(weights, s, state):
+    del weights
+    (m,) = state
+    return (jnp.maximum(m, s),)
+
+
+def _combine(earlier, later):
+    return jnp.maximum(earlier, later)
+
+
+_MAPS = Maps(lambda weights, s: s, lambda state: state[0], _combine, lambda element: (element,))
+
+
+class Aaren(Memory):
+    """Softmax attention to the whole episode, each head with one trained query."""
+
+    in_size: int
+    out_size: int
+    query: Float[Array, "heads head_size"]
+    w_k: Float[Array, "in_size inner"]
+    w_v: Float[Array, "in_size inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        size = check_size("head_size", head_size)
+        count = max(1, out_size // size) if heads is None else check_size("heads", heads)
+        keys = jax.random.split(key, 4)
+        self.query = jax.random.normal(keys[0], (count, size))
+        self.w_k, self.w_v = (normal(k, in_size, count * size) for k in keys[1:3])
+        self.w_o = normal(keys[3], count * size, out_size)
+
+    def _project(self, x):
+        """Return the scores [heads] and [v, 1] for each head: u is the running sum of ones."""
+        k, v = ((x @ w).reshape(self.query.shape) for w in (self.w_k, self.w_v))
+        s = jnp.sum(self.query * k, axis=-1) * k.shape[-1] ** -0.5
+        return s, jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=-1)
+
+    def _read(self, wu):
+        return (wu[:, :-1] / wu[:, -1:]).reshape(-1) @ self.w_o
+
+    def initial_state(self):
+        """Return m = -inf and [w, u] = 0 for each head."""
+        heads, size = self.query.shape
+        return jnp.full(heads, -jnp.inf), jnp.zeros((heads, size + 1))
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        m, wu = select(start, self.initial_state(), state)
+        s, v = self._project(x)
+        top = jnp.maximum(m, s)
+        wu = wu * jnp.exp(m - top)[:, None] + v * jnp.exp(s - top)[:, None]
+        return (top, wu), self._read(wu)
+
+    def scan(self, state, xs, starts):
+        """The cumulative maximum, then one linear recurrence."""
+        m, wu = state
+        s, v = jax.vmap(self._project)(xs)
+        low = self.initial_state()[0]
+        (tops,) = elementwise_recurrence(_maximum, (), s, (m,), starts, initial=(low,), maps=_MAPS)
+        before = jnp.where(starts[:, None], low[None], jnp.concatenate([m[None], tops[:-1]]))
+        decays = jnp.broadcast_to(jnp.exp(before - tops)[:, :, None], v.shape)
+        wus = linear_recurrence(decays, v * jnp.exp(s - tops)[:, :, None], wu, starts)
+        return (tops[-1], wus[-1]), jax.vmap(self._read)(wus)

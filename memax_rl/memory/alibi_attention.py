@@ -1,0 +1,79 @@
+"""Softmax attention over a sliding window of the episode, with a penalty linear in the distance (ALiBi).
+
+Press et al. 2021, Train Short, Test Long, https://arxiv.org/abs/2108.12409.
+
+    q, k, v = W_q x, W_k x, W_v x, split into heads
+    p = softmax over the last `window` steps j of the episode of q_t . k_j / sqrt(head_size) - slope (t - j)
+    y = W_o (sum_j p_j v_j)
+
+The slope of head 1, 2, ..., H is 2^(-8/H), 2^(-16/H), ..., 2^-8, and is not trained.
+State: rings of the last window - 1 keys and values, [window - 1, heads, head_size] each. Reset: the rings are
+emptied.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_size
+from memax_rl.memory._window import Heads, empty_ring
+from memax_rl.ops import window_attention
+
+
+class AlibiAttention(Memory):
+    """Multi-head attention over a window that prefers the recent, each head at its own scale."""
+
+    in_size: int
+    out_size: int
+    window: int
+    heads: Heads
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        window: int = 64,
+        heads: int | None = None,
+        head_size: int = 32,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.window = check_size("window", window)
+        self.heads = Heads(in_size, out_size, heads, head_size, key)
+
+    def _bias(self) -> Float[Array, "heads window"]:
+        """Return what is added to the score of the key that lies 0, 1, ..., window - 1 steps back."""
+        slopes = 2.0 ** (-8 * jnp.arange(1, self.heads.heads + 1) / self.heads.heads)
+        return -slopes[:, None] * jnp.arange(self.window, dtype=jnp.float32)[None]
+
+    def initial_state(self):
+        """Return empty rings of keys and values."""
+        shape = (self.window - 1, self.heads.heads, self.heads.head_size)
+        return empty_ring(*shape), empty_ring(*shape)
+
+    def step(self, state, x, start):
+        """Push the new key and value, then attend to all in the rings."""
+        q, k, v = self.heads.split(x)
+        past_k, past_v = (ring.reset(start) for ring in state)
+        seen = jnp.append(past_k.valid(), True)
+        past_k, k = past_k.push(k)
+        past_v, v = past_v.push(v)
+        scores = jnp.einsum("hd,whd->hw", q, k) * self.heads.head_size**-0.5 + self._bias()[:, ::-1]
+        weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
+        return (past_k, past_v), self.heads.merge(jnp.einsum("hw,whd->hd", weights, v))
+
+    def scan(self, state, xs, starts):
+        """All steps by `ops.window_attention`, one call a head."""
+        q, k, v = self.heads.split(xs)
+        past_k, past_v = state
+        valid = past_k.valid()
+
+        def attend(q, k, v, past_k, past_v, bias):
+            past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
+            return window_attention(q, k, v, starts, self.window, bias=bias, **past)
+
+        each = jax.vmap(attend, in_axes=(1, 1, 1, 1, 1, 0), out_axes=1)
+        ys = each(q, k, v, past_k.rows, past_v.rows, self._bias())
+        return (past_k.extend(k, starts), past_v.extend(v, starts)), self.heads.merge(ys)

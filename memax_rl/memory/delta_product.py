@@ -1,0 +1,125 @@
+"""DeltaProduct: several delta-rule steps on each input, whose product is a product of reflections.
+
+Siems et al. 2025, DeltaProduct: Improving State-Tracking in Linear RNNs via Householder Products,
+https://arxiv.org/abs/2502.10297.
+
+    q = unit(silu(conv(W_q x))) / sqrt(head_size)
+    k_j = unit(silu(conv(W_kj x))),    v_j = silu(conv(W_vj x)),    beta_j = 2 sigmoid(W_beta x + b_beta)_j
+    S = exp(log_decay) S    (if gated, as in Gated DeltaNet)
+    for j = 1 .. substeps:    S = S + beta_j k_j (v_j - S^T k_j)^T
+    y = W_o (rms_norm(S^T q) o silu(W_g x))
+
+Without `negative_eigenvalues`, beta is sigmoid(...) and no step reflects. State: per head S [head_size,
+head_size], and the last three inputs of the convolution; a start zeroes all, before the first sub-step.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._conv import ShortConvolution
+from memax_rl.memory._heads import check_flag, check_heads, decay_rates, rms_norm, unit
+from memax_rl.memory._layers import check_size, normal
+from memax_rl.ops import delta_rule
+
+
+class DeltaProduct(Memory):
+    """The delta rule with several keys and values an input."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    substeps: int
+    gated: bool
+    negative_eigenvalues: bool
+    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    conv: ShortConvolution
+    w_beta: Float[Array, "in_size substeps*heads"]
+    b_beta: Float[Array, " substeps*heads"]
+    w_a: Float[Array, "in_size heads"]
+    a_log: Float[Array, " heads"]
+    dt_bias: Float[Array, " heads"]
+    w_g: Float[Array, "in_size inner"]
+    norm: Float[Array, " inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        substeps: int = 2,
+        gated: bool = True,
+        negative_eigenvalues: bool = True,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.heads, self.head_size = check_heads(out_size, heads, head_size)
+        self.substeps = check_size("substeps", substeps)
+        self.gated = check_flag("gated", gated)
+        self.negative_eigenvalues = check_flag("negative_eigenvalues", negative_eigenvalues)
+        inner, streams = self.heads * self.head_size, 1 + 2 * substeps
+        keys = jax.random.split(key, streams + 6)
+        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[6:])
+        self.conv = ShortConvolution([inner] * streams, key=keys[0])
+        self.w_beta = normal(keys[1], in_size, substeps * self.heads)
+        self.b_beta = jnp.zeros(substeps * self.heads)
+        self.w_a = normal(keys[2], in_size, self.heads)
+        self.a_log, self.dt_bias = decay_rates(keys[3], self.heads, smallest=0.0)
+        self.w_g = normal(keys[4], in_size, inner)
+        self.norm = jnp.ones(inner)
+        self.w_o = normal(keys[5], inner, out_size)
+
+    def _project(self, x):
+        return tuple(x @ w for w in self.w_qkv)
+
+    def _gates(self, x, q, *kv):
+        """Return q [heads, size]; k, v [substeps, heads, size]; beta [substeps, heads]; log_decay [heads]."""
+        shape = (self.substeps, self.heads, self.head_size)
+        q = unit(jax.nn.silu(q).reshape(shape[1:])) * self.head_size**-0.5
+        k = unit(jax.nn.silu(jnp.stack(kv[: self.substeps])).reshape(shape))
+        v = jax.nn.silu(jnp.stack(kv[self.substeps :])).reshape(shape)
+        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta).reshape(shape[:2])
+        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(x @ self.w_a + self.dt_bias)
+        log_decay = log_decay if self.gated else jnp.zeros_like(log_decay)
+        return q, k, v, 2 * beta if self.negative_eigenvalues else beta, log_decay
+
+    def _read(self, reads, x):
+        return (rms_norm(reads, self.norm) * jax.nn.silu(x @ self.w_g)) @ self.w_o
+
+    def initial_state(self):
+        """Return S = 0 for each head, and no inputs in the convolution."""
+        return jnp.zeros((self.heads, self.head_size, self.head_size)), self.conv.initial_state()
+
+    def step(self, state, x, start):
+        """One input: the decay, then each sub-step in turn, as in the paper."""
+        s, tail = state
+        tail, streams = self.conv.step(tail, self._project(x), start)
+        q, ks, vs, betas, log_decay = self._gates(x, *streams)
+        s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
+        for k, v, beta in zip(ks, vs, betas, strict=True):
+            error = v - jnp.einsum("hk,hkv->hv", k, s)
+            s = s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+        return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
+
+    def scan(self, state, xs, starts):
+        """One `ops.delta_rule` a head over all sub-steps; only the last one of each input is read."""
+        s, tail = state
+        tail, streams = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
+        q, k, v, beta, log_decay = jax.vmap(self._gates)(xs, *streams)
+        first = jnp.arange(self.substeps) == 0
+
+        def only_first(x):
+            """Return x at the first sub-step of each input and zero at the others, [T * substeps, ...]."""
+            at_first = first.reshape(1, -1, *[1] * (x.ndim - 1))
+            return jnp.where(at_first, x[:, None], jnp.zeros_like(x)[:, None]).reshape(-1, *x.shape[1:])
+
+        q = jnp.repeat(q, self.substeps, axis=0)
+        k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
+        run = jax.vmap(delta_rule, in_axes=(1, 1, 1, 1, 1, 0, None), out_axes=(0, 1))
+        s, reads = run(q, k, v, beta, only_first(log_decay), s, only_first(starts))
+        return (s, tail), jax.vmap(self._read)(reads[self.substeps - 1 :: self.substeps], xs)

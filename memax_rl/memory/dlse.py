@@ -1,0 +1,86 @@
+"""Decaying log-sum-exp: a smooth maximum over the past, which fades.
+
+A leaky sum of positive features kept as its logarithm; the form follows the recurrence as commonly given and
+could not be confirmed against a paper.
+
+    u = W_u x + b_u,    h = logaddexp(h + log gamma, u),    log gamma = -softplus(rate)
+    y = W_y h + b_y
+
+State: h [state_size]. Reset: h = -inf, the logarithm of an empty sum; after a step h is finite. `scan` is a
+loop on a CPU and elsewhere a tree over pairs (sum of log gamma, logarithm of the sum), which compose as (g,
+a) then (g', a') to (g + g', logaddexp(a + g', a')).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_size, normal, select
+from memax_rl.ops import Maps, elementwise_recurrence
+
+
+def _cell(log_gamma, u, state):
+    (h,) = state
+    return (jnp.logaddexp(h + log_gamma, u),)
+
+
+def _lift(log_gamma, u):
+    return log_gamma, u
+
+
+def _constant(state):
+    (h,) = state
+    return jnp.full_like(h, -jnp.inf), h
+
+
+def _combine(earlier, later):
+    (g, a), (g_2, a_2) = earlier, later
+    return g + g_2, jnp.logaddexp(a + g_2, a_2)
+
+
+def _value(element):
+    return (element[1],)
+
+
+_MAPS = Maps(_lift, _constant, _combine, _value)
+
+
+class DLSE(Memory):
+    """Log-sum-exp over the past with a decay for each unit, between 0.9 and 0.9999 at the start."""
+
+    in_size: int
+    out_size: int
+    rate: Float[Array, " state_size"]
+    w_u: Float[Array, "in_size state_size"]
+    b_u: Float[Array, " state_size"]
+    w_y: Float[Array, "state_size out_size"]
+    b_y: Float[Array, " out_size"]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray, state_size: int | None = None):
+        self.in_size, self.out_size = in_size, out_size
+        size = out_size if state_size is None else check_size("state_size", state_size)
+        keys = jax.random.split(key, 3)
+        # 1 - gamma is spread evenly in its logarithm; softplus(rate) = -log(gamma) inverts to log(1 / gamma -
+        # 1).
+        forget = 10 ** jax.random.uniform(keys[0], (size,), minval=-4.0, maxval=-1.0)
+        self.rate = jnp.log(forget) - jnp.log1p(-forget)
+        self.w_u, self.b_u = normal(keys[1], in_size, size), jnp.zeros(size)
+        self.w_y, self.b_y = normal(keys[2], size, out_size), jnp.zeros(out_size)
+
+    def initial_state(self):
+        """Return h = -inf."""
+        return (jnp.full_like(self.rate, -jnp.inf),)
+
+    def step(self, state, x, start):
+        """One step of the recurrence."""
+        state = select(start, self.initial_state(), state)
+        state = _cell(-jax.nn.softplus(self.rate), x @ self.w_u + self.b_u, state)
+        return state, state[0] @ self.w_y + self.b_y
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.elementwise_recurrence`."""
+        log_gamma, us = -jax.nn.softplus(self.rate), xs @ self.w_u + self.b_u[None]
+        initial = self.initial_state()
+        (hs,) = elementwise_recurrence(_cell, log_gamma, us, state, starts, initial=initial, maps=_MAPS)
+        return (hs[-1],), hs @ self.w_y + self.b_y[None]

@@ -1,0 +1,55 @@
+"""Elman's simple recurrent network.
+
+Elman 1990, Finding Structure in Time, https://doi.org/10.1207/s15516709cog1402_1.
+
+    h = tanh(W x + b + U h),    y = h
+
+State: h [out_size]. Reset: h = 0.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal, orthogonal, select
+from memax_rl.ops import nonlinear_recurrence
+
+
+def _cell(x, v, state):
+    del state
+    return (jnp.tanh(x + v),)
+
+
+def _product(u, h):
+    return h @ u
+
+
+class Elman(Memory):
+    """The plain recurrent network, with an orthogonal recurrent matrix."""
+
+    in_size: int
+    out_size: int
+    w: Float[Array, "in_size out_size"]
+    b: Float[Array, " out_size"]
+    u: Float[Array, "out_size out_size"]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
+        self.in_size, self.out_size = in_size, out_size
+        key_w, key_u = jax.random.split(key)
+        self.w, self.b = normal(key_w, in_size, out_size), jnp.zeros(out_size)
+        self.u = orthogonal(key_u, out_size)
+
+    def initial_state(self):
+        """Return h = 0."""
+        return (jnp.zeros(self.out_size),)
+
+    def step(self, state, x, start):
+        """Reset if asked, then one cell."""
+        state = select(start, self.initial_state(), state)
+        state = _cell(x @ self.w + self.b, _product(self.u, state[0]), state)
+        return state, state[0]
+
+    def scan(self, state, xs, starts):
+        """All input products at once, then the sequential recurrence."""
+        return nonlinear_recurrence(_cell, _product, self.u, xs @ self.w + self.b[None], state, starts)

@@ -1,0 +1,70 @@
+"""Fast weight programmer: a matrix written by outer products, the linear transformer without divisor.
+
+Schlag, Irie and Schmidhuber 2021, Linear Transformers Are Secretly Fast Weight Programmers,
+https://arxiv.org/abs/2102.11174, the purely additive rule of its section 3.
+
+    q, k, v = W_q x, W_k x, W_v x,    phi(u) = 1 + elu(u)
+    S = S + phi(k) v^T,    y = W_o rms_norm(S^T phi(q))
+
+Nothing else bounds S, so the read is divided by its root mean square. State: per head S [head_size,
+head_size]; a start zeroes it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._heads import check_heads, rms_norm
+from memax_rl.memory._layers import normal
+from memax_rl.ops import linear_attention
+
+
+class FWP(Memory):
+    """Additive fast weights."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    w_q: Float[Array, "in_size inner"]
+    w_k: Float[Array, "in_size inner"]
+    w_v: Float[Array, "in_size inner"]
+    norm: Float[Array, " inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.heads, self.head_size = check_heads(out_size, heads, head_size)
+        inner = self.heads * self.head_size
+        keys = jax.random.split(key, 4)
+        self.w_q, self.w_k, self.w_v = (normal(k, in_size, inner) for k in keys[:3])
+        self.norm = jnp.ones(inner)
+        self.w_o = normal(keys[3], inner, out_size)
+
+    def _project(self, x):
+        """Return phi(q), phi(k) and v, each [heads, head_size]."""
+        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        return 1 + jax.nn.elu(q), 1 + jax.nn.elu(k), v
+
+    def _read(self, reads):
+        return rms_norm(reads, self.norm) @ self.w_o
+
+    def initial_state(self):
+        """Return S = 0 for each head."""
+        return jnp.zeros((self.heads, self.head_size, self.head_size))
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        q, k, v = self._project(x)
+        s = jnp.where(start, 0, state) + k[:, :, None] * v[:, None, :]
+        return s, self._read(jnp.einsum("hk,hkv->hv", q, s))
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_attention`, one call a head."""
+        q, k, v = jax.vmap(self._project)(xs)
+        run = jax.vmap(linear_attention, in_axes=(1, 1, 1, None, 0, None), out_axes=(0, 1))
+        s, reads = run(q, k, v, None, state, starts)
+        return s, jax.vmap(self._read)(reads)

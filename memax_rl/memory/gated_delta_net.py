@@ -1,0 +1,104 @@
+"""Gated DeltaNet: the delta rule on a state that first decays.
+
+Yang et al. 2024, Gated Delta Networks: Improving Mamba2 with Delta Rule, https://arxiv.org/abs/2412.06464.
+
+    q, k, v = unit(silu(conv(W_q x))), unit(silu(conv(W_k x))), silu(conv(W_v x))
+    beta = sigmoid(W_beta x + b_beta),    log_decay = -exp(a_log) softplus(W_a x + dt_bias)
+    S = exp(log_decay) S,    S = S + beta k (v - S^T k)^T
+    y = W_o (rms_norm(S^T q / sqrt(head_size)) o silu(W_g x))
+
+exp(a_log) ~ U(0, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1] at the start. `negative_eigenvalues`
+doubles beta, as in DeltaNet. State: per head S [head_size, head_size], and the last three inputs of the
+convolution; a start zeroes all.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._conv import ShortConvolution
+from memax_rl.memory._heads import check_flag, check_heads, decay_rates, rms_norm, unit
+from memax_rl.memory._layers import normal
+from memax_rl.ops import delta_rule
+
+
+class GatedDeltaNet(Memory):
+    """The delta rule with a decay a head and step."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    negative_eigenvalues: bool
+    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    conv: ShortConvolution
+    w_beta: Float[Array, "in_size heads"]
+    b_beta: Float[Array, " heads"]
+    w_a: Float[Array, "in_size heads"]
+    a_log: Float[Array, " heads"]
+    dt_bias: Float[Array, " heads"]
+    w_g: Float[Array, "in_size inner"]
+    norm: Float[Array, " inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        negative_eigenvalues: bool = False,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.heads, self.head_size = check_heads(out_size, heads, head_size)
+        self.negative_eigenvalues = check_flag("negative_eigenvalues", negative_eigenvalues)
+        inner = self.heads * self.head_size
+        keys = jax.random.split(key, 9)
+        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[:3])
+        self.conv = ShortConvolution([inner] * 3, key=keys[3])
+        self.w_beta, self.b_beta = normal(keys[4], in_size, self.heads), jnp.zeros(self.heads)
+        self.w_a = normal(keys[5], in_size, self.heads)
+        self.a_log, self.dt_bias = decay_rates(keys[6], self.heads, smallest=0.0)
+        self.w_g = normal(keys[7], in_size, inner)
+        self.norm = jnp.ones(inner)
+        self.w_o = normal(keys[8], inner, out_size)
+
+    def _project(self, x):
+        return tuple(x @ w for w in self.w_qkv)
+
+    def _gates(self, x, q, k, v):
+        """Return q, k, v [heads, head_size] after the convolution, beta and log_decay [heads]."""
+        q, k, v = (jax.nn.silu(u).reshape(self.heads, self.head_size) for u in (q, k, v))
+        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta)
+        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(x @ self.w_a + self.dt_bias)
+        scale = self.head_size**-0.5
+        return scale * unit(q), unit(k), v, 2 * beta if self.negative_eigenvalues else beta, log_decay
+
+    def _read(self, reads, x):
+        return (rms_norm(reads, self.norm) * jax.nn.silu(x @ self.w_g)) @ self.w_o
+
+    def initial_state(self):
+        """Return S = 0 for each head, and no inputs in the convolution."""
+        return jnp.zeros((self.heads, self.head_size, self.head_size)), self.conv.initial_state()
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        s, tail = state
+        tail, qkv = self.conv.step(tail, self._project(x), start)
+        q, k, v, beta, log_decay = self._gates(x, *qkv)
+        s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
+        error = v - jnp.einsum("hk,hkv->hv", k, s)
+        s = s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+        return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.delta_rule`, one call a head."""
+        s, tail = state
+        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
+        q, k, v, beta, log_decay = jax.vmap(self._gates)(xs, *qkv)
+        run = jax.vmap(delta_rule, in_axes=(1, 1, 1, 1, 1, 0, None), out_axes=(0, 1))
+        s, reads = run(q, k, v, beta, log_decay, s, starts)
+        return (s, tail), jax.vmap(self._read)(reads, xs)

@@ -1,0 +1,57 @@
+"""Gated linear recurrent layer, the baseline cell of the parallel-scan paper.
+
+Martin and Cundy 2018, Parallelizing Linear Recurrent Neural Nets Over Sequence Length,
+https://arxiv.org/abs/1709.04057, section 3.1 with a tanh candidate (written from the equations as known, not
+checked against the authors' code).
+
+    g = sigmoid(W_g x + b_g),    i = tanh(W_i x + b_i)
+    h = g o h + (1 - g) o i,     y = h
+
+State: h [out_size]. Reset: h = 0.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal
+from memax_rl.ops import linear_recurrence
+
+
+class LRNN(Memory):
+    """Exponential moving average of a candidate, the rate a function of the input."""
+
+    in_size: int
+    out_size: int
+    w_g: Float[Array, "in_size out_size"]
+    b_g: Float[Array, " out_size"]
+    w_i: Float[Array, "in_size out_size"]
+    b_i: Float[Array, " out_size"]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
+        self.in_size, self.out_size = in_size, out_size
+        key_g, key_i = jax.random.split(key)
+        self.w_g, self.b_g = normal(key_g, in_size, out_size), jnp.zeros(out_size)
+        self.w_i, self.b_i = normal(key_i, in_size, out_size), jnp.zeros(out_size)
+
+    def _gates(self, x):
+        """Return the decay g and the write (1 - g) o i."""
+        pre_g = x @ self.w_g + self.b_g
+        return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(x @ self.w_i + self.b_i)
+
+    def initial_state(self):
+        """Return h = 0."""
+        return jnp.zeros(self.out_size)
+
+    def step(self, state, x, start):
+        """One step of the recurrence."""
+        decay, write = self._gates(x)
+        h = decay * jnp.where(start, 0, state) + write
+        return h, h
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_recurrence`."""
+        decay, write = jax.vmap(self._gates)(xs)
+        hs = linear_recurrence(decay, write, state, starts)
+        return hs[-1], hs

@@ -1,0 +1,109 @@
+"""M2RNN: a nonlinear recurrence on a matrix for each head.
+
+Mishra et al. 2026, M2RNN: Non-Linear RNNs with Matrix-Valued States, https://arxiv.org/abs/2603.14360; the
+recurrence as given second-hand, without the convolution of its block, not confirmed against the paper.
+
+    q, k, v = W_q x, W_k x, W_v x, split into heads
+    f = exp(-exp(a_log) softplus(W_f x + f_bias)), one number for each head
+    S = f S + (1 - f) tanh(S W + k v^T)
+    y = W_o (norm(S^T q + D o v) o silu(W_g x))
+
+norm divides each head by its root mean square. W starts as the identity. State: per head S [head_size,
+head_size]. Reset: S = 0. `scan` forms S for one chunk of time at once, and again for the gradient.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_size, normal
+from memax_rl.memory._remat import scan_chunks
+from memax_rl.ops import nonlinear_recurrence
+
+_CHUNK = 32
+_EPS = 1e-5
+
+
+def _cell(x, v, state):
+    f, written = x
+    (s,) = state
+    return (f * s + (1 - f) * jnp.tanh(v + written),)
+
+
+def _product(w, s):
+    return jnp.einsum("hkv,hvu->hku", s, w)
+
+
+class M2RNN(Memory):
+    """Gated nonlinear recurrence on matrices, read by a query."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    w_q: Float[Array, "in_size inner"]
+    w_k: Float[Array, "in_size inner"]
+    w_v: Float[Array, "in_size inner"]
+    w_g: Float[Array, "in_size inner"]
+    w_f: Float[Array, "in_size heads"]
+    f_bias: Float[Array, " heads"]
+    a_log: Float[Array, " heads"]
+    w: Float[Array, "heads head_size head_size"]
+    d: Float[Array, "heads head_size"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.head_size = check_size("head_size", head_size)
+        self.heads = max(1, out_size // head_size) if heads is None else check_size("heads", heads)
+        inner = self.heads * head_size
+        keys = jax.random.split(key, 8)
+        self.w_q, self.w_k, self.w_v, self.w_g = (normal(k, in_size, inner) for k in keys[:4])
+        self.w_f = normal(keys[4], in_size, self.heads)
+        dt = jnp.exp(jax.random.uniform(keys[5], (self.heads,), minval=math.log(1e-3), maxval=math.log(0.1)))
+        self.f_bias = dt + jnp.log(-jnp.expm1(-dt))
+        self.a_log = jnp.log(jax.random.uniform(keys[6], (self.heads,), minval=1.0, maxval=16.0))
+        self.w = jnp.broadcast_to(jnp.eye(head_size), (self.heads, head_size, head_size))
+        self.d = jnp.ones((self.heads, head_size))
+        self.w_o = normal(keys[7], inner, out_size)
+
+    def _inputs(self, x):
+        """Return q, k, v [heads, head_size] and f [heads]."""
+        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        f = jnp.exp(-jnp.exp(self.a_log) * jax.nn.softplus(x @ self.w_f + self.f_bias))
+        return q * self.head_size**-0.5, k * self.head_size**-0.5, v, f
+
+    def _read(self, read, v, x):
+        read = read + self.d * v
+        normed = read * jax.lax.rsqrt(jnp.mean(read**2, axis=-1, keepdims=True) + _EPS)
+        return (normed.reshape(-1) * jax.nn.silu(x @ self.w_g)) @ self.w_o
+
+    def initial_state(self):
+        """Return S = 0 for each head."""
+        return (jnp.zeros((self.heads, self.head_size, self.head_size)),)
+
+    def step(self, state, x, start):
+        """Reset if asked, then one cell and its reading."""
+        q, k, v, f = self._inputs(x)
+        state = (jnp.where(start, 0, state[0]),)
+        state = _cell((f[:, None, None], k[:, :, None] * v[:, None, :]), _product(self.w, state[0]), state)
+        return state, self._read(jnp.einsum("hkv,hk->hv", state[0], q), v, x)
+
+    def scan(self, state, xs, starts):
+        """All input products at once, then the sequential recurrence, chunk by chunk."""
+        qs, ks, vs, fs = jax.vmap(self._inputs)(xs)
+
+        def chunk(state, now):
+            qs, ks, vs, fs, starts = now
+            written = ks[:, :, :, None] * vs[:, :, None, :]
+            inputs = jnp.broadcast_to(fs[:, :, None, None], written.shape), written
+            state, ss = nonlinear_recurrence(_cell, _product, self.w, inputs, state, starts)
+            return state, jnp.einsum("thkv,thk->thv", ss, qs)
+
+        state, reads = scan_chunks(chunk, state, (qs, ks, vs, fs, starts), _CHUNK)
+        return state, jax.vmap(self._read)(reads, vs, xs)

@@ -1,0 +1,101 @@
+"""Mamba-2: a state space model with one decay a head, computed as linear attention.
+
+Dao and Gu 2024, Transformers are SSMs, https://arxiv.org/abs/2405.21060. From the paper's description; its
+block was not compared with the authors' code.
+
+    x', B, C = silu(conv(W_x x, W_B x, W_C x)),    dt = softplus(W_dt x + dt_bias),    z = W_z x
+    S = exp(-exp(a_log) dt) S + B (dt x')^T,    y = W_o rms_norm((S^T C + d o x') o silu(z))
+
+x' has [heads, head_size] entries; B and C [state_size] are shared by the heads; dt, a_log and d are one a
+head. exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1] at the start. State: per head S
+[state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._conv import ShortConvolution
+from memax_rl.memory._heads import check_heads, decay_rates, rms_norm
+from memax_rl.memory._layers import check_size, normal
+from memax_rl.ops import linear_attention
+
+
+class Mamba2(Memory):
+    """Linear attention with a decay a head and step, keys and queries shared by the heads."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    state_size: int
+    w_xbc: tuple[Float[Array, "in_size _"], ...]
+    conv: ShortConvolution
+    w_dt: Float[Array, "in_size heads"]
+    dt_bias: Float[Array, " heads"]
+    a_log: Float[Array, " heads"]
+    d: Float[Array, " heads"]
+    w_z: Float[Array, "in_size inner"]
+    norm: Float[Array, " inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        state_size: int = 64,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.heads, self.head_size = check_heads(out_size, heads, head_size)
+        self.state_size = check_size("state_size", state_size)
+        inner = self.heads * self.head_size
+        widths = (inner, self.state_size, self.state_size)
+        keys = jax.random.split(key, 8)
+        self.w_xbc = tuple(normal(k, in_size, width) for k, width in zip(keys[:3], widths, strict=True))
+        self.conv = ShortConvolution(widths, key=keys[3])
+        self.w_dt = normal(keys[4], in_size, self.heads)
+        self.a_log, self.dt_bias = decay_rates(keys[5], self.heads, smallest=1.0)
+        self.d = jnp.ones(self.heads)
+        self.w_z = normal(keys[6], in_size, inner)
+        self.norm = jnp.ones(inner)
+        self.w_o = normal(keys[7], inner, out_size)
+
+    def _project(self, x):
+        return tuple(x @ w for w in self.w_xbc)
+
+    def _gates(self, x, u, b, c):
+        """Return x' [heads, head_size], B and C [state_size], dt and log_decay [heads]."""
+        u, b, c = (jax.nn.silu(w) for w in (u, b, c))
+        dt = jax.nn.softplus(x @ self.w_dt + self.dt_bias)
+        return u.reshape(self.heads, self.head_size), b, c, dt, -jnp.exp(self.a_log) * dt
+
+    def _read(self, reads, u, x):
+        y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(x @ self.w_z)[None]
+        return rms_norm(y, self.norm) @ self.w_o
+
+    def initial_state(self):
+        """Return S = 0 for each head, and no inputs in the convolution."""
+        return jnp.zeros((self.heads, self.state_size, self.head_size)), self.conv.initial_state()
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        s, tail = state
+        tail, ubc = self.conv.step(tail, self._project(x), start)
+        u, b, c, dt, log_decay = self._gates(x, *ubc)
+        write = b[None, :, None] * (dt[:, None] * u)[:, None, :]
+        s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s) + write
+        return (s, tail), self._read(jnp.einsum("n,hnp->hp", c, s), u, x)
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_attention`; the heads share queries and keys."""
+        s, tail = state
+        tail, ubc = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
+        u, b, c, dt, log_decay = jax.vmap(self._gates)(xs, *ubc)
+        run = jax.vmap(linear_attention, in_axes=(None, None, 1, 1, 0, None), out_axes=(0, 1))
+        s, reads = run(c, b, dt[:, :, None] * u, log_decay, s, starts)
+        return (s, tail), jax.vmap(self._read)(reads, u, xs)

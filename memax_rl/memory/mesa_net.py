@@ -1,0 +1,118 @@
+"""MesaNet: reads by the solution of a least-squares problem over all keys and values, found at each step.
+
+von Oswald et al. 2025, MesaNet: Sequence Modeling by Locally Optimal Test-Time Training,
+https://arxiv.org/abs/2506.05233. The recurrence is the paper's; the block around it (convolution, norm) was
+not compared.
+
+    q, k = unit(silu(conv(W_q x))), unit(silu(conv(W_k x))),    v = W_v x
+    beta = sigmoid(W_beta x + b_beta),    gamma = sigmoid(W_gamma x + b_gamma)
+    Lam = diag(softplus(lam) + 0.25)
+    H = gamma H + beta k k^T,    G = gamma G + beta k v^T,    y = W_o rms_norm(G^T (H + Lam)^{-1} q)
+
+The system is solved by `iterations` steps of conjugate gradients, in `scan` for all steps of a chunk at once
+without forming any H but those between chunks. Gradients are those of the exact solution. State: per head H
+and G [head_size, head_size], and the last three inputs of the convolution; a start zeroes all.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._conv import ShortConvolution
+from memax_rl.memory._heads import check_heads, rms_norm, unit
+from memax_rl.memory._layers import check_size, normal
+from memax_rl.ops import conjugate_gradients, linear_attention, regularized_solve
+
+
+class MesaNet(Memory):
+    """Regularised least squares over the decayed past."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    iterations: int
+    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    conv: ShortConvolution
+    w_beta: Float[Array, "in_size heads"]
+    b_beta: Float[Array, " heads"]
+    w_gamma: Float[Array, "in_size heads"]
+    b_gamma: Float[Array, " heads"]
+    lam: Float[Array, "heads head_size"]
+    norm: Float[Array, " inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        iterations: int = 30,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.heads, self.head_size = check_heads(out_size, heads, head_size)
+        self.iterations = check_size("iterations", iterations)
+        inner = self.heads * self.head_size
+        keys = jax.random.split(key, 7)
+        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[:3])
+        self.conv = ShortConvolution([inner] * 2, key=keys[3])
+        self.w_beta, self.b_beta = normal(keys[4], in_size, self.heads), jnp.zeros(self.heads)
+        self.w_gamma, self.b_gamma = normal(keys[5], in_size, self.heads), jnp.linspace(3.0, 6.0, self.heads)
+        # Lam is 1 at the start.
+        self.lam = jnp.full((self.heads, self.head_size), jnp.log(jnp.expm1(0.75)))
+        self.norm = jnp.ones(inner)
+        self.w_o = normal(keys[6], inner, out_size)
+
+    def _project(self, x):
+        w_q, w_k, w_v = self.w_qkv
+        return (x @ w_q, x @ w_k), x @ w_v
+
+    def _gates(self, x, q, k, v):
+        """Return q, k, v [heads, head_size], beta and log gamma [heads]."""
+        q, k, v = (u.reshape(self.heads, self.head_size) for u in (q, k, v))
+        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta)
+        log_gamma = jax.nn.log_sigmoid(x @ self.w_gamma + self.b_gamma)
+        return unit(jax.nn.silu(q)), unit(jax.nn.silu(k)), v, beta, log_gamma
+
+    def _regularizer(self):
+        return jax.nn.softplus(self.lam) + 0.25
+
+    def _read(self, reads):
+        return rms_norm(reads, self.norm) @ self.w_o
+
+    def initial_state(self):
+        """Return H = G = 0 for each head, and no inputs in the convolution."""
+        zeros = jnp.zeros((self.heads, self.head_size, self.head_size))
+        return zeros, zeros, self.conv.initial_state()
+
+    def step(self, state, x, start):
+        """One step of both recurrences and one solve, as in the paper."""
+        h, g, tail = state
+        qk, v = self._project(x)
+        tail, (q, k) = self.conv.step(tail, qk, start)
+        q, k, v, beta, log_gamma = self._gates(x, q, k, v)
+        gamma, write = jnp.exp(log_gamma)[:, None, None], (beta[:, None] * k)[:, :, None]
+        h = gamma * jnp.where(start, 0, h) + write * k[:, None, :]
+        g = gamma * jnp.where(start, 0, g) + write * v[:, None, :]
+        p = conjugate_gradients(lambda p: jnp.einsum("hk,hkj->hj", p, h), self._regularizer(), q, self.iterations)
+        return (h, g, tail), self._read(jnp.einsum("hk,hkv->hv", p, g))
+
+    def scan(self, state, xs, starts):
+        """All solutions first, then they query G by `ops.linear_attention`, one call a head."""
+        h, g, tail = state
+        qk, v = jax.vmap(self._project)(xs)
+        tail, (q, k) = self.conv.scan(tail, qk, starts)
+        q, k, v, beta, log_gamma = jax.vmap(self._gates)(xs, q, k, v)
+
+        def run(q, k, v, beta, log_gamma, regularizer, h, g):
+            h, p = regularized_solve(q, k, beta, log_gamma, regularizer, h, starts, iterations=self.iterations)
+            return h, *linear_attention(p, beta[:, None] * k, v, log_gamma, g, starts)
+
+        h, g, reads = jax.vmap(run, in_axes=(1, 1, 1, 1, 1, 0, 0, 0), out_axes=(0, 0, 1))(
+            q, k, v, beta, log_gamma, self._regularizer(), h, g
+        )
+        return (h, g, tail), jax.vmap(self._read)(reads)

@@ -1,0 +1,69 @@
+"""ParaGRU: a GRU whose units feed back to themselves alone, for Newton's method to solve.
+
+Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the place of the reset gate is as given
+second-hand.
+
+    z = sigmoid(W_z x + b_z + a_z o h)
+    r = sigmoid(W_r x + b_r + a_r o h)
+    n = tanh(W_n x + b_n + a_n o h o r)
+    h = (1 - z) o h + z o n,    y = h
+
+State: h [out_size]. Reset: h = 0. `scan` is a loop on a CPU, which is faster there, and Newton's method
+elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal, select
+from memax_rl.ops import elementwise_recurrence
+
+
+def _cell(a, x, state):
+    (h,) = state
+    z = jax.nn.sigmoid(x[0] + a[0] * h)
+    r = jax.nn.sigmoid(x[1] + a[1] * h)
+    n = jnp.tanh(x[2] + a[2] * h * r)
+    return ((1 - z) * h + z * n,)
+
+
+class ParaGRU(Memory):
+    """GRU with diagonal recurrent weights. Gates are in the order z, r, n."""
+
+    in_size: int
+    out_size: int
+    solver: str | None
+    w: tuple[Float[Array, "in_size out_size"], ...]
+    b: tuple[Float[Array, " out_size"], ...]
+    a: tuple[Float[Array, " out_size"], ...]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray, solver: str | None = None):
+        self.in_size, self.out_size = in_size, out_size
+        if solver not in (None, "sequential", "newton"):
+            raise ValueError(f"solver must be 'sequential', 'newton' or None (by backend), got {solver!r}")
+        self.solver = solver
+        keys = jax.random.split(key, 6)
+        self.w = tuple(normal(k, in_size, out_size) for k in keys[:3])
+        self.b = tuple(jnp.zeros(out_size) for _ in range(3))
+        self.a = tuple(jax.random.normal(k, (out_size,)) for k in keys[3:])
+
+    def _inputs(self, x):
+        return tuple(x @ w + b for w, b in zip(self.w, self.b, strict=True))
+
+    def initial_state(self):
+        """Return h = 0."""
+        return (jnp.zeros(self.out_size),)
+
+    def step(self, state, x, start):
+        """Reset if asked, then one cell."""
+        state = select(start, self.initial_state(), state)
+        state = _cell(self.a, self._inputs(x), state)
+        return state, state[0]
+
+    def scan(self, state, xs, starts):
+        """All input products at once, then `ops.elementwise_recurrence`."""
+        inputs = jax.vmap(self._inputs)(xs)
+        (hs,) = elementwise_recurrence(_cell, self.a, inputs, state, starts, method=self.solver)
+        return (hs[-1],), hs

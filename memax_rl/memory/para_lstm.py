@@ -1,0 +1,77 @@
+"""ParaLSTM: an LSTM whose units feed back to themselves alone, for Newton's method to solve.
+
+Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; coupled gates and peepholes as given
+second-hand.
+
+    f = sigmoid(W_f x + b_f + a_f o h + p_f o c)
+    n = tanh(W_n x + b_n + a_n o h)
+    c = f o c + (1 - f) o n
+    o = sigmoid(W_o x + b_o + a_o o h + p_o o c)    with the new c
+    h = o o tanh(c),    y = h
+
+State: h, c [out_size]. Reset: h = c = 0. The Jacobian of a step is a 2 x 2 matrix for each unit. `scan` is a
+loop on a CPU, which is faster there, and Newton's method elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import normal, select
+from memax_rl.ops import elementwise_recurrence
+
+
+def _cell(weights, x, state):
+    (a_f, a_n, a_o), (p_f, p_o) = weights
+    h, c = state
+    f = jax.nn.sigmoid(x[0] + a_f * h + p_f * c)
+    n = jnp.tanh(x[1] + a_n * h)
+    c = f * c + (1 - f) * n
+    o = jax.nn.sigmoid(x[2] + a_o * h + p_o * c)
+    return o * jnp.tanh(c), c
+
+
+class ParaLSTM(Memory):
+    """LSTM with diagonal recurrent weights, coupled gates and peepholes.
+
+    Gates are in the order f, n, o; the forget bias starts at 1.
+    """
+
+    in_size: int
+    out_size: int
+    solver: str | None
+    w: tuple[Float[Array, "in_size out_size"], ...]
+    b: tuple[Float[Array, " out_size"], ...]
+    a: tuple[Float[Array, " out_size"], ...]
+    p: tuple[Float[Array, " out_size"], ...]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray, solver: str | None = None):
+        self.in_size, self.out_size = in_size, out_size
+        if solver not in (None, "sequential", "newton"):
+            raise ValueError(f"solver must be 'sequential', 'newton' or None (by backend), got {solver!r}")
+        self.solver = solver
+        keys = jax.random.split(key, 8)
+        self.w = tuple(normal(k, in_size, out_size) for k in keys[:3])
+        self.b = jnp.ones(out_size), jnp.zeros(out_size), jnp.zeros(out_size)
+        self.a = tuple(jax.random.normal(k, (out_size,)) for k in keys[3:6])
+        self.p = tuple(jax.random.normal(k, (out_size,)) for k in keys[6:])
+
+    def _inputs(self, x):
+        return tuple(x @ w + b for w, b in zip(self.w, self.b, strict=True))
+
+    def initial_state(self):
+        """Return h = c = 0."""
+        return jnp.zeros(self.out_size), jnp.zeros(self.out_size)
+
+    def step(self, state, x, start):
+        """Reset if asked, then one cell."""
+        state = select(start, self.initial_state(), state)
+        state = _cell((self.a, self.p), self._inputs(x), state)
+        return state, state[0]
+
+    def scan(self, state, xs, starts):
+        """All input products at once, then `ops.elementwise_recurrence`."""
+        inputs = jax.vmap(self._inputs)(xs)
+        hs, cs = elementwise_recurrence(_cell, (self.a, self.p), inputs, state, starts, method=self.solver)
+        return (hs[-1], cs[-1]), hs

@@ -1,0 +1,130 @@
+"""RotRNN: a linear recurrence by rotation matrices, in heads.
+
+Dimitriou et al. 2024, RotRNN: Modelling Long Sequences with Rotations, https://arxiv.org/abs/2407.07239.
+
+    per head:  h = gamma Theta h + xi P^T (B x)
+    y = C concat over heads (P h) + D x
+
+Theta turns pairs of state variables by the angles theta; P = expm(M - M^T) is orthogonal; gamma =
+exp(-exp(log_rate)) is one decay for the head; xi = sqrt((1 - gamma^2) / tr(B B^T)) keeps the size of h that
+of x. A turn by theta times gamma is the product with the complex number gamma e^(i theta), which is how
+`scan` computes it. State: h [heads, head_size / 2, 2], pairs last. Reset: h = 0. At the start gamma is in
+[gamma_min, gamma_max] and theta uniform in [0, 2 pi]. D is diagonal where the sizes of input and output
+agree, else a matrix.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.ops import linear_recurrence
+
+
+def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
+    """Return expm(a) by scaling, a Taylor series of order 10, and squaring, for norms up to 2^8.
+
+    `jax.scipy.linalg.expm` takes seconds to compile and, in a batch, computes five approximations to use one.
+    """
+    norm = jax.lax.stop_gradient(jnp.max(jnp.sum(jnp.abs(a), axis=1)))
+    squarings = jnp.clip(jnp.ceil(jnp.log2(norm + 1e-30)), 0, 8)
+    a = a * 2.0**-squarings
+    identity = jnp.broadcast_to(jnp.eye(a.shape[-1]), a.shape)
+    p = identity
+    for order in range(10, 0, -1):
+        p = identity + a @ p / order
+    for count in range(8):
+        p = jnp.where(count < squarings, p @ p, p)
+    return p
+
+
+class RotRNN(Memory):
+    """Heads of pairs that turn and fade."""
+
+    in_size: int
+    out_size: int
+    log_rate: Float[Array, " heads"]
+    theta: Float[Array, "heads pairs"]
+    m: Float[Array, "heads head_size head_size"]
+    b: Float[Array, "heads head_size in_size"]
+    c: Float[Array, "heads head_size out_size"]
+    d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        gamma_min: float = 0.9,
+        gamma_max: float = 0.999,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        size = check_size("head_size", head_size, 2)
+        if size % 2:
+            raise ValueError(f"head_size must be even, because state variables turn in pairs, got {size}")
+        count = max(1, out_size // size) if heads is None else check_size("heads", heads)
+        low, high = (
+            check_between("gamma_min", gamma_min, 1e-6, 1),
+            check_between("gamma_max", gamma_max, 0, 1 - 1e-6),
+        )
+        if not low < high:
+            raise ValueError(f"gamma_min must be below gamma_max, got gamma_min={low:g} and gamma_max={high:g}")
+        keys = jax.random.split(key, 6)
+        gamma = jax.random.uniform(keys[0], (count,), minval=low, maxval=high)
+        self.log_rate = jnp.log(-jnp.log(gamma))
+        self.theta = jax.random.uniform(keys[1], (count, size // 2), maxval=2 * math.pi)
+        self.m = jax.random.normal(keys[2], (count, size, size)) * size**-0.5
+        self.b = jax.random.normal(keys[3], (count, size, in_size)) * in_size**-0.5
+        self.c = jax.random.normal(keys[4], (count, size, out_size)) * (count * size) ** -0.5
+        square = in_size == out_size
+        self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
+
+    def _gamma(self) -> Float[Array, " heads"]:
+        return jnp.exp(-jnp.exp(self.log_rate))
+
+    def _matrices(
+        self,
+    ) -> tuple[Float[Array, "heads in_size head_size"], Float[Array, "heads head_size out_size"]]:
+        """Return (xi P^T B)^T and (C P)^T for each head: P meets the parameters only, never a step."""
+        p = _exponential(self.m - self.m.swapaxes(1, 2))
+        xi = jnp.sqrt(-jnp.expm1(-2 * jnp.exp(self.log_rate)) / jnp.sum(self.b**2, axis=(1, 2)))
+        into = jnp.einsum("hnp,hni->hip", p, self.b) * xi[:, None, None]
+        return into, jnp.einsum("hnp,hno->hpo", p, self.c)
+
+    def _skip(self, x):
+        return x * self.d if self.d.ndim == 1 else x @ self.d
+
+    def initial_state(self):
+        """Return h = 0."""
+        return jnp.zeros((*self.theta.shape, 2))
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        into, out = self._matrices()
+        a, b = jnp.moveaxis(jnp.where(start, 0, state), -1, 0)
+        cos, sin = jnp.cos(self.theta), jnp.sin(self.theta)
+        turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+        h = self._gamma()[:, None, None] * turned + jnp.einsum("i,hip->hp", x, into).reshape(state.shape)
+        return h, jnp.einsum("hp,hpo->o", h.reshape(h.shape[0], -1), out) + self._skip(x)
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_recurrence` in complex numbers."""
+        into, out = self._matrices()
+        heads, size = into.shape[0], into.shape[2]
+        # All heads in one matrix product, the inputs' pairs as real and imaginary parts.
+        flat = into.transpose(1, 0, 2).reshape(-1, heads * size // 2, 2)
+        writes = jax.lax.complex(xs @ flat[..., 0], xs @ flat[..., 1])
+        gamma = self._gamma()[:, None]
+        lam = jax.lax.complex(gamma * jnp.cos(self.theta), gamma * jnp.sin(self.theta)).reshape(-1)
+        first = jax.lax.complex(state[..., 0], state[..., 1]).reshape(-1)
+        hs = linear_recurrence(jnp.broadcast_to(lam, writes.shape), writes, first, starts)
+        out = out.reshape(heads * size // 2, 2, -1)
+        ys = hs.real @ out[:, 0] + hs.imag @ out[:, 1] + jax.vmap(self._skip)(xs)
+        last = jnp.stack([hs[-1].real, hs[-1].imag], axis=-1).reshape(state.shape)
+        return last, ys

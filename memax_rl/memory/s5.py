@@ -1,0 +1,110 @@
+"""S5: a multi-input multi-output diagonal state space model.
+
+Smith et al. 2022, Simplified State Space Layers for Sequence Modeling, https://arxiv.org/abs/2208.04933.
+
+    lam = exp(Lam dt)
+    h = lam o h + (lam - 1) / Lam o (B x),    y = 2 Re(C h) + D x
+
+Lam starts as the eigenvalues of the normal part of the HiPPO-LegS matrix (those of positive imaginary part:
+each stands for a conjugate pair), with B and C in the basis of the eigenvectors; log dt is uniform in [log
+dt_min, log dt_max]; the real part of Lam is kept at -1e-4 or below.
+State: h complex [state_size / 2]. Reset: h = 0. D is diagonal where the sizes of input and output agree, else
+a matrix.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.ops import linear_recurrence
+
+
+def _hippo(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues and eigenvectors of the normal part of HiPPO-LegS, one of each conjugate pair."""
+    p = np.sqrt(1 + 2 * np.arange(size))
+    skew = np.tril(np.outer(p, p), -1) / 2
+    skew = skew.T - skew
+    # The normal part is skew - I / 2; -i skew is Hermitian, with real eigenvalues in pairs of either sign.
+    values, vectors = np.linalg.eigh(-1j * skew)
+    return -0.5 + 1j * values[size // 2 :], vectors[:, size // 2 :]
+
+
+class S5(Memory):
+    """Diagonal complex state space model with a step size for each state variable."""
+
+    in_size: int
+    out_size: int
+    lam_re: Float[Array, " half"]
+    lam_im: Float[Array, " half"]
+    log_dt: Float[Array, " half"]
+    b_re: Float[Array, "in_size half"]
+    b_im: Float[Array, "in_size half"]
+    c_re: Float[Array, "half out_size"]
+    c_im: Float[Array, "half out_size"]
+    d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        state_size: int | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        size = 2 * -(-out_size // 2) if state_size is None else check_size("state_size", state_size, 2)
+        if size % 2:
+            raise ValueError(f"state_size must be even, because the states are conjugate pairs, got {size}")
+        dt_min, dt_max = check_between("dt_min", dt_min, 1e-6, 10), check_between("dt_max", dt_max, 1e-6, 10)
+        if not dt_min < dt_max:
+            raise ValueError(f"dt_min must be below dt_max, got dt_min={dt_min:g} and dt_max={dt_max:g}")
+        keys = jax.random.split(key, 5)
+        values, vectors = _hippo(size)
+        self.lam_re = jnp.asarray(np.real(values), jnp.float32)
+        self.lam_im = jnp.asarray(np.imag(values), jnp.float32)
+        self.log_dt = jax.random.uniform(keys[0], (size // 2,), minval=math.log(dt_min), maxval=math.log(dt_max))
+        v_re, v_im = (jnp.asarray(part(vectors), jnp.float32) for part in (np.real, np.imag))
+        b = normal(keys[1], in_size, size)
+        # V^-1 is V* transposed, because the matrix is normal.
+        self.b_re, self.b_im = b @ v_re, -(b @ v_im)
+        c_re, c_im = (normal(k, size, out_size, 2**-0.5) for k in keys[2:4])
+        self.c_re, self.c_im = v_re.T @ c_re - v_im.T @ c_im, v_re.T @ c_im + v_im.T @ c_re
+        square = in_size == out_size
+        self.d = jax.random.normal(keys[4], (out_size,)) if square else normal(keys[4], in_size, out_size)
+
+    def _discrete(self) -> tuple[Complex[Array, " half"], Complex[Array, " half"]]:
+        """Return lam and the factor (lam - 1) / Lam of the input."""
+        continuous = jax.lax.complex(jnp.minimum(self.lam_re, -1e-4), self.lam_im)
+        lam = jnp.exp(continuous * jnp.exp(self.log_dt))
+        return lam, (lam - 1) / continuous
+
+    def _write(self, x, scale):
+        return jax.lax.complex(x @ self.b_re, x @ self.b_im) * scale
+
+    def _read(self, h, x):
+        skip = x * self.d if self.d.ndim == 1 else x @ self.d
+        return 2 * (h.real @ self.c_re - h.imag @ self.c_im) + skip
+
+    def initial_state(self):
+        """Return h = 0."""
+        return jnp.zeros(self.lam_re.shape, jnp.complex64)
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        lam, scale = self._discrete()
+        h = lam * jnp.where(start, 0, state) + self._write(x, scale)
+        return h, self._read(h, x)
+
+    def scan(self, state, xs, starts):
+        """The recurrence over all steps by `ops.linear_recurrence`."""
+        lam, scale = self._discrete()
+        writes = jax.vmap(self._write, in_axes=(0, None))(xs, scale)
+        hs = linear_recurrence(jnp.broadcast_to(lam, writes.shape), writes, state, starts)
+        return hs[-1], jax.vmap(self._read)(hs, xs)

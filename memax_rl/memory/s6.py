@@ -1,0 +1,117 @@
+"""S6: the selective state space of Mamba, with its convolution and gate.
+
+Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2 and figure 3; written from the equations
+as known, not checked against the authors' code.
+
+    u, z = W_u x, W_z x;    u = silu(conv(u) + b_conv)
+    dt = softplus(W_up (W_down u) + dt_bias),    B, C = W_b u, W_c u,    A = -exp(a_log)
+    h = exp(dt A) o h + (dt o u) B^T,    y = W_y ((h C + D o u) o silu(z))
+
+h is [inner, state_size], dt, u, D [inner], B, C [state_size], conv a causal convolution of 4 taps for each
+channel. At the start A is -1, ..., -state_size and softplus(dt_bias) log-uniform in [dt_min, dt_max].
+State: h and the last three inputs of the convolution. Reset: both zero. `scan` forms h for one chunk of time
+at once, and again for the gradient, so that memory is never T * inner * state_size.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._conv import ShortConvolution
+from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.memory._remat import scan_chunks
+from memax_rl.ops import linear_recurrence
+
+_CHUNK = 32
+
+
+class S6(Memory):
+    """Diagonal state space model whose step size, input and output maps depend on the input."""
+
+    in_size: int
+    out_size: int
+    w_u: Float[Array, "in_size inner"]
+    w_z: Float[Array, "in_size inner"]
+    conv: ShortConvolution
+    b_conv: Float[Array, " inner"]
+    w_down: Float[Array, "inner rank"]
+    w_up: Float[Array, "rank inner"]
+    dt_bias: Float[Array, " inner"]
+    w_b: Float[Array, "inner state_size"]
+    w_c: Float[Array, "inner state_size"]
+    a_log: Float[Array, "inner state_size"]
+    d: Float[Array, " inner"]
+    w_y: Float[Array, "inner out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        state_size: int = 16,
+        expand: int = 2,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        state = check_size("state_size", state_size)
+        inner = check_size("expand", expand) * out_size
+        dt_min, dt_max = check_between("dt_min", dt_min, 1e-6, 10), check_between("dt_max", dt_max, 1e-6, 10)
+        if not dt_min < dt_max:
+            raise ValueError(f"dt_min must be below dt_max, got dt_min={dt_min:g} and dt_max={dt_max:g}")
+        rank = max(1, out_size // 16)
+        keys = jax.random.split(key, 9)
+        self.w_u, self.w_z = (normal(k, in_size, inner) for k in keys[:2])
+        self.conv, self.b_conv = ShortConvolution([inner], key=keys[2]), jnp.zeros(inner)
+        self.w_down, self.w_up = normal(keys[3], inner, rank), normal(keys[4], rank, inner)
+        dt = jnp.exp(jax.random.uniform(keys[5], (inner,), minval=math.log(dt_min), maxval=math.log(dt_max)))
+        # The inverse of softplus.
+        self.dt_bias = dt + jnp.log(-jnp.expm1(-dt))
+        self.w_b, self.w_c = (normal(k, inner, state) for k in keys[6:8])
+        self.a_log = jnp.broadcast_to(jnp.log(jnp.arange(1.0, state + 1)), (inner, state))
+        self.d = jnp.ones(inner)
+        self.w_y = normal(keys[8], inner, out_size)
+
+    def _selection(self, u):
+        """Return dt, B and C from the inputs after the convolution."""
+        dt = jax.nn.softplus((u @ self.w_down) @ self.w_up + self.dt_bias)
+        return dt, u @ self.w_b, u @ self.w_c
+
+    def _discrete(self, dt, b, u):
+        """Return the decay and the write, [inner, state_size] each."""
+        return jnp.exp(-dt[:, None] * jnp.exp(self.a_log)), (dt * u)[:, None] * b[None, :]
+
+    def initial_state(self):
+        """Return h = 0 and an empty convolution."""
+        return jnp.zeros(self.a_log.shape), self.conv.initial_state()
+
+    def step(self, state, x, start):
+        """One step of the recurrence, as in the paper."""
+        h, tail = state
+        tail, (u,) = self.conv.step(tail, (x @ self.w_u,), start)
+        u = jax.nn.silu(u + self.b_conv)
+        dt, b, c = self._selection(u)
+        decay, write = self._discrete(dt, b, u)
+        h = decay * jnp.where(start, 0, h) + write
+        return (h, tail), ((h @ c + self.d * u) * jax.nn.silu(x @ self.w_z)) @ self.w_y
+
+    def scan(self, state, xs, starts):
+        """All products with weights at once, then the recurrence by `ops.linear_recurrence` in chunks."""
+        h, tail = state
+        tail, (us,) = self.conv.scan(tail, (xs @ self.w_u,), starts)
+        us = jax.nn.silu(us + self.b_conv[None])
+        dts, bs, cs = jax.vmap(self._selection)(us)
+
+        def chunk(h, now):
+            dts, bs, cs, us, starts = now
+            decays, writes = jax.vmap(self._discrete)(dts, bs, us)
+            hs = linear_recurrence(decays, writes, h, starts)
+            return hs[-1], jnp.einsum("tdn,tn->td", hs, cs)
+
+        h, reads = scan_chunks(chunk, h, (dts, bs, cs, us, starts), _CHUNK)
+        ys = ((reads + self.d[None] * us) * jax.nn.silu(xs @ self.w_z)) @ self.w_y
+        return (h, tail), ys

@@ -1,0 +1,84 @@
+"""sLSTM: an LSTM with exponential input gates, a normaliser, and memory mixing within heads.
+
+Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/2405.04517, section 2.2,
+without the block around the cell.
+
+    z, i, f, o = W x + b + R h each with its own W, b and block-diagonal R, a block for each head
+    m' = max(log sigmoid(f) + m, i),    m' = i in the first step
+    c = exp(log sigmoid(f) + m - m') o c + exp(i - m') o tanh(z)
+    n = exp(log sigmoid(f) + m - m') o n + exp(i - m')
+    h = sigmoid(o) o c / n,    y = h
+
+m only keeps the exponentials in range: it cancels in c / n. After any step n >= 1, so that n = 0 marks the
+first. State: h, c, n, m [out_size]. Reset: all zero.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._layers import check_size, normal, orthogonal, select
+from memax_rl.ops import nonlinear_recurrence
+
+
+def _cell(x, v, state):
+    _, c, n, m = state
+    z, i, f, o = (a + b for a, b in zip(x, v, strict=True))
+    kept = jax.nn.log_sigmoid(f) + m
+    top = jnp.where(n == 0, i, jnp.maximum(kept, i))
+    # Masked before exp: at the first step the exponent may be large, and c and n are zero.
+    forget, write = jnp.exp(jnp.where(n == 0, 0, kept - top)), jnp.exp(i - top)
+    c = forget * c + write * jnp.tanh(z)
+    n = forget * n + write
+    return jax.nn.sigmoid(o) * c / n, c, n, top
+
+
+def _product(weights, h):
+    heads, size, _ = weights[0].shape
+    split = h.reshape(*h.shape[:-1], heads, size)
+    return tuple(jnp.einsum("...hi,hij->...hj", split, r).reshape(h.shape) for r in weights)
+
+
+class SLSTM(Memory):
+    """Scalar-memory xLSTM cell.
+
+    Gates are in the order z, i, f, o; the forget biases are spread over [3, 6] at the start.
+    """
+
+    in_size: int
+    out_size: int
+    w: tuple[Float[Array, "in_size out_size"], ...]
+    b: tuple[Float[Array, " out_size"], ...]
+    r: tuple[Float[Array, "heads head_size head_size"], ...]
+
+    def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None):
+        self.in_size, self.out_size = in_size, out_size
+        if heads is None:
+            heads = out_size // 32 if out_size % 32 == 0 else 1
+        check_size("heads", heads)
+        if out_size % heads:
+            raise ValueError(f"heads must divide out_size, got heads={heads} and out_size={out_size}")
+        size = out_size // heads
+        keys = jax.random.split(key, 8)
+        self.w = tuple(normal(k, in_size, out_size) for k in keys[:4])
+        self.r = tuple(jax.vmap(orthogonal, (0, None))(jax.random.split(k, heads), size) for k in keys[4:])
+        zero = jnp.zeros(out_size)
+        self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
+
+    def _inputs(self, x):
+        return tuple(x @ w + b for w, b in zip(self.w, self.b, strict=True))
+
+    def initial_state(self):
+        """Return h = c = n = m = 0."""
+        return tuple(jnp.zeros(self.out_size) for _ in range(4))
+
+    def step(self, state, x, start):
+        """Reset if asked, then one cell."""
+        state = select(start, self.initial_state(), state)
+        state = _cell(self._inputs(x), _product(self.r, state[0]), state)
+        return state, state[0]
+
+    def scan(self, state, xs, starts):
+        """All input products at once, then the sequential recurrence."""
+        return nonlinear_recurrence(_cell, _product, self.r, jax.vmap(self._inputs)(xs), state, starts)

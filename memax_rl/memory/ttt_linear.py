@@ -1,0 +1,164 @@
+"""TTT-Linear: the state is a linear model that is trained on each input by a step of gradient descent.
+
+Sun et al. 2024, Learning to (Learn at Test Time): RNNs with Expressive Hidden States,
+https://arxiv.org/abs/2407.04620. From the paper's description; the backbone around it (convolution, gate) is
+left out and the details were not compared.
+
+    q, k, v = W_q x, W_k x, W_v x,    eta = rate sigmoid(w_eta x + b_eta) / head_size
+    f(z; W) = z + LN([z, 1] W)
+    at the first step of a mini-batch: base = W
+    W = W - eta [k, 1]^T d/dz (|LN(z) - (v - k)|^2 / 2) at z = [k, 1] base
+    y = W_o layer_norm(f(q; W))
+
+Mini-batches have `batch_size` steps and count from the episode's start; a start ends one early. W holds the
+weights and, as its last row, the bias. State: per head W and base [head_size + 1, head_size], and the steps
+in the mini-batch so far. A start sets W to a trained W_0. In a tape chunk of `batch_size` steps there is at
+most one mini-batch that begins without a start, and it does so before the chunk's first start. So each step's
+base is one of three: the incoming one, the W that the incoming mini-batch ends with, or W_0. That is what
+`scan` uses.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.memory._contract import Memory
+from memax_rl.memory._heads import check_heads
+from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.memory._phase import unit_begins
+from memax_rl.ops._chunks import scan_chunks, segments
+
+
+def _layer_norm(z):
+    z = z - jnp.mean(z, axis=-1, keepdims=True)
+    return z * jax.lax.rsqrt(jnp.mean(z**2, axis=-1, keepdims=True) + 1e-5)
+
+
+def _with_one(z):
+    return jnp.concatenate([z, jnp.ones_like(z[..., :1])], axis=-1)
+
+
+class TTTLinear(Memory):
+    """A linear model as the state, trained on the way."""
+
+    in_size: int
+    out_size: int
+    heads: int
+    head_size: int
+    batch_size: int
+    rate: float
+    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    w_eta: Float[Array, "in_size heads"]
+    b_eta: Float[Array, " heads"]
+    w_0: Float[Array, "heads head_size+1 head_size"]
+    inner_weight: Float[Array, "heads head_size"]
+    inner_bias: Float[Array, "heads head_size"]
+    norm: Float[Array, " inner"]
+    norm_bias: Float[Array, " inner"]
+    w_o: Float[Array, "inner out_size"]
+
+    def __init__(
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        batch_size: int = 16,
+        rate: float = 1.0,
+    ):
+        self.in_size, self.out_size = in_size, out_size
+        self.heads, self.head_size = check_heads(out_size, heads, head_size)
+        self.batch_size = check_size("batch_size", batch_size)
+        self.rate = check_between("rate", rate, 0, 100)
+        inner = self.heads * self.head_size
+        keys = jax.random.split(key, 6)
+        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[:3])
+        self.w_eta, self.b_eta = normal(keys[3], in_size, self.heads), jnp.zeros(self.heads)
+        weights = 0.02 * jax.random.normal(keys[4], (self.heads, self.head_size, self.head_size))
+        self.w_0 = jnp.concatenate([weights, jnp.zeros_like(weights[:, :1])], axis=1)
+        self.inner_weight = jnp.ones((self.heads, self.head_size))
+        self.inner_bias = jnp.zeros((self.heads, self.head_size))
+        self.norm, self.norm_bias = jnp.ones(inner), jnp.zeros(inner)
+        self.w_o = normal(keys[5], inner, out_size)
+
+    def _project(self, x):
+        """Return q, k, v [heads, head_size] and eta [heads]."""
+        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in self.w_qkv)
+        return q, k, v, self.rate * jax.nn.sigmoid(x @ self.w_eta + self.b_eta) / self.head_size
+
+    def _inner(self, weight, bias, z):
+        """Return LN(z) of one head."""
+        return weight * _layer_norm(z) + bias
+
+    def _gradient(self, weight, bias, z, target):
+        """Return the derivative of |LN(z) - target|^2 / 2 by z, for one head."""
+        out, transpose = jax.vjp(lambda z: self._inner(weight, bias, z), z)
+        return transpose(out - target)[0]
+
+    def _read(self, reads):
+        return (_layer_norm(reads).reshape(-1) * self.norm + self.norm_bias) @ self.w_o
+
+    def initial_state(self):
+        """Return W = base = W_0 for each head, and no steps in the mini-batch."""
+        return self.w_0, self.w_0, jnp.zeros((), jnp.int32)
+
+    def step(self, state, x, start):
+        """One step of gradient descent, then the read, as in the paper."""
+        w, base, phase = state
+        w = jnp.where(start, self.w_0, w)
+        begins = start | (phase % self.batch_size == 0)
+        base = jnp.where(begins, w, base)
+        phase = jnp.where(begins, 0, phase) + 1
+        q, k, v, eta = self._project(x)
+        z = jnp.einsum("hk,hkv->hv", _with_one(k), base)
+        gradient = jax.vmap(self._gradient)(self.inner_weight, self.inner_bias, z, v - k)
+        w = w - _with_one(k)[:, :, None] * (eta[:, None] * gradient)[:, None, :]
+        z = jnp.einsum("hk,hkv->hv", _with_one(q), w)
+        return (w, base, phase), self._read(q + self._inner(self.inner_weight, self.inner_bias, z))
+
+    def scan(self, state, xs, starts):
+        """In chunks of one mini-batch's size: all gradients of a chunk at once, reads in the dual form."""
+        w, base, phase = state
+        begins, phase = unit_begins(phase, starts, self.batch_size)
+        q, k, v, eta = jax.vmap(self._project)(xs)
+
+        def run(q, k, v, eta, w, base, w_0, weight, bias):
+            def body(carry, *now):
+                return self._chunk(w_0, weight, bias, *carry, *now)
+
+            chunk = min(self.batch_size, len(starts))
+            return scan_chunks(body, (w, base), (q, k, v, eta, starts, begins), len(starts), chunk)
+
+        (w, base), reads = jax.vmap(run, in_axes=(1, 1, 1, 1, 0, 0, 0, 0, 0), out_axes=(0, 1))(
+            q, k, v, eta, w, base, self.w_0, self.inner_weight, self.inner_bias
+        )
+        return (w, base, phase), jax.vmap(self._read)(reads)
+
+    def _chunk(self, w_0, weight, bias, w, base, q, k, v, eta, starts, begins):
+        """One head and chunk. A step is in the incoming mini-batch, in the next, or behind a start."""
+        unit = segments(starts | begins)
+        fresh = ~segments(starts).first
+        after = ~fresh & ~unit.first
+
+        def by_base(incoming, second, reset):
+            return jnp.where(fresh[:, None], reset, jnp.where(after[:, None], second, incoming))
+
+        def gradient(z):
+            return jax.vmap(lambda z, target: self._gradient(weight, bias, z, target))(z, v - k)
+
+        k_one, q_one, target_rate = _with_one(k), _with_one(q), eta[:, None]
+        z = k_one @ base
+        first_steps = jnp.where(unit.first[:, None], target_rate * gradient(z), 0)
+        second = w - k_one.T @ first_steps
+        steps = target_rate * gradient(by_base(z, k_one @ second, k_one @ w_0))
+        reads = by_base(q_one @ w, q_one @ second, q_one @ w_0)
+        reads = reads - jnp.where(unit.same, q_one @ k_one.T, 0) @ steps
+        ys = q + jax.vmap(lambda z: self._inner(weight, bias, z))(reads)
+
+        def last(incoming, second, reset):
+            return jnp.where(fresh[-1], reset, jnp.where(after[-1], second, incoming))
+
+        w_last = last(w, second, w_0) - k_one.T @ jnp.where(unit.same[-1][:, None], steps, 0)
+        return (w_last, last(base, second, w_0)), ys

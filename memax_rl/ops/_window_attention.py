@@ -1,0 +1,134 @@
+"""Softmax attention over a sliding window with resets, in blocks.
+
+    y_t = sum_j p_tj v_j,    p_t = softmax over j of q_t . k_j / sqrt(dk) + bias[t - j],
+    0 <= t - j < window, with no start flag in j+1 .. t
+
+Time is cut into blocks. The queries of a block see its own keys and those of the few blocks before, which
+hold every key within the window: one masked matrix product a block, as in the local attention of Beltagy et
+al. 2020, Longformer, https://arxiv.org/abs/2004.05150, section 3.1. Nothing of size T x window x dk is
+formed.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from memax_rl.ops._checks import check_starts
+
+_SMALL_BLOCK, _BLOCK = 32, 64
+
+
+def window_attention(
+    q: Float[Array, "T dk"],
+    k: Float[Array, "T dk"],
+    v: Float[Array, "T dv"],
+    starts: Bool[Array, " T"],
+    window: int,
+    *,
+    past_k: Float[Array, "P dk"] | None = None,
+    past_v: Float[Array, "P dv"] | None = None,
+    past_valid: Bool[Array, " P"] | None = None,
+    bias: Float[Array, " window"] | None = None,
+    block: int | None = None,
+) -> Float[Array, "T dv"]:
+    """Return all y_t. A step sees itself and at most `window - 1` steps before it, back to the last start.
+
+    **Cost.** O(T * (window + block) * (dk + dv)) multiply-adds and O(T * (window + block)) memory; nothing in
+    sequence.
+
+    **Arguments:**
+
+    - `q`, `k`, `v`: queries, keys, values.
+    - `starts`: true where a step begins a new sequence.
+    - `window`: how many steps a step sees, itself included.
+    - `past_k`, `past_v`: keys and values of the P steps before the first, oldest first: what an earlier call
+        left. They count until the first start flag. Of more than `window - 1` only the last can be seen.
+    - `past_valid`: false where an entry of the past is empty; all count by default.
+    - `bias`: added to the score of the key that lies 0, 1, ..., window - 1 steps back.
+    - `block`: steps a block; 32 or 64 by default, by the window. It need divide neither T nor the window.
+
+    **Raises:** `ValueError` if `starts` is not `bool[T]`, `window` or `block` is below 1, or only a part of
+    the past is given.
+    """
+    length, dk = k.shape
+    check_starts(starts, length)
+    _check_whole("window", window)
+    if block is None:
+        block = min(_SMALL_BLOCK if window <= _SMALL_BLOCK else _BLOCK, length)
+    _check_whole("block", block)
+    if (past_k is None) != (past_v is None) or (past_valid is not None and past_k is None):
+        raise ValueError("give both past_k and past_v, or neither; past_valid needs them")
+    compute = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    before = -(-(window - 1) // block)
+    past_k, past_v, past_segment = _past(past_k, past_v, past_valid, before * block, k, v)
+
+    def joined(past: Array, x: Array) -> Array:
+        """Return the past and the tape as blocks, padded at the end, each block with the ones before it."""
+        x = jnp.pad(x, [(0, -length % block)] + [(0, 0)] * (x.ndim - 1))
+        x = jnp.concatenate([past.astype(x.dtype), x]).reshape(-1, block, *x.shape[1:])
+        count = x.shape[0] - before
+        return jnp.concatenate([x[i : i + count] for i in range(before + 1)], axis=1)
+
+    segment = joined(past_segment, jnp.cumsum(starts.astype(jnp.int32)))
+    keys, values = joined(past_k, k.astype(compute)), joined(past_v, v.astype(compute))
+    queries = jnp.pad(q.astype(compute) * dk**-0.5, ((0, -length % block), (0, 0))).reshape(-1, block, dk)
+    distance = before * block + jnp.arange(block)[:, None] - jnp.arange((before + 1) * block)[None, :]
+    near = (distance >= 0) & (distance < window)
+    offset = None if bias is None else bias.astype(compute)[jnp.clip(distance, 0, window - 1)]
+
+    def attend(q, k, v, segment):
+        seen = near & (segment[before * block :, None] == segment[None, :])
+        return _attend(q, k, v, seen, offset)
+
+    ys = jax.vmap(attend)(queries, keys, values, segment)
+    return ys.reshape(-1, v.shape[-1])[:length].astype(v.dtype)
+
+
+@jax.custom_vjp
+def _attend(q: Array, k: Array, v: Array, seen: Array, offset: Array | None) -> Array:
+    """Return softmax(q k^T + offset where seen) v. Every query sees at least one key."""
+    return _attend_fwd(q, k, v, seen, offset)[0]
+
+
+def _attend_fwd(q, k, v, seen, offset):
+    scores = q @ k.T if offset is None else q @ k.T + offset
+    top = jnp.max(jnp.where(seen, scores, -jnp.inf), axis=-1, keepdims=True)
+    weights = jnp.exp(jnp.where(seen, scores - top, -jnp.inf))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    ys = (weights @ v) / total
+    return ys, (q, k, v, offset, weights, total, ys)
+
+
+def _attend_bwd(residuals, dys):
+    """d score = weight * (dy . v - dy . y): fewer passes over the scores than plain differentiation takes."""
+    q, k, v, offset, weights, total, ys = residuals
+    dys = dys / total
+    dscores = weights * (dys @ v.T - jnp.sum(dys * ys, axis=-1, keepdims=True))
+    doffset = None if offset is None else dscores
+    return dscores @ k, dscores.T @ q, weights.T @ dys, None, doffset
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _past(past_k, past_v, past_valid, size, k, v):
+    """Return the last `size` keys and values of the past and their segments: 0, or -1 where there is none."""
+    if past_k is None:
+        return jnp.zeros((size, k.shape[1])), jnp.zeros((size, v.shape[1])), jnp.full(size, -1, jnp.int32)
+    if past_valid is None:
+        past_valid = jnp.ones(past_k.shape[0], bool)
+    # An empty entry may hold anything, nan included, and the product of 0 and nan is nan.
+    past_k, past_v = (jnp.where(past_valid[:, None], p, 0) for p in (past_k, past_v))
+    past = past_k, past_v, jnp.where(past_valid, 0, -1).astype(jnp.int32)
+    fills = (0, 0, -1)
+    missing = max(0, size - past_k.shape[0])
+    padded = (
+        jnp.pad(p, [(missing, 0)] + [(0, 0)] * (p.ndim - 1), constant_values=c)
+        for p, c in zip(past, fills, strict=True)
+    )
+    return tuple(p[p.shape[0] - size :] for p in padded)
+
+
+def _check_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -1,0 +1,182 @@
+"""The recurrences against naive loops: values and all gradients, resets anywhere, odd lengths, nonzero states."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memax_rl.ops import linear_attention, linear_recurrence, nonlinear_recurrence
+
+
+def _starts(seed, length, rate=0.15):
+    return jnp.asarray(np.random.default_rng(seed).random(length) < rate)
+
+
+def _compare(fast, slow, arguments, tolerance=1e-4):
+    """Values and the gradients by every argument agree, to a tolerance relative to the size of each array."""
+
+    def objective(f):
+        def total(*arguments):
+            leaves = jax.tree.leaves(f(*arguments))
+            weights = [jnp.cos(0.7 * jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in leaves]
+            return sum(jnp.sum((leaf * w).real + (leaf * w).imag) for leaf, w in zip(leaves, weights, strict=True))
+
+        return total
+
+    numbers = tuple(range(len(arguments)))
+    got = (fast(*arguments), jax.jit(jax.grad(objective(fast), numbers))(*arguments))
+    want = (slow(*arguments), jax.jit(jax.grad(objective(slow), numbers))(*arguments))
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, atol=tolerance * (1 + float(jnp.max(jnp.abs(w)))))
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+@pytest.mark.parametrize("length", [1, 2, 63])
+def test_linear_recurrence(method, dtype, length, key):
+    starts = _starts(length, length)
+    keys = jax.random.split(key, 6)
+    a, b = (jax.random.uniform(k, (length, 3), minval=-1.0) for k in keys[:2])
+    h0 = jax.random.normal(keys[2], (3,))
+    if dtype == jnp.complex64:
+        a, b = (x + 1j * jax.random.normal(k, x.shape) * 0.3 for x, k in zip((a, b), keys[3:5], strict=True))
+        h0 = h0 + 1j * jax.random.normal(keys[5], (3,))
+
+    def naive(a, b, h0):
+        def step(h, now):
+            a, b, start = now
+            h = jnp.where(start, 0, a * h) + b
+            return h, h
+
+        return jax.lax.scan(step, h0, (a, b, starts))[1]
+
+    _compare(lambda *x: linear_recurrence(*x, starts, method=method), naive, (a, b, h0))
+
+
+def test_linear_recurrence_with_real_decay_and_complex_state(key):
+    starts = _starts(0, 17)
+    a = jax.random.uniform(key, (17, 2))
+    b = jax.random.normal(key, (17, 2)) + 1j * jax.random.normal(key, (17, 2))
+    h0 = jnp.ones(2, jnp.complex64)
+    mixed = linear_recurrence(a, b, h0, starts)
+    np.testing.assert_allclose(mixed, linear_recurrence(a.astype(jnp.complex64), b, h0, starts), atol=1e-6)
+    grad = jax.grad(lambda a: jnp.sum(jnp.abs(linear_recurrence(a, b, h0, starts)) ** 2))(a)
+    assert grad.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+def test_nan_does_not_cross_a_start(method):
+    b = jnp.array([[1.0], [jnp.nan], [1.0], [1.0]])
+    starts = jnp.array([False, False, True, False])
+    hs = linear_recurrence(jnp.ones((4, 1)), b, jnp.zeros(1), starts, method=method)
+    assert jnp.isnan(hs[1, 0])
+    assert hs[2:, 0].tolist() == [1.0, 2.0]
+
+
+def test_bfloat16_accumulates_in_float32():
+    ones = jnp.ones((1000, 1), jnp.bfloat16)
+    hs = linear_recurrence(ones, ones, jnp.zeros(1, jnp.bfloat16), jnp.zeros(1000, bool))
+    # In bfloat16 the sum would stop growing at 256.
+    assert hs.dtype == jnp.bfloat16
+    assert hs[-1, 0] == 1000
+
+
+@pytest.mark.parametrize("decay", [None, "scalar", "channel"])
+@pytest.mark.parametrize(("length", "chunk"), [(1, 4), (7, 3), (63, 16), (130, 64)])
+def test_linear_attention(decay, length, chunk, key):
+    starts = _starts(length, length, 0.1)
+    keys = jax.random.split(key, 5)
+    q, k = (jax.random.normal(key, (length, 4)) for key in keys[:2])
+    v, state = jax.random.normal(keys[2], (length, 5)), jax.random.normal(keys[3], (4, 5))
+    shape = {None: None, "scalar": (length,), "channel": (length, 4)}[decay]
+    log_decay = None if shape is None else -jax.random.exponential(keys[4], shape)
+
+    def naive(q, k, v, state, log_decay=None):
+        gates = jnp.zeros(length) if log_decay is None else log_decay
+        gates = jnp.broadcast_to(gates.reshape(length, -1), (length, 4))
+
+        def step(s, now):
+            q, k, v, g, start = now
+            s = jnp.where(start, 0, jnp.exp(g)[:, None] * s) + k[:, None] * v[None, :]
+            return s, q @ s
+
+        return jax.lax.scan(step, state, (q, k, v, gates, starts))
+
+    def fast(q, k, v, state, log_decay=None):
+        return linear_attention(q, k, v, log_decay, state, starts, chunk=chunk)
+
+    arguments = (q, k, v, state) if log_decay is None else (q, k, v, state, log_decay)
+    _compare(fast, naive, arguments)
+
+
+def test_strong_decay_stays_finite(key):
+    q = k = v = jax.random.normal(key, (64, 4))
+    log_decay = jnp.full(64, -50.0)
+
+    def total(log_decay):
+        state, ys = linear_attention(q, k, v, log_decay, jnp.ones((4, 4)), jnp.zeros(64, bool))
+        return jnp.sum(ys) + jnp.sum(state)
+
+    assert jnp.isfinite(total(log_decay))
+    assert jnp.all(jnp.isfinite(jax.grad(total)(log_decay)))
+
+
+def _cell(x, v, state):
+    h, c = state
+    c = jax.nn.sigmoid(x[0] + v) * c + jnp.tanh(x[1]) * jnp.tanh(v + h)
+    return jnp.tanh(c) * jax.nn.sigmoid(x[1]), c
+
+
+def _product(weights, h):
+    return h @ weights
+
+
+@pytest.mark.parametrize("length", [1, 63])
+def test_nonlinear_recurrence(length, key):
+    starts = _starts(1, length)
+    keys = jax.random.split(key, 5)
+    weights = jax.random.normal(keys[0], (4, 4))
+    inputs = tuple(jax.random.normal(k, (length, 4)) for k in keys[1:3])
+    state = tuple(jax.random.normal(k, (4,)) for k in keys[3:5])
+
+    def naive(weights, inputs, state):
+        def step(state, now):
+            x, start = now
+            state = jax.tree.map(lambda s: jnp.where(start, 0, s), state)
+            state = _cell(x, _product(weights, state[0]), state)
+            return state, state[0]
+
+        return jax.lax.scan(step, state, (inputs, starts))
+
+    def fast(weights, inputs, state):
+        return nonlinear_recurrence(_cell, _product, weights, inputs, state, starts)
+
+    _compare(fast, naive, (weights, inputs, state))
+
+
+def test_the_weight_gradient_is_one_product(key):
+    """Neither the backward loop nor the batch may hold a weight gradient: that is what the op is for."""
+    weights = jax.random.normal(key, (16, 16))
+    inputs = (jax.random.normal(key, (3, 11, 16)),) * 2
+    state = (jnp.zeros((3, 16)),) * 2
+    starts = jnp.zeros((3, 11), bool)
+
+    def total(weights):
+        run = jax.vmap(lambda x, s, f: nonlinear_recurrence(_cell, _product, weights, x, s, f)[1])
+        return jnp.sum(run(inputs, state, starts))
+
+    text = str(jax.make_jaxpr(jax.grad(total))(weights))
+    assert "f32[3,16,16]" not in text
+    assert "f32[11,16,16]" not in text
+
+
+def test_bad_arguments_are_named():
+    x = jnp.ones((4, 2))
+    with pytest.raises(ValueError, match=r"starts must be a boolean array, got dtype float32"):
+        linear_recurrence.__wrapped__(x, x, x[0], jnp.zeros(4))
+    with pytest.raises(ValueError, match=r"method must be"):
+        linear_recurrence.__wrapped__(x, x, x[0], jnp.zeros(4, bool), method="fast")
+    with pytest.raises(ValueError, match=r"h0 \[4, 2\]"):
+        linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
+    with pytest.raises(ValueError, match=r"chunk must be a whole number of at least 1, got 0"):
+        linear_attention(x, x, x, None, jnp.ones((2, 2)), jnp.zeros(4, bool), chunk=0)

@@ -1,0 +1,40 @@
+"""Statistics of returns by hand, and the coverage of their intervals."""
+
+import numpy as np
+import pytest
+
+from memax_rl.evaluation import interquartile_mean, summarize
+
+
+def test_interquartile_mean_by_hand():
+    assert interquartile_mean(np.array([100.0, 1.0, 2.0, -50.0])) == 1.5
+    # Of five values the middle half holds 2.5: the middle one whole, its neighbours three quarters each.
+    want = (0.75 * 2 + 3 + 0.75 * 4) / 2.5
+    assert interquartile_mean(np.array([1.0, 2.0, 3.0, 4.0, 50.0])) == pytest.approx(want)
+    assert interquartile_mean(np.array([7.0])) == 7
+
+
+def test_summary_by_hand():
+    result = summarize(np.array([[0.0, 1.0], [2.0, 9.0]]))
+    assert result["mean"]["value"] == 3
+    assert result["median"]["value"] == 1.5
+    assert result["iqm"]["value"] == 1.5
+
+
+def test_intervals_cover():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for i in range(60):
+        sample = rng.normal(1.0, 1.0, size=(1, 100))
+        mean = summarize(sample, resamples=300, seed=i)["mean"]
+        inside += mean["low"] <= 1.0 <= mean["high"]
+    assert 51 <= inside <= 60
+
+
+def test_seeds_count():
+    """Seeds that differ widen the interval, which resampling episodes alone would hide."""
+    rng = np.random.default_rng(0)
+    same = rng.normal(0, 1, size=(3, 200))
+    apart = same + np.array([[-1.0], [0.0], [1.0]])
+    width = [summarize(x, resamples=500)["mean"] for x in (same, apart)]
+    assert width[1]["high"] - width[1]["low"] > 3 * (width[0]["high"] - width[0]["low"])

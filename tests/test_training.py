@@ -1,0 +1,289 @@
+"""Runs: the folder, resume to the bit, seeds, mistakes, and what a run that goes wrong leaves behind."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+import memax_rl
+import memax_rl.training.loop as loop
+from memax_rl.agents import ppo
+from memax_rl.cli import main
+from memax_rl.evaluation import evaluate
+from memax_rl.training import Run, RunError, TrainingError, load_config, make_config, override, presets, train
+from memax_rl.training.config import TrainConfig, dump_config
+from memax_rl.training.loop import init_state, make_agent
+
+SMALL = {
+    "total_steps": 4 * 51 * 6,
+    "network": {"memory": "min_gru", "width": 8},
+    "ppo": {"num_envs": 4, "slots": 51, "epochs": 1, "minibatches": 2},
+    "eval_episodes": 4,
+}
+
+
+def _state(run: Run):
+    config = run.config()
+    arrays, _ = init_state(config, make_agent(config))
+    return run.restore(arrays)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    """A small finished run of two seeds."""
+    return train(make_config(SMALL | {"num_seeds": 2}), out=tmp_path_factory.mktemp("runs") / "finished")
+
+
+def test_a_run_leaves_what_it_should(finished):
+    config = yaml.safe_load(finished.config_path.read_text())
+    assert make_config(config) == finished.config()
+    assert config["ppo"]["clip"] == 0.2, "the file is complete, defaults included"
+    rows = list(csv.DictReader(finished.metrics_path.open()))
+    assert [(row["update"], row["seed"]) for row in rows] == [(str(u), s) for u in range(1, 7) for s in "01"]
+    assert len({row["loss"] for row in rows}) == len(rows), "seeds are not averaged in the log"
+    summary = json.loads(finished.summary_path.read_text())
+    assert summary["env_steps"] == [1224, 1224]
+    assert len(summary["evaluation"]["mean_return_per_seed"]) == 2
+    assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_a_seed_does_not_depend_on_the_others(finished, tmp_path):
+    alone = train(make_config(SMALL | {"seed": 1}), out=tmp_path / "alone")
+    together = [row for row in finished.metrics() if row["seed"] == 1]
+    for a, b in zip(alone.metrics(), together, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+_DRIVER = """
+import sys
+from memax_rl.training import make_config, train
+import memax_rl.training.loop as loop
+import yaml
+loop._MOST_UPDATES_A_CALL = 2
+fields = yaml.safe_load(sys.argv[1])
+if sys.argv[3] == "resume":
+    train(resume=sys.argv[2])
+else:
+    train(make_config(fields), out=sys.argv[2])
+"""
+
+
+def _drive(fields, folder: Path, mode: str) -> subprocess.Popen:
+    arguments = [sys.executable, "-c", _DRIVER, yaml.safe_dump(fields), str(folder), mode]
+    return subprocess.Popen(arguments, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+
+
+def _wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(Run(folder).saved_updates()) == 0:
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+LONG = SMALL | {"total_steps": 4 * 51 * 60, "checkpoint_interval": 0.0, "eval_episodes": 0}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Run:
+    """A run of 60 updates that nothing disturbed, in a process of its own as the others."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert _drive(LONG, folder, "new").wait() == 0
+    return Run(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_interrupted_and_resumed_is_the_same_to_the_bit(number, uninterrupted, tmp_path):
+    process = _drive(LONG, tmp_path / "broken", "new")
+    _wait_for_checkpoint(tmp_path / "broken", process)
+    process.send_signal(number)
+    assert process.wait() != 0
+    run = Run(tmp_path / "broken")
+    assert 0 < run.saved_updates()[-1] < 60, "interrupted in the middle"
+    assert _drive(LONG, tmp_path / "broken", "resume").wait() == 0
+    for x, y in zip(jax.tree.leaves(_state(uninterrupted)), jax.tree.leaves(_state(run)), strict=True):
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.metrics()] for r in (uninterrupted, run)]
+    np.testing.assert_equal(logs[0], logs[1])
+
+
+def test_evaluate_a_run(finished):
+    result = evaluate(finished.folder, episodes=8)
+    json.dumps(result)
+    assert result["seeds"] == [0, 1]
+    assert result["unfinished_episodes"] == 0
+    assert result["mean_length"] == 51
+    mean = result["return"]["mean"]
+    assert mean["low"] <= mean["value"] <= mean["high"]
+    assert evaluate(finished.folder, episodes=8) == result
+    assert evaluate(finished.folder, episodes=8, seed=5)["return"] != result["return"]
+    with pytest.raises(ValueError, match="episodes must be at least 1"):
+        evaluate(finished.folder, episodes=0)
+
+
+def test_the_package_offers_train_and_evaluate():
+    assert memax_rl.train is train
+    assert memax_rl.evaluate is evaluate
+
+
+# Mistakes
+
+
+def test_an_existing_folder_is_left_alone(finished):
+    before = finished.metrics_path.read_text()
+    with pytest.raises(RunError, match="exists; choose another"):
+        train(make_config(SMALL), out=finished.folder)
+    assert finished.metrics_path.read_text() == before
+
+
+def test_a_mistake_leaves_no_folder(tmp_path):
+    for fields in ({"env": "popgym/Repeat"}, {"ppo": {"minibatches": 7}}):
+        with pytest.raises(ValueError, match=r"unknown environment|must divide"):
+            train(make_config(SMALL | fields), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_checkpoints_are_explained(finished, tmp_path):
+    with pytest.raises(RunError, match="is not a run folder"):
+        train(resume=tmp_path / "nothing")
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", finished.folder, copy], check=True)
+    config = make_config(yaml.safe_load(finished.config_path.read_text()) | {"network": {"memory": "gru", "width": 8}})
+    (copy / "config.yaml").write_text(dump_config(config))
+    with pytest.raises(RunError, match="from another configuration"):
+        train(resume=copy)
+    (copy / "config.yaml").write_text(finished.config_path.read_text())
+    (step,) = Run(copy).saved_updates()
+    for file in (copy / "checkpoints" / str(step)).rglob("*"):
+        if file.is_file() and file.stat().st_size > 200:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+    with pytest.raises(RunError, match="cannot be read"):
+        train(resume=copy)
+    subprocess.run(["rm", "-r", str(copy / "checkpoints" / str(step))], check=True)
+    with pytest.raises(RunError, match="no checkpoint"):
+        train(resume=copy)
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    config = make_config(SMALL | {"checkpoint_interval": 0.0})
+    agent = make_agent(config)
+    healthy = agent._loss
+
+    def breaks_in_the_third_update(params, static, batch):
+        loss, metrics = healthy(params, static, batch)
+        # The value loss falls as the agent learns nothing of use; from the third update on it is made nan.
+        broken = jax.numpy.where(breaks_in_the_third_update.update >= 2, jax.numpy.nan, 1.0)
+        return loss * broken, metrics | {"loss": loss * broken}
+
+    update = agent.update
+
+    def counting(state):
+        breaks_in_the_third_update.update = state.updates
+        return update(state)
+
+    monkeypatch.setattr(agent, "_loss", breaks_in_the_third_update)
+    monkeypatch.setattr(agent, "update", counting)
+    monkeypatch.setattr(loop, "make_agent", lambda config: agent)
+    with pytest.raises(TrainingError, match=r"the loss is nan at update 3 of seed 0; .* update [12] .*learning_rate"):
+        train(config, out=tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.saved_updates()[-1] in (1, 2)
+    assert [row["update"] for row in run.metrics()] == [1, 2]
+    leaves = [x for x in jax.tree.leaves(_state(run)) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
+    assert all(bool(jax.numpy.all(jax.numpy.isfinite(x))) for x in leaves)
+
+
+def test_an_episode_longer_than_the_tape_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(ppo.envs, "horizon", lambda env, params: None)
+    monkeypatch.setattr(ppo.envs, "fixed_length", lambda env, params: None)
+    fields = SMALL | {"ppo": SMALL["ppo"] | {"slots": 40}}
+    with pytest.raises(TrainingError, match=r"longer than a row of the tape \(40 slots\) at update 1; set ppo.slots"):
+        train(make_config(fields), out=tmp_path / "run")
+
+
+def test_unknown_keys_and_bad_values_name_the_nearest():
+    for fields, message in [
+        ({"ppo": {"learning_rte": 1}}, r"unknown configuration key 'ppo.learning_rte'; did you mean 'learning_rate'"),
+        ({"sed": 1}, r"unknown configuration key 'sed'; did you mean 'seed'"),
+        ({"ppo": {"clip": -1}}, r"ppo.clip: input should be greater than 0, got -1"),
+        ({"total_steps": "many"}, r"total_steps: .*integer.*got 'many'"),
+        ({"network": {"memory": "lsmt"}}, r"unknown memory 'lsmt'; did you mean 'lstm'"),
+        ({"network": {"memory": "lru", "memory_options": {"heads": 2}}}, r"memory 'lru' has no option 'heads'"),
+        ({"env": "popgym/RepeatFirst"}, r"unknown environment 'popgym/RepeatFirst'; did you mean"),
+        ({"agent": "pop"}, r"agent: input should be 'ppo', got 'pop'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_config(fields)
+
+
+def test_command_line_values():
+    base = TrainConfig()
+    config = override(
+        base,
+        (
+            "--memory gru --ppo.learning-rate 1e-3 --no-network.start --ppo.normalize-advantages=False "
+            "--network.previous-reward true --ppo.slots 102 --total-steps 500_000"
+        ).split(),
+    )
+    assert config.network.memory == "gru"
+    assert config.ppo.learning_rate == 1e-3
+    assert not config.network.start
+    assert not config.ppo.normalize_advantages, "bool('False') is true: the text must be read"
+    assert config.network.previous_reward
+    assert config.ppo.slots == 102
+    assert config.total_steps == 500_000
+    assert override(base, ["--memory-options.r-min", "0.5"]).network.memory_options == {"r_min": 0.5}
+    assert override(base, []) == base
+
+
+def test_presets_build_an_agent():
+    assert presets()
+    for name in presets():
+        config = load_config(name)
+        make_agent(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean 'memory'"),
+        (["train", "--seed"], "--seed needs a value"),
+        (["train", "--config", "nowhere"], "no configuration file or preset 'nowhere'"),
+        (["train", "--resume", "nowhere", "--seed", "1"], "--resume continues a run as it is configured"),
+        (["train", "--resume", "nowhere"], "nowhere is not a run folder"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+    ],
+)
+def test_the_command_line_fails_in_one_line(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_lists(capsys):
+    for what in ("memories", "envs", "presets"):
+        assert main(["list", what]) == 0
+        assert main(["list", what, "-v"]) == 0
+    out = capsys.readouterr().out
+    assert "lru" in out
+    assert "popgym/RepeatPreviousEasy" in out
+    assert "ppo/repeat_previous_hard" in out
+
+
+def test_help_imports_nothing_heavy():
+    """`memax-rl --help` answers in a fraction of a second because JAX is not imported."""
+    code = "import sys\nfrom memax_rl.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
