@@ -8,12 +8,12 @@ One update:
 3. `_learn` makes `epochs` passes over minibatches of rows.
 
 How a row is filled (`PPOConfig.fill`):
-- "episodes": a row holds whole episodes. What is open when the row is full is not learnt from yet: it is carried over to
-  the front of the stream's next row, where it is continued and learnt from when it is complete.
-- "context": the same rows, but the open episode is learnt from at once, bootstrapped at the row's end; in the next row it
-  comes first as context without loss, so that its continuation has its whole history.
-- "stream": a row goes on where the last one ended, with the memory as it was (truncated backpropagation through time). For
-  episodes longer than any tape.
+- "episodes": a row holds whole episodes. What is open when the row is full is not learnt from yet: it is carried over
+  to the front of the stream's next row, where it is continued and learnt from when it is complete.
+- "context": the same rows, but the open episode is learnt from at once, bootstrapped at the row's end; in the next row
+  it comes first as context without loss, so that its continuation has its whole history.
+- "stream": a row goes on where the last one ended, with the memory as it was (truncated backpropagation through time).
+  For episodes longer than any tape.
 """
 
 import math
@@ -40,39 +40,39 @@ class PPOConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    num_envs: int | None = Field(None, ge=1)
+    num_envs: int | None = Field(default=None, ge=1)
     """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
-    slots: int | None = Field(None, ge=1)
+    slots: int | None = Field(default=None, ge=1)
     """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
     fill: Literal["episodes", "context", "stream"] = "episodes"
     """What a row holds: whole episodes; the same with open episodes learnt at once; or a plain stream."""
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(default=4, ge=1)
     """Passes over the tape in an update."""
-    minibatches: int = Field(8, ge=1)
+    minibatches: int = Field(default=8, ge=1)
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
-    learning_rate: float = Field(1.5e-3, gt=0)
+    learning_rate: float = Field(default=1.5e-3, gt=0)
     """Adam's step size at the start."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the step size falls over the run, to zero at the end."""
-    adam_eps: float = Field(1e-5, gt=0)
+    adam_eps: float = Field(default=1e-5, gt=0)
     """Adam's epsilon."""
-    max_grad_norm: float = Field(0.5, gt=0)
+    max_grad_norm: float = Field(default=0.5, gt=0)
     """The gradient is scaled down to this global norm."""
-    discount: float = Field(0.99, ge=0, le=1)
+    discount: float = Field(default=0.99, ge=0, le=1)
     """Gamma."""
-    gae_lambda: float = Field(0.9, ge=0, le=1)
+    gae_lambda: float = Field(default=0.9, ge=0, le=1)
     """Lambda of the generalised advantage estimate."""
-    clip: float = Field(0.2, gt=0)
+    clip: float = Field(default=0.2, gt=0)
     """The probability ratio counts between 1 - clip and 1 + clip."""
-    value_clip: float | None = Field(None, gt=0)
+    value_clip: float | None = Field(default=None, gt=0)
     """If set, a value counts only as far as this from its value before the update."""
-    value_coef: float = Field(1.0, ge=0)
+    value_coef: float = Field(default=1.0, ge=0)
     """Weight of the value loss."""
-    entropy_coef: float = Field(0.003, ge=0)
+    entropy_coef: float = Field(default=0.003, ge=0)
     """Weight of the entropy bonus."""
     normalize_advantages: bool = True
     """Scale the advantages of a minibatch to mean 0 and standard deviation 1, over the slots that count."""
-    target_kl: float | None = Field(None, gt=0)
+    target_kl: float | None = Field(default=None, gt=0)
     """If set, an update stops at the first minibatch after the KL divergence has passed this."""
 
 
@@ -155,23 +155,32 @@ class PPO:
             optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
         )
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Return num_envs and slots, which `resolve` has set."""
+        num_envs, slots = self.config.num_envs, self.config.slots
+        assert num_envs is not None
+        assert slots is not None
+        return num_envs, slots
+
     def init(self, key: PRNGKeyArray) -> PPOState:
         """Return the state before training."""
+        num_envs, slots = self._size
         network_key, stream_key, key = jax.random.split(key, 3)
         network = self.make_network(self.observation_space, self.action_space, network_key)
         memory = network.initial_state()
         streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(
-            jax.random.split(stream_key, self.config.num_envs)
+            jax.random.split(stream_key, num_envs)
         )
         one = jax.tree.map(lambda leaf: leaf[0], streams)
         _, slot, _ = jax.eval_shape(lambda: self._step(network, one, jax.random.split(key)))
-        rows = (self.config.num_envs, self.config.slots)
+        rows = (num_envs, slots)
         return PPOState(
             network=network,
             optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
             streams=streams,
             carried=jax.tree.map(lambda s: jnp.zeros(rows + s.shape, s.dtype), slot),
-            used=jnp.zeros(self.config.num_envs, jnp.int32),
+            used=jnp.zeros(num_envs, jnp.int32),
             key=key,
             env_steps=jnp.zeros((), jnp.int32),
             updates=jnp.zeros((), jnp.int32),
@@ -208,7 +217,7 @@ class PPO:
 
     def _collect(self, state: PPOState, key: PRNGKeyArray):
         """Fill one row a stream. Return streams, rows, the open episodes to carry, their lengths, and metrics."""
-        slots, num_envs = self.config.slots, self.config.num_envs
+        num_envs, slots = self._size
 
         def body(streams, now):
             slot_index, keys = now
@@ -292,7 +301,7 @@ class PPO:
             return (new_params, new_optimizer, stopped), metrics
 
         keys = jax.random.split(key, config.epochs)
-        order = jax.vmap(lambda k: jax.random.permutation(k, config.num_envs))(keys)
+        order = jax.vmap(lambda k: jax.random.permutation(k, self._size[0]))(keys)
         order = order.reshape(config.epochs * config.minibatches, -1)
         carry = (params, optimizer, jnp.zeros((), bool))
         (params, optimizer, _), metrics = jax.lax.scan(minibatch_step, carry, order)
@@ -318,12 +327,12 @@ class PPO:
         log_ratio = jnp.where(valid, log_prob - tape.log_prob, 0)
         ratio = jnp.exp(log_ratio)
         per_slot = jax.vmap(jax.vmap(lambda r, a: rlax.clipped_surrogate_pg_loss(r[None], a[None], config.clip)))
-        policy_loss = mean(per_slot(ratio, advantage))
+        policy_loss = mean(jnp.asarray(per_slot(ratio, advantage)))
         value_loss = rlax.l2_loss(value, batch.returns)
         if config.value_clip is not None:
             clipped = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
             value_loss = jnp.maximum(value_loss, rlax.l2_loss(clipped, batch.returns))
-        value_loss = mean(value_loss)
+        value_loss = mean(jnp.asarray(value_loss))
         entropy = mean(entropy)
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         metrics = {
@@ -340,8 +349,8 @@ class PPO:
 def resolve(config: PPOConfig, env: Any, env_params: Any) -> PPOConfig:
     """Return the settings with `num_envs` and `slots` chosen where they were None.
 
-    Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds at
-    least four of the longest, so that little of it is taken by the open one.
+    Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
+    at least four of the longest, so that little of it is taken by the open one.
 
     **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
@@ -356,22 +365,22 @@ def resolve(config: PPOConfig, env: Any, env_params: Any) -> PPOConfig:
             slots = max(128, 4 * (horizon + 1))
         else:
             raise ValueError(
-                "slots is not set and the environment states no longest episode; set ppo.slots to more than the longest "
-                "episode, or ppo.fill to 'stream'"
+                "slots is not set and the environment states no longest episode; set ppo.slots to more than the "
+                "longest episode, or ppo.fill to 'stream'"
             )
     num_envs = config.num_envs
     if num_envs is None:
         num_envs = max(8, 2 ** round(math.log2(8192 / slots)))
     if num_envs % config.minibatches != 0:
         raise ValueError(
-            f"minibatches={config.minibatches} must divide num_envs={num_envs}, because a row of the tape is never cut; "
-            f"set ppo.minibatches to a divisor of {num_envs}"
+            f"minibatches={config.minibatches} must divide num_envs={num_envs}, because a row of the tape is never "
+            f"cut; set ppo.minibatches to a divisor of {num_envs}"
         )
     longest = fixed if fixed is not None else horizon
     if config.fill != "stream" and longest is not None and slots < longest:
         raise ValueError(
-            f"slots={slots} is shorter than the longest episode, {longest} steps; set ppo.slots to {longest + 1} or more, "
-            "or ppo.fill to 'stream'"
+            f"slots={slots} is shorter than the longest episode, {longest} steps; set ppo.slots to {longest + 1} or "
+            "more, or ppo.fill to 'stream'"
         )
     return config.model_copy(update={"slots": slots, "num_envs": num_envs})
 

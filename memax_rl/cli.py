@@ -1,7 +1,7 @@
 """The command line: `memax-rl train | evaluate | list`.
 
-Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one message
-on standard error and exit status 2.
+Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
+message on standard error and exit status 2.
 """
 
 import argparse

@@ -3,9 +3,10 @@
 All modules are unbatched; callers `jax.vmap`. `step` is for acting, `scan` for learning, as in the memory contract.
 """
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import distrax
 import equinox as eqx
@@ -30,11 +31,11 @@ class NetworkConfig(BaseModel):
     """Name of the memory model, see `memax-rl list memories`."""
     memory_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of the memory model, for example --memory-options.state-size 64."""
-    width: int = Field(128, ge=1)
+    width: int = Field(default=128, ge=1)
     """Features between layers, and size of the memory's output."""
-    depth: int = Field(1, ge=1)
+    depth: int = Field(default=1, ge=1)
     """Number of memory blocks."""
-    feed_forward: float = Field(0.0, ge=0)
+    feed_forward: float = Field(default=0.0, ge=0)
     """Hidden size of the layer after each memory, as a multiple of width. 0: none."""
     previous_action: bool = True
     """Show the agent its previous action, zero at an episode's start."""
@@ -75,7 +76,7 @@ class Dense(eqx.Module):
         return x @ self.weight.T + self.bias
 
 
-def leaf_spaces(space: Space) -> list[Any]:
+def leaf_spaces(space: spaces.Space) -> list[Any]:
     """Return the simple spaces inside a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
     if isinstance(space, spaces.Tuple):
         return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
@@ -270,8 +271,8 @@ class ActionDistribution(eqx.Module):
     """A distribution over the actions of a space. `raw` is the policy head's output for one step.
 
     Discrete: a categorical with logits `raw`. MultiDiscrete: independent categoricals. Box: a normal with independent
-    components, its mean `raw` and its standard deviation exp(log_std); the environment is given the action clipped to the
-    box, the learner sees it unclipped.
+    components, its mean `raw` and its standard deviation exp(log_std); the environment is given the action clipped to
+    the box, the learner sees it unclipped.
     """
 
     space: Any = eqx.field(static=True)
@@ -284,9 +285,7 @@ class ActionDistribution(eqx.Module):
         if isinstance(self.space, spaces.MultiDiscrete):
             nvec = _nvec(self.space)
             bounds = [sum(nvec[:i]) for i in range(len(nvec) + 1)]
-            return distrax.Joint(
-                [distrax.Categorical(self.raw[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-            )
+            return distrax.Joint([distrax.Categorical(self.raw[a:b]) for a, b in itertools.pairwise(bounds)])
         return distrax.Categorical(self.raw)
 
     # distrax relies on implicit rank promotion, which callers may have forbidden: hence `numpy_rank_promotion`.
@@ -295,7 +294,7 @@ class ActionDistribution(eqx.Module):
         """Return a random action and its log-probability."""
         with jax.numpy_rank_promotion("allow"):
             action, log_prob = self._distribution().sample_and_log_prob(seed=key)
-        return self._pack(action), log_prob
+        return self._pack(action), cast(Array, log_prob)
 
     def mode(self) -> Array:
         """Return the most likely action."""
@@ -306,12 +305,12 @@ class ActionDistribution(eqx.Module):
         """Return the log-probability (density for a Box) of an action."""
         parts = list(action) if isinstance(self.space, spaces.MultiDiscrete) else action
         with jax.numpy_rank_promotion("allow"):
-            return self._distribution().log_prob(parts)
+            return cast(Array, self._distribution().log_prob(parts))
 
     def entropy(self) -> Float[Array, ""]:
         """Return the entropy in nats."""
         with jax.numpy_rank_promotion("allow"):
-            return self._distribution().entropy()
+            return cast(Array, self._distribution().entropy())
 
     def _pack(self, action: Any) -> Array:
         if self.log_std is not None:

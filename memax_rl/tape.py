@@ -1,11 +1,13 @@
 """The tape: episodes of any length, end to end in rows of a fixed number of slots, with start flags. Arrays only.
 
-An episode of n transitions is n consecutive slots, the first flagged `start`. Slot t holds an observation, the action taken
-on it, and what followed: reward, terminated, truncated. When the episode was truncated, one more slot holds the final
-observation, so that its value comes out of the same forward pass, with the memory that saw the whole episode; that slot
-enters no loss. A terminated episode needs none. Slots that hold nothing are flagged `start`, so that nothing reaches them.
+An episode of n transitions is n consecutive slots, the first flagged `start`. Slot t holds an observation, the action
+taken on it, and what followed: reward, terminated, truncated. When the episode was truncated, one more slot holds the
+final observation, so that its value comes out of the same forward pass, with the memory that saw the whole episode;
+that slot enters no loss. A terminated episode needs none. Slots that hold nothing are flagged `start`, so that nothing
+reaches them.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -25,7 +27,8 @@ class Tape(eqx.Module):
     - `reward`: what it got for it.
     - `start`: true where a slot holds the first observation of an episode.
     - `terminated`: true where the transition ended its episode for good: no value follows.
-    - `truncated`: true where the transition was the last before a time limit: the next slot holds the final observation.
+    - `truncated`: true where the transition was the last before a time limit: the next slot holds the final
+        observation.
     - `valid`: true where the slot enters a loss.
     - `log_prob`: log-probability of the action under the policy that took it, or None.
     """
@@ -90,8 +93,8 @@ def pack(episodes: Sequence[Tape], capacity: int) -> Tape:
         length = episode.start.shape[0]
         if length > capacity:
             raise ValueError(
-                f"episode {index} takes {length} slots and does not fit into a row; capacity must be at least {length}, "
-                f"got {capacity}"
+                f"episode {index} takes {length} slots and does not fit into a row; capacity must be at least "
+                f"{length}, got {capacity}"
             )
         starts = np.asarray(episode.start)
         if not starts[0] or starts[1:].any():
@@ -127,7 +130,7 @@ def unpack(tape: Tape) -> list[Tape]:
     for row in range(tape.start.shape[0]):
         one = jax.tree.map(lambda leaf, row=row: leaf[row], tape)
         bounds = [*np.flatnonzero(one.start), len(one.start)]
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in itertools.pairwise(bounds):
             last = one.terminated[high - 1] or (high - low > 1 and one.truncated[high - 2])
             if last:
                 episodes.append(jax.tree.map(lambda leaf, low=low, high=high: leaf[low:high], one))

@@ -24,13 +24,24 @@ def _make(name, key, in_size=5, out_size=8):
 
 
 @pytest.mark.parametrize("name", memory.names())
-@pytest.mark.parametrize("length", [1, 70])
-def test_scan_equals_steps(name, length, key):
+def test_scan_equals_steps(name, key):
     model = _make(name, key)
-    keys = jax.random.split(jax.random.fold_in(key, length), 3)
-    xs = jax.random.normal(keys[0], (length, 5))
-    starts = jax.random.bernoulli(keys[1], 0.08, (length,))
+    keys = jax.random.split(key, 3)
+    xs = jax.random.normal(keys[0], (70, 5))
+    starts = jax.random.bernoulli(keys[1], 0.08, (70,))
     laws.scan_equals_steps(model, laws.reachable_state(model, keys[2]), xs, starts)
+
+
+@pytest.mark.parametrize("name", memory.names())
+@pytest.mark.parametrize("start", [False, True])
+def test_one_step_is_a_scan_too(name, start, key):
+    model = _make(name, key)
+    state, x = laws.reachable_state(model, key), jax.random.normal(key, (1, 5))
+    last, ys = model.scan(state, x, jnp.array([start]))
+    want, y = model.step(state, x[0], jnp.array(start))
+    assert jnp.allclose(ys[0], y, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(want), strict=True):
+        assert jnp.allclose(a, b, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", memory.names())

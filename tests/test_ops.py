@@ -50,7 +50,7 @@ def test_linear_recurrence(method, dtype, length, key):
 
         return jax.lax.scan(step, h0, (a, b, starts))[1]
 
-    _compare(lambda *x: linear_recurrence(*x, starts, method=method), naive, (a, b, h0))
+    _compare(lambda *x: linear_recurrence(*x, starts=starts, method=method), naive, (a, b, h0))
 
 
 def test_linear_recurrence_with_real_decay_and_complex_state(key):

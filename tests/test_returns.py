@@ -55,9 +55,11 @@ def test_agrees_with_rlax_episode_by_episode(seed):
     next_value[inside] = value[inside + 1]
     discount, lambda_ = 0.9, 0.7
     advantage = generalized_advantages(
-        *map(jnp.asarray, (reward, value, next_value, terminated, truncated)), discount, lambda_
+        *map(jnp.asarray, (reward, value, next_value, terminated, truncated)), discount=discount, lambda_=lambda_
     )
-    returns = lambda_returns(*map(jnp.asarray, (reward, next_value, terminated, truncated)), discount, lambda_)
+    returns = lambda_returns(
+        *map(jnp.asarray, (reward, next_value, terminated, truncated)), discount=discount, lambda_=lambda_
+    )
     at = 0
     for n in lengths:
         part = slice(at, at + n)

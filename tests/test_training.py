@@ -47,7 +47,7 @@ def test_a_run_leaves_what_it_should(finished):
     config = yaml.safe_load(finished.config_path.read_text())
     assert make_config(config) == finished.config()
     assert config["ppo"]["clip"] == 0.2, "the file is complete, defaults included"
-    rows = list(csv.DictReader(finished.metrics_path.open()))
+    rows = list(csv.DictReader(finished.metrics_path.read_text().splitlines()))
     assert [(row["update"], row["seed"]) for row in rows] == [(str(u), s) for u in range(1, 7) for s in "01"]
     assert len({row["loss"] for row in rows}) == len(rows), "seeds are not averaged in the log"
     summary = json.loads(finished.summary_path.read_text())
@@ -90,12 +90,12 @@ def _wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-LONG = SMALL | {"total_steps": 4 * 51 * 60, "checkpoint_interval": 0.0, "eval_episodes": 0}
+LONG = SMALL | {"total_steps": 4 * 51 * 40, "checkpoint_interval": 0.0, "eval_episodes": 0}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Run:
-    """A run of 60 updates that nothing disturbed, in a process of its own as the others."""
+    """A run of 40 updates that nothing disturbed, in a process of its own as the others."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert _drive(LONG, folder, "new").wait() == 0
     return Run(folder)
@@ -108,7 +108,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(number, uninterrupted, t
     process.send_signal(number)
     assert process.wait() != 0
     run = Run(tmp_path / "broken")
-    assert 0 < run.saved_updates()[-1] < 60, "interrupted in the middle"
+    assert 0 < run.saved_updates()[-1] < 40, "interrupted in the middle"
     assert _drive(LONG, tmp_path / "broken", "resume").wait() == 0
     for x, y in zip(jax.tree.leaves(_state(uninterrupted)), jax.tree.leaves(_state(run)), strict=True):
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -231,10 +231,11 @@ def test_command_line_values():
     base = TrainConfig()
     config = override(
         base,
-        (
-            "--memory gru --ppo.learning-rate 1e-3 --no-network.start --ppo.normalize-advantages=False "
-            "--network.previous-reward true --ppo.slots 102 --total-steps 500_000"
-        ).split(),
+        [
+            *("--memory", "gru", "--ppo.learning-rate", "1e-3", "--no-network.start"),
+            *("--ppo.normalize-advantages=False", "--network.previous-reward", "true"),
+            *("--ppo.slots", "102", "--total-steps", "500_000"),
+        ],
     )
     assert config.network.memory == "gru"
     assert config.ppo.learning_rate == 1e-3

@@ -6,6 +6,7 @@ state, y = memory.step(state, x, start)      # acting: x [in_size], start bool[]
 state, ys = memory.scan(state, xs, starts)   # learning: xs [T, in_size], starts bool[T]
 """
 
+from memax_rl.memory import laws as laws
 from memax_rl.memory._contract import Memory as Memory
 from memax_rl.memory._registry import Entry as Entry
 from memax_rl.memory._registry import check_options as check_options

@@ -13,8 +13,8 @@ class Memory(eqx.Module):
     """A map from a sequence of inputs to a sequence of outputs that carries a state of fixed size.
 
     Unbatched: wrap calls in `jax.vmap`. `starts[t]` is true on the first input of an episode; the state is reset before
-    that input is consumed, so outputs and gradients never cross from one episode into the next. The incoming state counts
-    until the first start flag. `scan` equals `step` in a loop: outputs, last state and gradients.
+    that input is consumed, so outputs and gradients never cross from one episode into the next. The incoming state
+    counts until the first start flag. `scan` equals `step` in a loop: outputs, last state and gradients.
     """
 
     in_size: eqx.AbstractVar[int]

@@ -44,7 +44,7 @@ class Heads(eqx.Module):
 class Ring(eqx.Module):
     """The last rows of a sequence, oldest first, and how many of them count."""
 
-    rows: Float[Array, "size *shape"]
+    rows: Float[Array, " size *shape"]
     count: Int[Array, ""]
 
     def valid(self) -> Bool[Array, " size"]:
@@ -61,12 +61,12 @@ class Ring(eqx.Module):
         keep = self.valid().reshape(-1, *(1,) * (self.rows.ndim - 1))
         return Ring(jnp.where(keep, self.rows, 0), self.count)
 
-    def push(self, row: Float[Array, "*shape"]) -> tuple["Ring", Float[Array, "size_plus_1 *shape"]]:
+    def push(self, row: Float[Array, " *shape"]) -> tuple["Ring", Float[Array, " size_plus_1 *shape"]]:
         """Return the ring after one more row, and all rows with it as the last."""
         window = jnp.concatenate([self.rows, row[None]])
         return Ring(window[1:], jnp.minimum(self.count + 1, self.rows.shape[0])), window
 
-    def extend(self, rows: Float[Array, "T *shape"], starts: Bool[Array, " T"]) -> "Ring":
+    def extend(self, rows: Float[Array, " T *shape"], starts: Bool[Array, " T"]) -> "Ring":
         """Return the ring after many more rows."""
         length, size = rows.shape[0], self.rows.shape[0]
         last_start = jnp.max(jnp.where(starts, jnp.arange(length), -1))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import normal, orthogonal, select
+from memax_rl.memory._layers import matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence
 
 
@@ -37,9 +37,9 @@ class GRU(Memory):
 
     in_size: int
     out_size: int
-    w_z: Float[Array, "in_size out_size"]
-    w_r: Float[Array, "in_size out_size"]
-    w_n: Float[Array, "in_size out_size"]
+    w_z: Float[Array, "out_size in_size"]
+    w_r: Float[Array, "out_size in_size"]
+    w_n: Float[Array, "out_size in_size"]
     b_z: Float[Array, " out_size"]
     b_r: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
@@ -51,12 +51,12 @@ class GRU(Memory):
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 6)
-        self.w_z, self.w_r, self.w_n = (normal(k, in_size, out_size) for k in keys[:3])
+        self.w_z, self.w_r, self.w_n = (matrix(k, in_size, out_size) for k in keys[:3])
         self.u_z, self.u_r, self.u_n = (orthogonal(k, out_size) for k in keys[3:])
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
     def _inputs(self, x):
-        return x @ self.w_z + self.b_z, x @ self.w_r + self.b_r, x @ self.w_n + self.b_n
+        return x @ self.w_z.T + self.b_z, x @ self.w_r.T + self.b_r, x @ self.w_n.T + self.b_n
 
     def _recurrent(self):
         return self.u_z, self.u_r, self.u_n, self.c_n

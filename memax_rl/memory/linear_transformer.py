@@ -1,6 +1,7 @@
 """Linear transformer: attention with a positive feature map instead of the softmax, as a recurrence.
 
-Katharopoulos et al. 2020, Transformers are RNNs, https://arxiv.org/abs/2006.16236, equations 16 to 20, with several heads.
+Katharopoulos et al. 2020, Transformers are RNNs, https://arxiv.org/abs/2006.16236, equations 16 to 20, with several
+heads.
 
     q, k, v = W_q x, W_k x, W_v x,    phi(u) = 1 + elu(u)
     S = S + phi(k) v^T,    n = n + phi(k),    y = W_o (S^T phi(q) / (n . phi(q) + eps))

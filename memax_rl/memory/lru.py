@@ -5,9 +5,9 @@ Orvieto et al. 2023, Resurrecting Recurrent Neural Networks for Long Sequences, 
     lam = exp(-exp(nu) + i exp(theta))
     h = lam o h + exp(gamma) o (B x),    y = Re(C h) + D x
 
-State: h complex [state_size]. B and C are complex and kept as real and imaginary parts; D is diagonal where the sizes of
-input and output agree, as in the paper, and a matrix otherwise. At the start |lam|^2 is uniform in [r_min^2, r_max^2], the
-phase uniform in [0, max_phase] and exp(gamma) = sqrt(1 - |lam|^2).
+State: h complex [state_size]. B and C are complex and kept as real and imaginary parts; D is diagonal where the sizes
+of input and output agree, as in the paper, and a matrix otherwise. At the start |lam|^2 is uniform in
+[r_min^2, r_max^2], the phase uniform in [0, max_phase] and exp(gamma) = sqrt(1 - |lam|^2).
 """
 
 import math
@@ -17,15 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.memory._layers import check_between, check_size, matrix, normal
 from memax_rl.ops import linear_recurrence
 
 
 class LRU(Memory):
     """Diagonal complex linear recurrence.
 
-    The defaults for `r_min`, `r_max` and `max_phase` remember for ten to a thousand steps: with them RepeatPreviousHard is
-    learnt several times faster than with r_min = 0.5.
+    The defaults for `r_min`, `r_max` and `max_phase` remember for ten to a thousand steps: with them RepeatPreviousHard
+    is learnt several times faster than with r_min = 0.5.
     """
 
     in_size: int
@@ -33,10 +33,10 @@ class LRU(Memory):
     nu: Float[Array, " state_size"]
     theta: Float[Array, " state_size"]
     gamma: Float[Array, " state_size"]
-    b_re: Float[Array, "in_size state_size"]
-    b_im: Float[Array, "in_size state_size"]
-    c_re: Float[Array, "state_size out_size"]
-    c_im: Float[Array, "state_size out_size"]
+    b_re: Float[Array, "state_size in_size"]
+    b_im: Float[Array, "state_size in_size"]
+    c_re: Float[Array, "out_size state_size"]
+    c_im: Float[Array, "out_size state_size"]
     d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
 
     def __init__(
@@ -63,8 +63,8 @@ class LRU(Memory):
         self.nu = jnp.log(-0.5 * jnp.log(modulus_squared))
         self.theta = jnp.log(max_phase * v)
         self.gamma = 0.5 * jnp.log1p(-modulus_squared)
-        self.b_re, self.b_im = (normal(k, in_size, size, 2**-0.5) for k in keys[1:3])
-        self.c_re, self.c_im = (normal(k, size, out_size) for k in keys[3:5])
+        self.b_re, self.b_im = (matrix(k, in_size, size, 2**-0.5) for k in keys[1:3])
+        self.c_re, self.c_im = (matrix(k, size, out_size) for k in keys[3:5])
         square = in_size == out_size
         self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
 
@@ -73,11 +73,11 @@ class LRU(Memory):
 
     def _write(self, x):
         scale = jnp.exp(self.gamma)
-        return jax.lax.complex((x @ self.b_re) * scale, (x @ self.b_im) * scale)
+        return jax.lax.complex((x @ self.b_re.T) * scale, (x @ self.b_im.T) * scale)
 
     def _read(self, h, x):
         skip = x * self.d if self.d.ndim == 1 else x @ self.d
-        return h.real @ self.c_re - h.imag @ self.c_im + skip
+        return h.real @ self.c_re.T - h.imag @ self.c_im.T + skip
 
     def initial_state(self):
         """Return h = 0."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import normal, orthogonal, select
+from memax_rl.memory._layers import matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence
 
 
@@ -38,19 +38,19 @@ class LSTM(Memory):
 
     in_size: int
     out_size: int
-    w: tuple[Float[Array, "in_size out_size"], ...]
+    w: tuple[Float[Array, "out_size in_size"], ...]
     b: tuple[Float[Array, " out_size"], ...]
     u: tuple[Float[Array, "out_size out_size"], ...]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 8)
-        self.w = tuple(normal(k, in_size, out_size) for k in keys[:4])
+        self.w = tuple(matrix(k, in_size, out_size) for k in keys[:4])
         self.u = tuple(orthogonal(k, out_size) for k in keys[4:])
         self.b = (jnp.zeros(out_size), jnp.ones(out_size), jnp.zeros(out_size), jnp.zeros(out_size))
 
     def _inputs(self, x):
-        return tuple(x @ w + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(x @ w.T + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = 0."""

@@ -1,7 +1,8 @@
 """Your own memory from four parts, with the reset for free.
 
-Morad et al. 2024, Recurrent Reinforcement Learning with Memoroids, https://arxiv.org/abs/2402.09900: a memory whose update
-is associative, h_t = combine(h_{t-1}, lift(x_t)), is given resets by carrying a flag beside each element (section 3.2),
+Morad et al. 2024, Recurrent Reinforcement Learning with Memoroids, https://arxiv.org/abs/2402.09900: a memory whose
+update is associative, h_t = combine(h_{t-1}, lift(x_t)), is given resets by carrying a flag beside each element
+(section 3.2),
 
     (a, f_a) o (b, f_b) = (combine(identity if f_b else a, b), f_a or f_b).
 """

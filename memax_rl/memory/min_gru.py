@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import normal
+from memax_rl.memory._layers import matrix
 from memax_rl.ops import linear_recurrence
 
 
@@ -22,21 +22,21 @@ class MinGRU(Memory):
 
     in_size: int
     out_size: int
-    w_z: Float[Array, "in_size out_size"]
+    w_z: Float[Array, "out_size in_size"]
     b_z: Float[Array, " out_size"]
-    w_h: Float[Array, "in_size out_size"]
+    w_h: Float[Array, "out_size in_size"]
     b_h: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         key_z, key_h = jax.random.split(key)
-        self.w_z, self.b_z = normal(key_z, in_size, out_size), jnp.zeros(out_size)
-        self.w_h, self.b_h = normal(key_h, in_size, out_size), jnp.zeros(out_size)
+        self.w_z, self.b_z = matrix(key_z, in_size, out_size), jnp.zeros(out_size)
+        self.w_h, self.b_h = matrix(key_h, in_size, out_size), jnp.zeros(out_size)
 
     def _gates(self, x):
         """Return the decay 1 - z and the write z o c."""
-        u = x @ self.w_h + self.b_h
-        pre_z = x @ self.w_z + self.b_z
+        u = x @ self.w_h.T + self.b_h
+        pre_z = x @ self.w_z.T + self.b_z
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
         return jax.nn.sigmoid(-pre_z), jax.nn.sigmoid(pre_z) * candidate
 

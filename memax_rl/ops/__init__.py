@@ -1,7 +1,7 @@
 """Reset-aware recurrences over one sequence of arrays.
 
-Pure functions, unbatched (use `jax.vmap`), that know nothing of reinforcement learning. `starts[t]` is true where step t
-begins a new sequence: the state is reset before step t is computed, so neither a value nor a gradient crosses it.
+Pure functions, unbatched (use `jax.vmap`), that know nothing of reinforcement learning. `starts[t]` is true where step
+t begins a new sequence: the state is reset before step t is computed, so neither a value nor a gradient crosses it.
 """
 
 from memax_rl.ops._delta_rule import delta_rule as delta_rule

@@ -6,7 +6,7 @@ so nothing but h is stored (Martin and Cundy 2018, https://arxiv.org/abs/1709.04
 """
 
 import functools
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,19 @@ Method = Literal["sequential", "parallel"]
 
 
 def linear_recurrence(
-    a: Inexact[Array, "T *shape"],
-    b: Inexact[Array, "T *shape"],
-    h0: Inexact[Array, "*shape"],
+    a: Inexact[Array, " T *shape"],
+    b: Inexact[Array, " T *shape"],
+    h0: Inexact[Array, " *shape"],
     starts: Bool[Array, " T"],
     *,
     method: Method | None = None,
-) -> Inexact[Array, "T *shape"]:
+) -> Inexact[Array, " T *shape"]:
     """Return all h_t of h_t = a_t * h_{t-1} + b_t, where h_{t-1} counts as 0 at a start flag.
 
     The state is float32 at least, whatever the inputs, and the result has the promoted dtype of `a`, `b` and `h0`.
 
-    **Cost.** O(T * prod(shape)) memory. `"sequential"` does T dependent steps, `"parallel"` (an associative scan) O(log T)
-    of them at about twice the arithmetic.
+    **Cost.** O(T * prod(shape)) memory. `"sequential"` does T dependent steps, `"parallel"` (an associative scan)
+    O(log T) of them at about twice the arithmetic.
 
     **Arguments:**
 
@@ -58,7 +58,7 @@ def linear_recurrence(
     # The decay may stay real where the state is complex: half the traffic.
     a_dtype = jnp.promote_types(a.dtype, jnp.float32)
     hs = _recurrence(method, a.astype(a_dtype), b.astype(state_dtype), h0.astype(state_dtype), starts)
-    return hs.astype(dtype)
+    return cast(Array, hs).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -4,15 +4,15 @@ A cell is split into an affine map of the hidden state, `v_t = product(weights, 
 `s_t = cell(x_t, v_t, s_{t-1})`.
 
 - The input's share `x_t` is computed for all steps before the scan.
-- The element-wise rest has a diagonal Jacobian. Its entries are formed for all steps at once before the backward scan, which
-  is then a linear recurrence with one matrix product a step, and no exponentials.
+- The element-wise rest has a diagonal Jacobian. Its entries are formed for all steps at once before the backward scan,
+  which is then a linear recurrence with one matrix product a step, and no exponentials.
 - The backward scan returns the gradients of the states alone. Those of `x` and `v` follow element-wise, and that of
   `weights` from one matrix product over batch and time together.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,8 @@ def nonlinear_recurrence(
     h is the first element of the tuple s. At a start flag all of s_{t-1} counts as zero. First derivatives only.
 
     **Cost.** T dependent steps, each with the multiply-adds of one `product` forward and one backward; O(T * size of
-    states, products and inputs) memory. Keep gates as separate arrays in `inputs` and `weights`: slices of one wide array
-    inside the loop are up to twice as slow on a CPU.
+    states, products and inputs) memory. Keep gates as separate arrays in `inputs` and `weights`: slices of one wide
+    array inside the loop are up to twice as slow on a CPU.
 
     **Arguments:**
 
@@ -63,7 +63,8 @@ def nonlinear_recurrence(
     # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
     h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
     traced = jax.vmap(product, in_axes=(None, 0))(weights, h_before)
-    hs, last = _attach(cell, product, frozen[0], inputs, traced, state, starts, (states, products))
+    out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (states, products))
+    hs, last = cast(tuple[Array, State], out)
     return last, hs
 
 
@@ -110,7 +111,8 @@ def _attach_bwd(cell, product, residuals, cotangents):
     weights, inputs, state, starts, (states, products) = residuals
     dhs, dlast = cotangents
     _, cell_vjp = jax.vjp(cell, inputs, products, _before(state, states, starts))
-    # Element-wise, so a cotangent of ones picks the diagonal of the Jacobian: one row of blocks for each part of the state.
+    # Element-wise, so a cotangent of ones picks the diagonal of the Jacobian: one row of blocks for each part of the
+    # state.
     rows = [
         cell_vjp(tuple(jnp.ones_like(s) if i == j else jnp.zeros_like(s) for i, s in enumerate(states)))
         for j in range(len(states))

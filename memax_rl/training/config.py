@@ -23,19 +23,19 @@ class TrainConfig(BaseModel):
     """The environment, see `memax-rl list envs`."""
     agent: Literal["ppo"] = "ppo"
     """The agent."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """The first seed."""
-    num_seeds: int = Field(1, ge=1)
+    num_seeds: int = Field(default=1, ge=1)
     """How many runs, of seeds seed, seed + 1, ..., train together."""
-    total_steps: int = Field(320_000, ge=1)
+    total_steps: int = Field(default=260_000, ge=1)
     """Environment steps of each seed; the run ends with the first update that reaches them."""
     network: NetworkConfig = NetworkConfig()
     """Settings of the network."""
     ppo: PPOConfig = PPOConfig()
     """Settings of PPO."""
-    checkpoint_interval: float = Field(60.0, ge=0)
+    checkpoint_interval: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints. The last state is always saved."""
-    eval_episodes: int = Field(256, ge=0)
+    eval_episodes: int = Field(default=256, ge=0)
     """Fresh episodes to evaluate each seed on at the end. 0: none."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run's folder (needs `pip install memax_rl[tensorboard]`)."""
@@ -141,7 +141,8 @@ _SHORT = {"memory": "network.memory", "memory-options": "network.memory-options"
 def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     """Return the configuration with fields replaced by command-line arguments.
 
-    `--a.b-c VALUE` or `--a.b-c=VALUE` sets field b_c of part a; a switch is also set by `--a.b` and cleared by `--no-a.b`.
+    `--a.b-c VALUE` or `--a.b-c=VALUE` sets field b_c of part a; a switch is also set by `--a.b` and cleared by
+    `--no-a.b`.
 
     **Raises:** `ValueError` that names the argument, for an unknown field or a value of the wrong type or range.
     """

@@ -117,7 +117,7 @@ class TensorBoard(Log):
 
     def __init__(self, run: Run):
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("tensorboard is on, but its writer is missing; pip install tensorboardX") from None
         self.writer = SummaryWriter(str(run.folder / "tensorboard"))
@@ -138,7 +138,7 @@ class WeightsAndBiases(Log):
 
     def __init__(self, config: TrainConfig, run: Run):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("wandb is on, but the package is missing; pip install wandb") from None
         self.run = wandb.init(

@@ -48,8 +48,19 @@ def seed_keys(config: TrainConfig) -> jax.Array:
 
 def init_state(config: TrainConfig, agent: PPO) -> tuple[PyTree, PyTree]:
     """Return the arrays of the state before training, with a leading seed axis, and the rest of the state."""
-    state = eqx.filter_jit(eqx.filter_vmap(agent.init))(seed_keys(config))
-    return eqx.partition(state, eqx.is_array)
+    keys = seed_keys(config)
+    static = eqx.filter(eqx.filter_eval_shape(agent.init, keys[0]), _is_shape, inverse=True)
+
+    def arrays_of(keys):
+        return jax.vmap(lambda key: eqx.filter(agent.init(key), eqx.is_array))(keys)
+
+    # It runs once, so compiling it is all the cost: with the least effort it takes half the time.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(arrays_of, compiler_options=options)(keys), static
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def train(
@@ -112,9 +123,16 @@ def make_many_updates(agent: PPO, static: PyTree, total_steps: int) -> Callable[
     It stops early at the first update by which every seed has made `total_steps`. The arrays are donated.
     """
 
-    def one(arrays):
-        state, metrics = eqx.filter_vmap(agent.update)(eqx.combine(arrays, static))
+    def update(arrays):
+        state, metrics = agent.update(eqx.combine(arrays, static))
         return eqx.filter(state, eqx.is_array), metrics
+
+    def one(arrays):
+        if arrays.updates.shape[0] > 1:
+            return jax.vmap(update)(arrays)
+        # A batch axis of one seed would make every matrix product a batched one, which is much slower on a CPU.
+        result = update(jax.tree.map(lambda leaf: leaf[0], arrays))
+        return jax.tree.map(lambda leaf: leaf[None], result)
 
     def many(arrays, n):
         shapes = jax.eval_shape(one, arrays)[1]

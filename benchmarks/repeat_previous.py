@@ -1,0 +1,93 @@
+"""The README's tables and picture: RepeatPrevious solved, at three difficulties and by several memories.
+
+    python benchmarks/repeat_previous.py --out docs/repeat_previous
+
+Trains each row with three seeds together on this machine, evaluates 256 fresh episodes of each seed, prints a table in
+Markdown and draws the learning curves. Seconds are of the wall clock, with compilation, for all three seeds at once.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from memax_rl.evaluation import evaluate
+from memax_rl.training import Run, load_config, make_config, train
+
+BEST_OF_PAPER = {"Easy": 1.0, "Medium": 0.789, "Hard": 0.191}
+
+
+def run(fields: dict, folder: Path) -> tuple[Run, dict, float]:
+    """Train and evaluate; return the run, its evaluation, and the seconds that training took."""
+    start = time.perf_counter()
+    result = train(make_config(fields), out=folder)
+    seconds = time.perf_counter() - start
+    return result, evaluate(result.folder), seconds
+
+
+def curve(one: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Return environment steps [updates] and mean return [updates, seeds]."""
+    rows = one.metrics()
+    seeds = sorted({row["seed"] for row in rows})
+    columns = [[row for row in rows if row["seed"] == seed] for seed in seeds]
+    steps = np.array([row["env_steps"] for row in columns[0]])
+    return steps, np.array([[row["episode/return"] for row in column] for column in columns]).T
+
+
+def draw(curves: list[tuple[str, Run, float]], path: Path) -> None:
+    """Draw return against environment steps, a band from the lowest to the highest seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for label, one, best in curves:
+        steps, returns = curve(one)
+        (line,) = axis.plot(steps, returns.mean(axis=1), label=f"{label}, LRU")
+        axis.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.25, color=line.get_color())
+        axis.axhline(best, color=line.get_color(), linestyle=":", linewidth=1.2)
+    axis.plot([], [], color="grey", linestyle=":", label="best of 13 models in the POPGym paper, 15 M steps")
+    axis.set(xlabel="environment steps", ylabel="mean return of an episode", xscale="log", ylim=(-0.6, 1.05))
+    axis.set_title("RepeatPrevious: mean and range of three seeds")
+    axis.legend(loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Train, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--memories", nargs="+", default=["lru", "gru", "lstm", "min_gru", "linear_transformer", "mlp"])
+    parser.add_argument("--levels", nargs="*", default=["Easy", "Medium", "Hard"], help="difficulties with the LRU")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the picture to this path, with .png added")
+    arguments = parser.parse_args()
+    curves = []
+    with tempfile.TemporaryDirectory() as folder:
+        print("| environment | memory | steps | seconds, all seeds | mean return | each seed |")
+        print("|---|---|---|---|---|---|")
+
+        def row(level: str, memory: str) -> Run:
+            fields = load_config(f"ppo/repeat_previous_{level.lower()}").model_dump()
+            fields |= {"num_seeds": arguments.seeds, "eval_episodes": 0}
+            fields["network"] |= {"memory": memory}
+            one, result, seconds = run(fields, Path(folder) / f"{level}-{memory}")
+            r = result["return"]["mean"]
+            each = ", ".join(f"{m:.3f}" for m in result["mean_return_per_seed"])
+            steps = f"{fields['total_steps']:,}"
+            interval = f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
+            print(f"| RepeatPrevious{level} | {memory} | {steps} | {seconds:.0f} | {interval} | {each} |", flush=True)
+            return one
+
+        for memory in arguments.memories:
+            row("Easy", memory)
+        for level in arguments.levels:
+            curves.append((level, row(level, "lru"), BEST_OF_PAPER[level]))
+        if arguments.out:
+            draw(curves, arguments.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Training throughput: environment steps a second, and the share of the machine's own matrix-product rate.
+
+    python benchmarks/train.py
+
+CartPole-v1 of gymnax, 16 environments, 128 steps, 4 epochs, 4 minibatches, width 128, one memory layer: a setting that
+other toolkits publish. In "stream" mode, as they do, and beside it on tapes of whole episodes. The GEMM share counts
+the multiply-adds of the network's matrix products alone, forward once while acting and for the values, and three times
+(forward, and backward by inputs and by weights) in each epoch, against a large float32 product on the same machine.
+"""
+
+import argparse
+import statistics
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from memax_rl.training import make_config
+from memax_rl.training.loop import init_state, make_agent, make_many_updates
+
+
+def gemm_rate(size: int = 2048, repeats: int = 10) -> float:
+    """Return the floating-point operations a second of a square float32 product."""
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def matrix_entries(network: eqx.Module) -> int:
+    """Return the multiply-adds a step: the entries of all weight matrices."""
+    return sum(leaf.size for leaf in jax.tree.leaves(network) if eqx.is_inexact_array(leaf) and leaf.ndim == 2)
+
+
+def measure(memory: str, separate: bool, fill: str, seconds: float) -> tuple[float, float]:
+    """Return environment steps a second (median of several calls), and floating-point operations a step."""
+    ppo = {"num_envs": 16, "minibatches": 4, "epochs": 4, "fill": fill, "schedule": "constant"}
+    if fill == "stream":
+        ppo["slots"] = 128
+    config = make_config(
+        {
+            "env": "gymnax/CartPole-v1",
+            "total_steps": 10**9,
+            "network": {"memory": memory, "width": 128, "separate_value": separate},
+            "ppo": ppo,
+        }
+    )
+    agent = make_agent(config)
+    arrays, static = init_state(config, agent)
+    network = eqx.combine(jax.tree.map(lambda x: x[0], arrays), static).network
+    many = make_many_updates(agent, static, config.total_steps)
+    rates, begun, updates = [], time.perf_counter(), 1
+    while len(rates) < 4 or time.perf_counter() - begun < seconds:
+        before, start = int(arrays.env_steps[0]), time.perf_counter()
+        arrays, _ = many(arrays, updates)
+        jax.block_until_ready(arrays)
+        took = time.perf_counter() - start
+        rates.append((int(arrays.env_steps[0]) - before) / took)
+        updates = 10
+    # The first call compiles.
+    return statistics.median(rates[1:]), 2 * matrix_entries(network) * (2 + 3 * agent.config.epochs)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
+    parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes", "context"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="time for each row after compilation")
+    arguments = parser.parse_args()
+    rate = gemm_rate()
+    print(f"{jax.devices()[0].device_kind}, {jax.default_backend()}: {rate / 1e9:.0f} GFLOP/s in a 2048 x 2048 product")
+    print(f"{'memory':20s} {'value network':14s} {'fill':10s} {'steps/s':>10s} {'of GEMM rate':>13s}")
+    for memory in arguments.memories:
+        for separate in (False, True):
+            for fill in arguments.fills:
+                steps, work = measure(memory, separate, fill, arguments.seconds)
+                kind = "separate" if separate else "shared"
+                print(f"{memory:20s} {kind:14s} {fill:10s} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
