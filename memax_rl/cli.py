@@ -10,6 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# What `memax-rl train` trains when it is told neither --config nor --env.
+EXAMPLE = "ppo/repeat_previous_easy"
+
 _TRAIN_USAGE = """\
 usage: memax-rl train [--config FILE_OR_PRESET] [--out DIR] [any field of the configuration ...]
        memax-rl train --resume DIR
@@ -61,7 +64,9 @@ def _fail(error: Exception) -> int:
 def _train(argv: Sequence[str]) -> int:
     """Train: `argv` is what follows `memax-rl train`."""
     first = argparse.ArgumentParser(prog="memax-rl train", add_help=False, allow_abbrev=False)
-    first.add_argument("--config", help="a YAML file, or a preset of `memax-rl list presets`")
+    first.add_argument(
+        "--config", help=f"a YAML file, or a preset of `memax-rl list presets` ({EXAMPLE} if --env is not given either)"
+    )
     first.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
     first.add_argument("--resume", type=Path, help="continue the run in this folder")
     own, fields = first.parse_known_args(argv)
@@ -83,7 +88,9 @@ def _train(argv: Sequence[str]) -> int:
         if own.resume is not None:
             run = train(resume=own.resume, progress=True)
         else:
-            config = override(load_config(own.config) if own.config else TrainConfig(), fields)
+            chooses_env = any(field == "--env" or field.startswith("--env=") for field in fields)
+            base = TrainConfig() if chooses_env else load_config(EXAMPLE)
+            config = override(load_config(own.config) if own.config else base, fields)
             run = train(config, out=own.out, progress=True)
     except (RunError, TrainingError, ValueError) as error:
         return _fail(error)
