@@ -52,7 +52,7 @@ def draw(curves: list[tuple[str, Run, float]], path: Path) -> None:
     axis.plot([], [], color="grey", linestyle=":", label="best of 13 models in the POPGym paper, 15 M steps")
     axis.set(xlabel="environment steps", ylabel="mean return of an episode", xscale="log", ylim=(-0.6, 1.05))
     axis.set_title("RepeatPrevious: mean and range of three seeds")
-    axis.legend(loc="upper left", fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=130)
 
 

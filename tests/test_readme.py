@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from memax_rl import memory
+from memax_rl.memory import _registry
 from memax_rl.training import presets
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -19,7 +20,7 @@ def test_python_blocks_run(block):
         exec(compile(block, "README.md", "exec"), {})
     finally:
         for name in set(memory.names()) - known:
-            memory._registry._ENTRIES.pop(name)
+            _registry._ENTRIES.pop(name)
 
 
 def test_presets_named_in_the_readme_exist():
