@@ -214,12 +214,11 @@ def test_value_at_an_end(ending, want, fill, key):
         learning_rate=1e-2,
         epochs=4,
     )
-    state, _ = _updates(agent, _init(agent, key), 400)
+    state, _ = _updates(agent, _init(agent, key), 1200)
     rows, _, _ = _collect(agent, state)
     value = eqx.filter_jit(evaluate_rows)(state.network, rows)[1]
     got = float(jnp.mean(value[:, :16], where=rows.tape.start[:, :16]))
-    # What remains after so few updates is the slow approach to a fixed point; the mistakes are off by 1 to 4.
-    assert got == pytest.approx(want, rel=0.1)
+    assert got == pytest.approx(want, abs=0.25)
 
 
 def test_bootstrap_is_the_final_observation_with_its_memory(key):
