@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memax_rl import envs
 from memax_rl.agents.ppo import PPOConfig
+from memax_rl.envs.host_options import HostOptions
+from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
 
@@ -20,7 +22,11 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     env: str = "popgym/RepeatPreviousEasy"
-    """The environment, see `memax-rl list envs`."""
+    """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
+    env_options: HostOptions = HostOptions()
+    """How an environment of Gymnasium is run."""
+    env_wrappers: tuple[AnyWrapper, ...] = ()
+    """Wrappers, the innermost first, for example '[{name: sticky_actions, probability: 0.25}]'."""
     agent: Literal["ppo"] = "ppo"
     """The agent."""
     seed: int = Field(default=0, ge=0)
@@ -45,9 +51,17 @@ class TrainConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _check_env(cls, name: str) -> str:
-        if name not in envs.names():
+        if name.startswith("gym/"):
+            envs.check(name)
+        elif name not in envs.names():
             raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
         return name
+
+    @model_validator(mode="after")
+    def _check_env_options(self) -> "TrainConfig":
+        if self.env_options != HostOptions() and not self.env.startswith("gym/"):
+            raise ValueError(f"env_options: an option for gym/ environments only, but env is {self.env!r}")
+        return self
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -70,6 +84,9 @@ def make_config(fields: Mapping[str, Any]) -> TrainConfig:
 def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     name = ".".join(path)
+    if error["type"] == "union_tag_invalid":
+        tag = error["ctx"]["tag"]
+        return f"unknown wrapper {tag!r} in {name}; {_close(tag, CONFIGS)}"
     if error["type"] == "extra_forbidden":
         return f"unknown configuration key {name!r}; {_close(path[-1], _keys(path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
@@ -81,6 +98,9 @@ def _explain(error: Any) -> str:
 
 def _keys(path: list[str]) -> list[str]:
     """Return the valid keys of the configuration under `path`."""
+    if path[:1] == ["env_wrappers"]:
+        # The path holds the wrapper's index and name.
+        return list(CONFIGS[path[2]].model_fields)
     model: Any = TrainConfig
     for part in path:
         model = model.model_fields[part].annotation
@@ -192,7 +212,7 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(part.get(key), dict):
             raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
         part = part[key]
-    is_option = path[-1:] == ["memory_options"]
+    is_option = path[-1:] in (["memory_options"], ["arguments"])
     if not is_option and (last not in part or isinstance(part[last], dict)):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
     if value is True and not is_option and not isinstance(part[last], bool):

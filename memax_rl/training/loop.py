@@ -2,6 +2,7 @@
 
 import datetime
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,8 @@ from jaxtyping import PyTree
 import memax_rl
 from memax_rl import envs
 from memax_rl.agents.ppo import PPO
+from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
+from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, open_logs
@@ -33,7 +36,7 @@ class TrainingError(RuntimeError):
 
 def make_agent(config: TrainConfig) -> PPO:
     """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
-    env, env_params = envs.make(config.env)
+    env, env_params = wrap(*envs.make(config.env, config.env_options), config.env, config.env_wrappers)
 
     def make_network(observation_space, action_space, key):
         return make_actor_critic(config.network, observation_space, action_space, key=key)
@@ -82,8 +85,8 @@ def train(
     - `progress`: show a progress bar.
 
     **Raises:** `ValueError` for a wrong configuration; `RunError` for a folder that cannot be used; `TrainingError` if
-    the loss is no longer finite or an episode is longer than the tape; `KeyboardInterrupt` after the state was saved
-    because of Ctrl-C or SIGTERM.
+    the loss is no longer finite, an episode is longer than the tape, or an environment on the host fails;
+    `KeyboardInterrupt` after the state was saved because of Ctrl-C or SIGTERM.
     """
     if resume is not None:
         if config is not None or fields or out is not None:
@@ -95,19 +98,49 @@ def train(
     elif fields:
         raise ValueError("give either config or its fields, not both")
     agent = make_agent(config)
-    arrays, static = init_state(config, agent)
-    if resume is not None:
-        run = Run.open(resume)
-        arrays, seconds = run.restore(arrays)
-        run.drop_metrics_after(_update_of(arrays))
-    else:
-        run, seconds = Run.create(out or default_folder(config), config), 0.0
     with ExitStack() as stack:
-        logs = [stack.enter_context(log) for log in open_logs(config, run, progress)]
-        stopped = stack.enter_context(_stop_signals())
-        arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
-    _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
+        stack.callback(close, agent.env)
+        arrays, static = init_state(config, agent)
+        _check_host(agent, arrays, "before the first update")
+        if resume is not None:
+            run = Run.open(resume)
+            arrays, seconds = run.restore(arrays)
+            run.drop_metrics_after(_update_of(arrays))
+            arrays = _reopen(agent, arrays, static, progress)
+        else:
+            run, seconds = Run.create(out or default_folder(config), config), 0.0
+        with ExitStack() as inner:
+            logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
+            stopped = inner.enter_context(_stop_signals())
+            arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
+        _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
     return run
+
+
+def _check_host(agent: PPO, arrays: PyTree, when: str) -> None:
+    """Raise `TrainingError` if an environment on the host has failed by the time that `arrays` are there."""
+    jax.block_until_ready(arrays)
+    failed = failure(agent.env)
+    if failed is not None:
+        raise TrainingError(f"{failed}; {when}")
+
+
+def _reopen(agent: PPO, arrays: PyTree, static: PyTree, progress: bool) -> PyTree:
+    """Return a restored state whose environments can be stepped: on the host they begin new episodes."""
+    if host_of(agent.env) is None:
+        return arrays
+    if progress:
+        print(
+            "the environment runs on the host, where its state cannot be saved: every stream begins a new episode, "
+            "and what it had of an open one is not learnt from",
+            file=sys.stderr,
+        )
+    # The copies that were made for the state before training are of no use.
+    close(agent.env)
+    reopen = jax.vmap(lambda state: eqx.filter(agent.reopen(eqx.combine(state, static)), eqx.is_array))
+    arrays = jax.jit(reopen)(arrays)
+    _check_host(agent, arrays, "while it was begun again for the resumed run")
+    return arrays
 
 
 def default_folder(config: TrainConfig) -> Path:
@@ -167,6 +200,8 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         before, call = _update_of(arrays), time.monotonic()
         new, metrics = many(arrays, n)
         after = _update_of(new)
+        kept = f"checkpoint of update {saved} in {run.checkpoints}" if run.saved_updates() else "no checkpoint yet"
+        _check_host(agent, new, f"between updates {before + 1} and {after}; there is {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
         bad = next((row for row in rows if not np.isfinite(row["loss"])), None)
@@ -251,7 +286,10 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: An
         "steps_per_second": round(float(np.sum(state.env_steps)) / seconds, 1),
     }
     if config.eval_episodes:
-        result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
+        try:
+            result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
+        except EnvironmentFailure as error:
+            raise TrainingError(f"{error}; in the evaluation after training, whose last state is saved") from None
         summary["evaluation"] = result
         if progress:
             print_table(result)
