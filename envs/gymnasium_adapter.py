@@ -109,12 +109,14 @@ class GymnasiumAdapter(Environment):
     def horizon(self, params: Any) -> int | None:
         """The time limit, where the environment's registration or the original of a POPGym id states one."""
         twin = self._twin()
-        return (twin and registry.horizon(*twin)) or _LABYRINTHS.get(self._family()) or self.limit
+        if twin is not None:
+            return registry.horizon(*twin)
+        return _LABYRINTHS.get(self._family(), self.limit)
 
     def fixed_length(self, params: Any) -> int | None:
         """The number of steps of every episode; known for ids of the POPGym package."""
         twin = self._twin()
-        return twin and registry.fixed_length(*twin)
+        return None if twin is None else registry.fixed_length(*twin)
 
     def _family(self) -> str | None:
         match = re.fullmatch(r"popgym-(\w+?)(Easy|Medium|Hard)?-v0", self.env_id)
@@ -123,7 +125,7 @@ class GymnasiumAdapter(Environment):
     def _twin(self) -> tuple[Any, Any] | None:
         """Return our own implementation of the same environment, where there is one."""
         twin = jax_twin(self.env_id) if self.is_original else None
-        return twin and registry.make(twin)
+        return None if twin is None else registry.make(twin)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, HostState]:
         """Make a copy and begin an episode in it. All copies of one vmapped reset are made together."""
@@ -219,7 +221,7 @@ def to_learner_space(space: gymnasium.Space) -> Any:
     limits = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     with np.errstate(over="ignore"):
         low, high = (np.clip(bound, *limits).astype(dtype) for bound in (space.low, space.high))
-    return spaces.Box(low, high, shape, jnp.dtype(dtype))
+    return spaces.Box(jnp.asarray(low), jnp.asarray(high), shape, jnp.dtype(dtype))
 
 
 def find_spec(env_id: str) -> EnvSpec:

@@ -97,7 +97,7 @@ def encode(space: spaces.Space, batch: Any) -> tuple[np.ndarray, ...]:
     return tuple(result)
 
 
-def decode_action(space: Any, action: np.ndarray) -> Any:
+def decode_action(space: Any, action: Any) -> Any:
     """Return the member of an action space that an array of the learner stands for."""
     if isinstance(space, spaces.Discrete):
         return space.dtype.type(action + space.start)
@@ -172,7 +172,7 @@ class Copy(gymnasium.Wrapper):
                 self.problem = f"reset raised {type(error).__name__}: {error}"
         return self.shown, {}
 
-    def step(self, action: tuple[Any, np.ndarray]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: tuple[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step, unless the first part of the action is 0."""
         acts, chosen = action
         if not acts or self.problem is not None:
@@ -333,10 +333,11 @@ class Pool:
 
         commands, *rest = arrays
         dealt = deal(commands)
-        # The copies too many are reset once with the others, because a vector environment knows no copy without a value.
+        # The copies too many are reset once with the others, because every copy must have something to show.
         dealt.reshape(-1)[self.size :] = WAIT if self.count.any() else RESET
         try:
-            workers.step_async((dealt, *map(deal, rest)))
+            action: Any = (dealt, *map(deal, rest))
+            workers.step_async(action)
             flat, _, _, _, info = workers.step_wait(self.timeout)
         except multiprocessing.TimeoutError:
             return [], self._hanging(workers)
@@ -467,7 +468,7 @@ class Host:
 
     def _fail(self, error: Exception) -> None:
         detail = str(error) if isinstance(error, HostError) else f"{type(error).__name__}: {error}"
-        self.failure = f"the environment {self.name} failed: {detail}"
+        self.failure = " ".join(f"the environment {self.name} failed: {detail}".split())
 
     def close(self, begun_since: int = 0) -> None:
         """Close the copies of every pool, or of those begun since `begun` was this number."""

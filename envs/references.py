@@ -112,7 +112,7 @@ def reference_scores(env_id: str) -> tuple[float, float]:
 
 
 def find_scores(env_id: str) -> tuple[float, float] | None:
-    """The reference scores of an environment where they are known, also of the `popgym` package's own (`gym/popgym-...`).
+    """The reference scores of an environment, also of the `popgym` package's own (`gym/popgym-...`), or None.
 
     Args:
         env_id: Any id.

@@ -122,7 +122,6 @@ def make(env_id: str, options: "HostOptions | None" = None) -> tuple[Any, Any]:
     check(env_id)
     if env_id.startswith("gym/"):
         from memax_rl.envs import gymnasium_adapter
-
         from memax_rl.envs.host_options import HostOptions
 
         options = HostOptions() if options is None else options

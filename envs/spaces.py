@@ -70,8 +70,9 @@ def describe(space: Space) -> str:
     if isinstance(space, Discrete):
         return f"Discrete({space.n})"
     if isinstance(space, MultiDiscrete):
-        is_uniform = len(space.nvec) > 2 and len(set(space.nvec)) == 1
-        values = f"{space.nvec[0]} x {len(space.nvec)}" if is_uniform else ", ".join(map(str, space.nvec))
+        nvec = list(space.nvec)
+        is_uniform = len(nvec) > 2 and len(set(nvec)) == 1
+        values = f"{nvec[0]} x {len(nvec)}" if is_uniform else ", ".join(map(str, nvec))
         return f"MultiDiscrete({values})"
     if isinstance(space, Box):
         return f"Box({', '.join(map(str, space.shape))})"

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl.envs import registry, spaces
-from memax_rl.envs.base import Environment, Step, host_of, step_if, where
+from memax_rl.envs.base import Environment, Step, host_of, where
 from memax_rl.envs.gymnax_adapter import GymnaxAdapter
 
 
@@ -289,8 +289,8 @@ class RewardScaling(Wrapper):
 
     def step_if(self, active: Bool[Array, ""], key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Step:
         """One transition with the reward scaled."""
-        obs, state, reward, *ends = self.inner.step_if(active, key, state, action, params)
-        return obs, state, reward * jnp.float32(self.scale), *ends
+        obs, state, reward, terminated, truncated, info = self.inner.step_if(active, key, state, action, params)
+        return obs, state, reward * jnp.float32(self.scale), terminated, truncated, info
 
 
 class RewardScalingConfig(WrapperConfig):

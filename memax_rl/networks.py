@@ -154,7 +154,7 @@ class RunningNormalizer(eqx.Module):
         mean, variance = jax.lax.stop_gradient((self.mean, self.variance))
         return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-8), -self.clip, self.clip)
 
-    def update(self, x: Float[Array, "n *shape"], valid: Bool[Array, " n"]) -> "RunningNormalizer":
+    def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningNormalizer":
         """Return the normaliser after it has seen the valid ones of n observations.
 
         Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,

@@ -209,11 +209,18 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     *path, last = full.split(".")
     part: Any = fields
     for key in path:
-        if not isinstance(part.get(key), dict):
+        if isinstance(part, list | tuple):
+            # An item of a list, such as --env-wrappers.0.probability.
+            part = part[int(key)] if key.isdigit() and int(key) < len(part) else None
+        else:
+            part = part.get(key)
+        if not isinstance(part, dict | list | tuple):
             raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-        part = part[key]
     is_option = path[-1:] in (["memory_options"], ["arguments"])
-    if not is_option and (last not in part or isinstance(part[last], dict)):
+    if not isinstance(part, dict):
+        raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
+    is_mapping = last in ("memory_options", "arguments") and isinstance(value, dict)
+    if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
     if value is True and not is_option and not isinstance(part[last], bool):
         raise ValueError(f"--{name} needs a value")

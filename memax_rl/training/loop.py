@@ -101,7 +101,7 @@ def train(
     with ExitStack() as stack:
         stack.callback(close, agent.env)
         arrays, static = init_state(config, agent)
-        _check_host(agent, arrays, "before the first update")
+        _check_host(agent, arrays, "this was before the first update")
         if resume is not None:
             run = Run.open(resume)
             arrays, seconds = run.restore(arrays)
@@ -139,7 +139,7 @@ def _reopen(agent: PPO, arrays: PyTree, static: PyTree, progress: bool) -> PyTre
     close(agent.env)
     reopen = jax.vmap(lambda state: eqx.filter(agent.reopen(eqx.combine(state, static)), eqx.is_array))
     arrays = jax.jit(reopen)(arrays)
-    _check_host(agent, arrays, "while it was begun again for the resumed run")
+    _check_host(agent, arrays, "this was when it was begun again for the resumed run")
     return arrays
 
 
@@ -200,8 +200,8 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         before, call = _update_of(arrays), time.monotonic()
         new, metrics = many(arrays, n)
         after = _update_of(new)
-        kept = f"checkpoint of update {saved} in {run.checkpoints}" if run.saved_updates() else "no checkpoint yet"
-        _check_host(agent, new, f"between updates {before + 1} and {after}; there is {kept}")
+        kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
+        _check_host(agent, new, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
         bad = next((row for row in rows if not np.isfinite(row["loss"])), None)
@@ -289,7 +289,9 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: An
         try:
             result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
         except EnvironmentFailure as error:
-            raise TrainingError(f"{error}; in the evaluation after training, whose last state is saved") from None
+            raise TrainingError(
+                f"{error}; this was in the evaluation after the training, whose last state is saved"
+            ) from None
         summary["evaluation"] = result
         if progress:
             print_table(result)
