@@ -2,7 +2,7 @@
 
 Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
 
-R_t turns the pair of features (i, i + size / 2) by the angle t base^(-2 i / size). R_t q . R_s k depends on t - s alone.
+R_t turns the pair of features (i, i + size / 2) by the angle t base^(-2 i / size). Only t - s matters in R_t q . R_s k.
 """
 
 import jax.numpy as jnp
