@@ -18,7 +18,7 @@ from memax_rl.training import Run, load_config, make_config, train
 
 # What a memory needs beyond the preset to solve the Easy level, as fields of the configuration. The gated networks
 # learn more slowly than the LRU. minGRU's gates see the input only: one layer reaches about .1, three order what they
-# have seen. Linear attention sums the past without an order: it needs the rotary option to tell four steps ago from five.
+# have seen. Linear attention sums the past without an order: the rotary option tells four steps ago from five.
 SETTINGS = {
     "lru": {},
     "gru": {"total_steps": 400_000},
