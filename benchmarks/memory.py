@@ -95,7 +95,7 @@ def tree_recurrence(a, b, h0, starts):
         (a_l, b_l), (a_r, b_r) = left, right
         return a_l * a_r, a_r * b_l + b_r
 
-    a = jnp.where(starts.reshape(-1, *[1] * (a.ndim - 1)), 0, a)
+    a = jnp.where(starts.reshape(-1, *[1] * (b.ndim - 1)), 0, a)
     carried, hs = jax.lax.associative_scan(combine, (a, b))
     return hs + carried * h0[None]
 

@@ -97,6 +97,5 @@ class FFM(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_recurrence`, on flat states."""
         us = jax.vmap(self._write)(xs).reshape(xs.shape[0], -1)
-        decays = jnp.broadcast_to(self._gamma().reshape(-1), us.shape)
-        hs = linear_recurrence(decays, us.astype(decays.dtype), state.reshape(-1), starts)
+        hs = linear_recurrence(self._gamma().reshape(-1), us, state.reshape(-1), starts)
         return hs[-1].reshape(state.shape), jax.vmap(self._read)(hs, xs)

@@ -91,5 +91,5 @@ class LRU(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_recurrence`."""
         writes = jax.vmap(self._write)(xs)
-        hs = linear_recurrence(jnp.broadcast_to(self._decay(), writes.shape), writes, state, starts)
+        hs = linear_recurrence(self._decay(), writes, state, starts)
         return hs[-1], jax.vmap(self._read)(hs, xs)

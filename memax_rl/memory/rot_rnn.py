@@ -123,7 +123,7 @@ class RotRNN(Memory):
         gamma = self._gamma()[:, None]
         lam = jax.lax.complex(gamma * jnp.cos(self.theta), gamma * jnp.sin(self.theta)).reshape(-1)
         first = jax.lax.complex(state[..., 0], state[..., 1]).reshape(-1)
-        hs = linear_recurrence(jnp.broadcast_to(lam, writes.shape), writes, first, starts)
+        hs = linear_recurrence(lam, writes, first, starts)
         out = out.reshape(heads * size // 2, 2, -1)
         ys = hs.real @ out[:, 0] + hs.imag @ out[:, 1] + jax.vmap(self._skip)(xs)
         last = jnp.stack([hs[-1].real, hs[-1].imag], axis=-1).reshape(state.shape)

@@ -106,5 +106,5 @@ class S5(Memory):
         """The recurrence over all steps by `ops.linear_recurrence`."""
         lam, scale = self._discrete()
         writes = jax.vmap(self._write, in_axes=(0, None))(xs, scale)
-        hs = linear_recurrence(jnp.broadcast_to(lam, writes.shape), writes, state, starts)
+        hs = linear_recurrence(lam, writes, state, starts)
         return hs[-1], jax.vmap(self._read)(hs, xs)

@@ -45,10 +45,7 @@ def linear_recurrence(
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
-    if method is None:
-        method = "sequential" if jax.default_backend() == "cpu" else "parallel"
-    if method not in ("sequential", "parallel"):
-        raise ValueError(f"method must be 'sequential', 'parallel' or None, got {method!r}")
+    method = check_method(method)
     if a.shape not in (b.shape, b.shape[1:]) or h0.shape != b.shape[1:]:
         raise ValueError(
             "b must have the shape [T, ...], h0 the same without T, and a either of the two, "
@@ -63,6 +60,15 @@ def linear_recurrence(
         a = jnp.broadcast_to(a, b.shape)
     hs = _recurrence(method, a, b.astype(state_dtype), h0.astype(state_dtype), starts)
     return cast(Array, hs).astype(dtype)
+
+
+def check_method(method: Method | None) -> Method:
+    """Return the method, by default the backend's. Raises `ValueError` if it is unknown."""
+    if method is None:
+        return "sequential" if jax.default_backend() == "cpu" else "parallel"
+    if method not in ("sequential", "parallel"):
+        raise ValueError(f"method must be 'sequential', 'parallel' or None, got {method!r}")
+    return method
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -95,38 +101,34 @@ def _forward(method: Method, a: Array, b: Array, h0: Array, starts: Array) -> Ar
         return _tree(a, jnp.concatenate([first[None], b[1:]]), starts, reverse=False)
     constant = a.ndim < b.ndim
 
-    def step(t, h):
-        b_t, start = row((b, starts), t)
-        h = jnp.where(start, 0, (a if constant else row(a, t)) * h) + b_t
+    def step(t, h, b_t):
+        h = jnp.where(row(starts, t), 0, (a if constant else row(a, t)) * h) + b_t
         return h, h
 
-    return loop(step, h0, b.shape[0])[1]
+    return loop(step, h0, b, len(b))[1]
 
 
 def _backward_loop(a: Array, h0: Array, starts: Array, hs: Array, dhs: Array) -> tuple[Array, Array, Array]:
     """Return the gradients by a, b and h0."""
+    length, constant = len(hs), a.ndim < hs.ndim
 
-    def step(t, later):
-        dh, start = row((dhs, starts), t)
-        g = dh + later
-        return g, jnp.where(start, 0, g * row_before(hs, h0, t)), start
+    def step(t, later, dh):
+        # What is kept from step to step is what is put out: one array to write, not two.
+        after = jnp.minimum(t + 1, length - 1)
+        gone = row(starts, after) | (t == length - 1)
+        g = dh + jnp.where(gone, 0, (a if constant else row(a, after)) * later)
+        return g, g
 
-    if a.ndim < hs.ndim:
-        # The sum over time of one decay's gradient is kept in the loop.
-        def add(t, carry):
-            later, da = carry
-            g, da_t, start = step(t, later)
-            return (jnp.where(start, 0, a * g), da + da_t), g
+    first, gs = loop(step, jnp.zeros_like(h0), dhs, length, reverse=True)
+    dh0 = jnp.where(starts[0], 0, (a if constant else a[0]) * first)
+    if constant:
 
-        (dh0, da), gs = loop(add, (jnp.zeros_like(h0), jnp.zeros_like(h0)), len(hs), reverse=True)
-        return _like(da, a), gs, dh0
+        def add(t, da, _):
+            return da + jnp.where(row(starts, t), 0, row(gs, t) * row_before(hs, h0, t)), ()
 
-    def each(t, later):
-        g, da_t, start = step(t, later)
-        return jnp.where(start, 0, row(a, t) * g), (_like(da_t, a), g)
-
-    dh0, (das, gs) = loop(each, jnp.zeros_like(h0), len(hs), reverse=True)
-    return das, gs, dh0
+        return _like(loop(add, jnp.zeros_like(h0), (), length)[0], a), gs, dh0
+    h_before = jnp.concatenate([h0[None], hs[:-1]])
+    return _like(jnp.where(_expand(starts, gs), 0, gs * h_before), a), gs, dh0
 
 
 def _like(da: Array, a: Array) -> Array:
