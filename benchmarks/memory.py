@@ -100,6 +100,13 @@ def tree_recurrence(a, b, h0, starts):
     return hs + carried * h0[None]
 
 
+def turning_tree(re, im, b, h0, starts):
+    """The same in place of `ops.turning_recurrence`."""
+    hs = tree_recurrence(jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape), jax.lax.complex(b[:, 0], b[:, 1]),
+                         jax.lax.complex(*h0), starts)
+    return jnp.stack([hs.real, hs.imag], axis=1)
+
+
 def whole_scan(body, state, inputs, chunk):
     """In place of chunks whose inside is formed again: all steps at once."""
     del chunk
@@ -111,11 +118,11 @@ def autodiff_side(name: str, options: dict[str, Any]) -> Side:
     forward, params = our_side(name, options)
     module = importlib.import_module(f"memax_rl.memory.{name}")
 
+    swaps = {"linear_recurrence": tree_recurrence, "turning_recurrence": turning_tree, "scan_chunks": whole_scan}
+    swaps = {name: swap for name, swap in swaps.items() if hasattr(module, name)}
+
     def swapped(params, xs, starts):
-        with mock.patch.object(module, "linear_recurrence", tree_recurrence):
-            if hasattr(module, "scan_chunks"):
-                with mock.patch.object(module, "scan_chunks", whole_scan):
-                    return forward(params, xs, starts)
+        with mock.patch.multiple(module, **swaps):
             return forward(params, xs, starts)
 
     return swapped, params
