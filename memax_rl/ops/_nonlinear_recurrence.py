@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from memax_rl.ops._checks import check_starts
+from memax_rl.ops._loop import loop, row
 
 State = tuple[Float[Array, "..."], ...]
 
@@ -87,15 +88,19 @@ def _before(state: State, states: State, starts: Array) -> State:
 
 def _forward(cell, product, weights, inputs, state, starts):
     """Return the state after each step, and the products in it."""
+    length = len(starts)
 
-    def step(state, now):
-        x, start = now
-        state = _reset(start, state)
+    def step(t, state, _):
+        state = _reset(row(starts, t), state)
         v = product(weights, state[0])
-        state = cell(x, v, state)
+        state = cell(row(inputs, t), v, state)
         return state, (state, v)
 
-    return jax.lax.scan(step, state, (inputs, starts))[1]
+    shapes = state, jax.eval_shape(product, weights, state[0])
+    # What the rows were before does not matter; from an input, they have its batch.
+    like = jax.tree.leaves(inputs)[0]
+    rows = jax.tree.map(lambda s: jnp.zeros_like(like, s.dtype), shapes)
+    return loop(step, state, rows, length)[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -132,15 +137,15 @@ def _attach_bwd(cell, product, residuals, cotangents):
     # by plain ones. So they are transposed once, out here; inside, the two transposes cancel.
     turned = jax.tree.map(_turn, weights)
 
-    def step(dstate, now):
-        blocks_product, blocks_state, start, dh = now
-        dstate = (dstate[0] + dh, *dstate[1:])
-        _, product_vjp = jax.vjp(lambda h: product(jax.tree.map(_turn, turned), h), jnp.zeros_like(dh))
-        (dh_before,) = product_vjp(pull(blocks_product, dstate))
-        dbefore = pull(blocks_state, dstate)
-        return _reset(start, (dbefore[0] + dh_before, *dbefore[1:])), dstate
+    def step(t, dstate, _):
+        dstate = (dstate[0] + row(dhs, t), *dstate[1:])
+        _, product_vjp = jax.vjp(lambda h: product(jax.tree.map(_turn, turned), h), jnp.zeros_like(dstate[0]))
+        (dh_before,) = product_vjp(pull(row(by_product, t), dstate))
+        dbefore = pull(row(by_state, t), dstate)
+        return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dstate
 
-    dstate, dstates = jax.lax.scan(step, dlast, (by_product, by_state, starts, dhs), reverse=True)
+    # Not into dhs: what is read in a step before it is written may be read again, and then be copied whole.
+    dstate, dstates = loop(step, dlast, jax.tree.map(jnp.zeros_like, states), len(starts), reverse=True)
     return None, pull(by_input, dstates), pull(by_product, dstates), dstate, None, None
 
 
