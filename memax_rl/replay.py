@@ -68,7 +68,7 @@ class Sample(eqx.Module):
 
     - `tape`: [rows, slots]. `valid` where the loss may learn from the slot: it holds a transition and, unless that was
         terminated, the tape holds the next observation.
-    - `weight`: what each slot's loss is to be multiplied by before the sum over all slots of all rows; 0 where not valid.
+    - `weight`: what a slot's loss is to be multiplied by before the sum over all slots of all rows; 0 where not valid.
     - `probability`: P(t), that a drawn tape learns from the transition in this slot; 1 where not valid.
     - `stream`, `index`: where in the replay the slots lie.
     """

@@ -1,7 +1,6 @@
 """The replay against a plain Python reference: what is stored, what is drawn, and how often."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ STREAMS, CAPACITY, SLOTS = 3, 40, 12
 
 
 class Writer:
-    """Writes episodes of random lengths, slot by slot, and remembers everything. An observation is its slot's number."""
+    """Writes episodes of random lengths, slot by slot, and remembers all. An observation is its slot's number."""
 
     def __init__(self, seed: int, longest: int = 8):
         self.rng = np.random.default_rng(seed)
