@@ -232,7 +232,7 @@ class DQN:
             **learnt,
             "replay/size": replays.size(replay),
             "learning_rate": learning_rate,
-            "gradient_steps": after.gradient_steps,
+            "gradient_steps": after.gradient_steps - state.gradient_steps,
             "env_steps": env_steps,
         }
         return after, {name: jnp.asarray(m, jnp.float32) for name, m in metrics.items()}
@@ -352,6 +352,10 @@ class DQN:
             beta=config.priority_beta,
         )
 
+    def unroll(self, network: QNetwork, sample: Sample) -> QValues:
+        """Return the action values of all slots of a sample."""
+        return unroll(network, sample.tape)
+
     def follow(self, online, target, gradient_steps: Int[Array, ""]):
         """Return the parameters of the target network after so many gradient steps.
 
@@ -388,8 +392,8 @@ class DQN:
         """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics."""
         tape = sample.tape
         network, target_network = eqx.combine((online, target), static)
-        q = unroll(network, tape)
-        targets = jax.lax.stop_gradient(self.targets(q, unroll(target_network, tape), tape))
+        q = self.unroll(network, sample)
+        targets = jax.lax.stop_gradient(self.targets(q, self.unroll(target_network, sample), tape))
         value = _on_slots(lambda q, action: q.of(action), q, tape.action)
         error = jnp.where(tape.valid, value - targets, 0)
         loss = jnp.sum(sample.weight * rlax.huber_loss(error, self.config.huber_delta))

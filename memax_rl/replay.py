@@ -194,7 +194,7 @@ def sample(
     }[by]()
     # Sums of mass in the order of the ring's places, each including its own.
     upto = jnp.cumsum(mass, axis=1)
-    stream, head = _draw(key, upto, rows)
+    stream, head = draw(key, upto, rows)
 
     capacity = replay.length.shape[1]
     first, live = _live(replay)
@@ -221,10 +221,13 @@ def sample(
     return Sample(tape, weight, probability, stream, index)
 
 
-def _draw(
+def draw(
     key: PRNGKeyArray, upto: Float[Array, "streams capacity"], rows: int
 ) -> tuple[Int[Array, " rows"], Int[Array, " rows"]]:
-    """Return streams and places drawn with probability in proportion to mass."""
+    """Return streams and places drawn with probability in proportion to mass, given the sums of mass up to each place.
+
+    Independently, with replacement.
+    """
     uniform = jax.random.uniform(key, (2, rows))
 
     def below(u, total):
