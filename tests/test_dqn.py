@@ -322,7 +322,7 @@ def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
 def test_value_at_an_end(ending, want, n_step, key):
     """Rows 4 and 5: one step a episode, reward 1, discount 0.8. Q -> 1 / (1 - 0.8) if truncated, 1 if terminated."""
     probe = Probe(longest=1, ending=ending, constant=True)
-    agent = _agent(probe, "mlp", 8, discount=0.8, learning_rate=1e-2, target_period=4, n_step=n_step)
+    agent = _agent(probe, "mlp", 8, discount=0.8, learning_rate=1e-2, target_period=1, n_step=n_step)
     _, metrics = _updates(agent, agent.init(key), 250)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.25)
 
@@ -346,7 +346,7 @@ def test_learns_to_remember(name, env, by, key):
     agent = _agent(env, name, 32, sample_by=by, **settings, **learning)
     state, metrics = _updates(agent, agent.init(key), 300)
     best = 2 if by == "priority" else 1
-    assert float(jnp.mean(metrics["episode/return"][-20:])) > 0.9 * best - 0.05
+    assert float(jnp.nanmean(metrics["episode/return"][-20:])) > 0.9 * best
     # Priorities are those of episodes, set from their errors.
     priority, length = np.asarray(state.replay.priority), np.asarray(state.replay.length)
     assert (priority[length > 0] > 0).all()
