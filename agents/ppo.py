@@ -30,8 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl import envs
 from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
+from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
-from memax_rl.streams import Finished, Stream, start_stream, step_stream
+from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, previous
 
 
@@ -52,7 +53,7 @@ class PPOConfig(BaseModel):
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
     learning_rate: float = Field(default=1.5e-3, gt=0)
     """Adam's step size at the start."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    schedule: Schedule = "linear"
     """How the step size falls over the run, to zero at the end."""
     adam_eps: float = Field(default=1e-5, gt=0)
     """Adam's epsilon."""
@@ -123,6 +124,10 @@ def evaluate_rows(network: ActorCritic, rows: Rows) -> tuple[ActionDistribution,
 class PPO:
     """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
 
+    `name` is that of its settings in a configuration, `longer` what to do about an episode longer than a row,
+    `plays_greedily` whether it is evaluated with its best actions unless told otherwise, `unsaved` what of its state
+    stays out of checkpoints.
+
     **Arguments:**
 
     - `env`, `env_params`: from `memax_rl.envs.make`.
@@ -132,6 +137,11 @@ class PPO:
 
     **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
+
+    name = "ppo"
+    longer = "set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
+    plays_greedily = False
+    unsaved: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -145,15 +155,8 @@ class PPO:
         # Taken once: spaces compare by identity, and they are static parts of the network.
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         self.config = resolve(config, env, env_params)
-        schedules = {
-            "constant": optax.constant_schedule(config.learning_rate),
-            "linear": optax.linear_schedule(config.learning_rate, 0.0, total_steps),
-            "cosine": optax.cosine_decay_schedule(config.learning_rate, total_steps),
-        }
-        self.schedule = schedules[config.schedule]
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
-        )
+        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
+        self.optimizer = make_optimizer(config.max_grad_norm, config.adam_eps)
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -251,7 +254,7 @@ class PPO:
 
         carried_share = jnp.sum(learnt & _before(state.used, slots)) / jnp.maximum(jnp.sum(learnt), 1)
         metrics = {
-            **_episode_metrics(finished),
+            **episode_metrics(finished),
             "env_steps": env_steps,
             "tape/utilization": jnp.sum(learnt) / (num_envs * slots),
             "tape/lag": carried_share,
@@ -435,17 +438,3 @@ def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
     # A row that ends within an episode is bootstrapped there, as at a time limit.
     cut = row.valid[-1] & ~row.terminated[-1]
     return eqx.tree_at(lambda t: t.truncated, extended, extended.truncated.at[-2].set(cut))
-
-
-def _episode_metrics(finished: Finished) -> dict[str, Array]:
-    """Return count, mean return and mean length of the episodes that ended in this update; nan where none did."""
-    count = jnp.sum(finished.done)
-
-    def mean(x):
-        return jnp.where(count > 0, jnp.sum(jnp.where(finished.done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
-
-    return {
-        "episode/count": count,
-        "episode/return": mean(finished.episode_return),
-        "episode/length": mean(finished.episode_length),
-    }

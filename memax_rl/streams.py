@@ -119,3 +119,17 @@ def step_stream(
 
 def _where(condition: Bool[Array, ""], if_true: PyTree[Array], if_false: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def episode_metrics(finished: Finished) -> dict[str, Array]:
+    """Return count, mean return and mean length of the episodes that ended; nan where none did."""
+    count = jnp.sum(finished.done)
+
+    def mean(x):
+        return jnp.where(count > 0, jnp.sum(jnp.where(finished.done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
+
+    return {
+        "episode/count": count,
+        "episode/return": mean(finished.episode_return),
+        "episode/length": mean(finished.episode_length),
+    }

@@ -1,65 +1,19 @@
 """PPO on small environments with known answers, and each mistake of recurrent PPO that it must not make."""
 
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _probes import Probe, Recall
 
 from memax_rl import memory
 from memax_rl.agents.ppo import PPO, PPOConfig, evaluate_rows
-from memax_rl.envs import make, spaces
+from memax_rl.envs import make
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.tape import previous
-
-
-class ProbeState(eqx.Module):
-    time: jax.Array
-    length: jax.Array
-
-
-class Probe:
-    """Shows the step count and nothing else; reward 1 a step; episodes of a fixed or random length.
-
-    `ending` says whether the last step terminates or truncates. After a truncation the first observation of the next
-    episode differs from the final one, as it should in any test of bootstrapping.
-    """
-
-    def __init__(self, longest: int = 5, ending: str = "truncated", random: bool = False, constant: bool = False):
-        self.longest, self.ending, self.random, self.constant = longest, ending, random, constant
-        self.default_params = None
-
-    def horizon(self, params: Any) -> int:
-        return self.longest
-
-    def fixed_length(self, params: Any) -> int | None:
-        return None if self.random or self.ending == "truncated" else self.longest
-
-    def observation_space(self, params: Any) -> spaces.Box:
-        return spaces.Box(0.0, 100.0, (1,))
-
-    def action_space(self, params: Any) -> spaces.Discrete:
-        return spaces.Discrete(3)
-
-    def _show(self, state: ProbeState) -> jax.Array:
-        return jnp.ones(1) if self.constant else state.time[None].astype(jnp.float32)
-
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, ProbeState]:
-        length = jax.random.randint(key, (), 1, self.longest + 1) if self.random else jnp.array(self.longest)
-        state = ProbeState(jnp.array(0), length.astype(jnp.int32))
-        return self._show(state), state
-
-    def step(self, key, state, action, params=None):
-        following = ProbeState(state.time + 1, state.length)
-        done = following.time >= state.length
-        obs, first = self.reset(key)
-        final = self._show(following)
-        after = jax.tree.map(lambda a, b: jnp.where(done, a, b), first, following)
-        ended = done & (self.ending == "terminated"), done & (self.ending == "truncated")
-        return jnp.where(done, obs, final), after, jnp.ones(()), *ended, {"final_observation": final}
 
 
 def _agent(env, name="gru", width=16, env_params=None, **settings) -> PPO:
@@ -319,32 +273,6 @@ def test_learns_to_remember(name, key):
     agent = _agent(Recall(), name, width=32, num_envs=32, slots=32, minibatches=4, epochs=4, learning_rate=3e-3)
     _, metrics = _updates(agent, _init(agent, key), 60)
     assert float(jnp.mean(metrics["episode/return"][-5:])) > 0.9
-
-
-class Recall(Probe):
-    """Four steps; the first shows one of three cues, the action of the last must name it."""
-
-    def __init__(self):
-        super().__init__(longest=4, ending="terminated")
-
-    def observation_space(self, params: Any) -> spaces.Discrete:
-        return spaces.Discrete(4)
-
-    def _show(self, state: ProbeState) -> jax.Array:
-        return jnp.where(state.time == 0, state.length % 3, 3)
-
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, ProbeState]:
-        state = ProbeState(jnp.array(0), jax.random.randint(key, (), 0, 3))
-        return self._show(state), state
-
-    def step(self, key, state, action, params=None):
-        following = ProbeState(state.time + 1, state.length)
-        done = following.time >= 4
-        obs, first = self.reset(key)
-        final = self._show(following)
-        after = jax.tree.map(lambda a, b: jnp.where(done, a, b), first, following)
-        reward = jnp.where(done & (action == state.length), 1.0, 0.0)
-        return jnp.where(done, obs, final), after, reward, done, jnp.array(False), {"final_observation": final}
 
 
 def test_mistakes_in_the_settings_are_explained():

@@ -2,6 +2,7 @@
 
 import datetime
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +17,9 @@ from jaxtyping import PyTree
 
 import memax_rl
 from memax_rl import envs
+from memax_rl.agents.dqn import DQN
 from memax_rl.agents.ppo import PPO
-from memax_rl.networks import make_actor_critic
+from memax_rl.networks import make_actor_critic, make_q_network
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, open_logs
 from memax_rl.training.run import Run, RunError
@@ -31,14 +33,24 @@ class TrainingError(RuntimeError):
     """Training cannot go on. The message says at which update, why, and what to try."""
 
 
-def make_agent(config: TrainConfig) -> PPO:
+Agent = PPO | DQN
+
+
+def make_agent(config: TrainConfig) -> Agent:
     """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
     env, env_params = envs.make(config.env)
+    if config.agent == "ppo":
 
-    def make_network(observation_space, action_space, key):
-        return make_actor_critic(config.network, observation_space, action_space, key=key)
+        def actor_critic(observation_space, action_space, key):
+            return make_actor_critic(config.network, observation_space, action_space, key=key)
 
-    return PPO(env, env_params, make_network, config.ppo, config.total_steps)
+        return PPO(env, env_params, actor_critic, config.ppo, config.total_steps)
+
+    def q_network(observation_space, action_space, key):
+        duelling = config.dqn.duelling
+        return make_q_network(config.network, observation_space, action_space, duelling=duelling, key=key)
+
+    return DQN(env, env_params, q_network, config.dqn, config.total_steps)
 
 
 def seed_keys(config: TrainConfig) -> jax.Array:
@@ -46,7 +58,7 @@ def seed_keys(config: TrainConfig) -> jax.Array:
     return jnp.stack([jax.random.key(config.seed + i) for i in range(config.num_seeds)])
 
 
-def init_state(config: TrainConfig, agent: PPO) -> tuple[PyTree, PyTree]:
+def init_state(config: TrainConfig, agent: Agent) -> tuple[PyTree, PyTree]:
     """Return the arrays of the state before training, with a leading seed axis, and the rest of the state."""
     keys = seed_keys(config)
     static = eqx.filter(eqx.filter_eval_shape(agent.init, keys[0]), _is_shape, inverse=True)
@@ -97,8 +109,13 @@ def train(
     agent = make_agent(config)
     arrays, static = init_state(config, agent)
     if resume is not None:
-        run = Run.open(resume)
-        arrays, seconds = run.restore(arrays)
+        arrays, seconds = restore(run, agent, arrays)
+        if agent.unsaved:
+            print(
+                f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
+                "empty one, and not exactly as if it had never stopped",
+                file=sys.stderr,
+            )
         run.drop_metrics_after(_update_of(arrays))
     else:
         run, seconds = Run.create(out or default_folder(config), config), 0.0
@@ -110,6 +127,26 @@ def train(
     return run
 
 
+def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
+    """Return the arrays of the newest checkpoint, and the seconds trained so far.
+
+    What the agent leaves out of checkpoints is taken from `arrays`, a state before training.
+
+    **Raises:** `RunError`, see `Run.restore`.
+    """
+    saved, seconds = run.restore(_saved(agent, arrays))
+    for name in agent.unsaved:
+        saved = eqx.tree_at(lambda s, n=name: getattr(s, n), saved, getattr(arrays, name), is_leaf=lambda x: x is None)
+    return saved, seconds
+
+
+def _saved(agent: Agent, arrays: PyTree) -> PyTree:
+    """Return the arrays without what the agent leaves out of checkpoints."""
+    for name in agent.unsaved:
+        arrays = eqx.tree_at(lambda s, n=name: getattr(s, n), arrays, None)
+    return arrays
+
+
 def default_folder(config: TrainConfig) -> Path:
     """Return runs/ENV-MEMORY-seedN-TIME."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -117,7 +154,7 @@ def default_folder(config: TrainConfig) -> Path:
     return Path("runs") / f"{name}-{config.network.memory}-seed{config.seed}-{now}"
 
 
-def make_many_updates(agent: PPO, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
+def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
     """Return (arrays, n) -> (arrays, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
 
     It stops early at the first update by which every seed has made `total_steps`. The arrays are donated.
@@ -169,7 +206,8 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         after = _update_of(new)
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
-        bad = next((row for row in rows if not np.isfinite(row["loss"])), None)
+        # An agent that fills a replay first has no loss yet.
+        bad = next((r for r in rows if not np.isfinite(r["loss"]) and r.get("gradient_steps", 1) > 0), None)
         overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
         sound = [row for row in rows if bad is None or row["update"] < bad["update"]]
         run.append_metrics(sound)
@@ -178,23 +216,23 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         if bad is not None:
             raise TrainingError(
                 f"the loss is {bad['loss']} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; the last good "
-                f"checkpoint is of update {saved} in {run.checkpoints}. Try a smaller ppo.learning_rate or "
-                "ppo.max_grad_norm, and look whether observations or rewards are very large"
+                f"checkpoint is of update {saved} in {run.checkpoints}. Try a smaller {agent.name}.learning_rate or "
+                f"{agent.name}.max_grad_norm, and look whether observations or rewards are very large"
             )
         if overlong is not None:
             raise TrainingError(
                 f"an episode is longer than a row of the tape ({agent.config.slots} slots) at update "
-                f"{overlong['update']:.0f}; set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
+                f"{overlong['update']:.0f}; {agent.longer}"
             )
         arrays = new
         if stopped() or time.monotonic() - saved_at >= config.checkpoint_interval:
-            run.save(after, arrays, seconds)
+            run.save(after, _saved(agent, arrays), seconds)
             saved, saved_at = after, time.monotonic()
         if stopped():
             raise KeyboardInterrupt(f"stopped at update {after}; continue with --resume {run.folder}")
         # The first call compiled, so its time says nothing.
         n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
-    run.save(_update_of(arrays), arrays, seconds)
+    run.save(_update_of(arrays), _saved(agent, arrays), seconds)
     return arrays, seconds
 
 
@@ -235,7 +273,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: Any, progress: bool) -> None:
+def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: Any, progress: bool) -> None:
     """Evaluate the trained seeds and write summary.json."""
     from memax_rl.evaluation import evaluate_state, print_table
 
@@ -244,6 +282,7 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: An
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
         "env": config.env,
+        "agent": config.agent,
         "memory": config.network.memory,
         "updates": int(state.updates[0]),
         "env_steps": [int(n) for n in state.env_steps],
