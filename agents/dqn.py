@@ -212,13 +212,24 @@ class DQN:
             gradient_steps=jnp.zeros((), jnp.int32),
         )
 
+    def reopen(self, state: DQNState) -> DQNState:
+        """Return the state with every stream at the start of a new episode, for environments that cannot be restored.
+
+        The replay keeps what it has of the open episodes, but for their last transitions: what followed is not known.
+        """
+        # A constant that no other use of this key has.
+        keys = jax.random.split(jax.random.fold_in(state.key, 2**30), self.config.num_envs)
+        memory = state.network.initial_state()
+        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(keys)
+        return eqx.tree_at(lambda s: (s.streams, s.replay), state, (streams, replays.abandon(state.replay)))
+
     def update(self, state: DQNState) -> tuple[DQNState, dict[str, Float[Array, ""]]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.
 
         The metrics of learning are nan while the replay holds fewer than `warm_up` transitions.
         """
         key, collect_key, learn_key = jax.random.split(state.key, 3)
-        streams, replay, collected = self._collect(state, collect_key)
+        streams, new, replay, collected = self._collect(state, collect_key)
         learning_rate = self.schedule(state.env_steps)
         env_steps = state.env_steps + collected.pop("env_steps")
         before = eqx.tree_at(
@@ -227,6 +238,9 @@ class DQN:
             (streams, replay, key, env_steps, state.updates + 1),
         )
         after, learnt = self._learn(before, learning_rate, learn_key)
+        # After the learning, so that acting and learning saw the observations alike.
+        seen = tuple(network.observe(new.observation, new.valid) for network in (after.network, after.target))
+        after = eqx.tree_at(lambda s: (s.network, s.target), after, seen)
         metrics = {
             **collected,
             **learnt,
@@ -278,8 +292,8 @@ class DQN:
             return epsilon
         return epsilon ** (1 + 7 * jnp.arange(num_envs) / max(num_envs - 1, 1))
 
-    def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[Stream, Replay, dict[str, Array]]:
-        """Return the streams after some steps, the replay with them, and metrics."""
+    def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[Stream, Tape, Replay, dict[str, Array]]:
+        """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""
         epsilon = self.epsilons(state.env_steps)
 
         def body(streams, keys):
@@ -300,7 +314,7 @@ class DQN:
             "epsilon": jnp.mean(epsilon),
             "tape/overlong": jnp.sum(beyond),
         }
-        return streams, replay, metrics
+        return streams, new, replay, metrics
 
     # Learning
 

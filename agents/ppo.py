@@ -189,6 +189,17 @@ class PPO:
             updates=jnp.zeros((), jnp.int32),
         )
 
+    def reopen(self, state: PPOState) -> PPOState:
+        """Return the state with every stream at the start of a new episode, for environments that cannot be restored.
+
+        What was carried of open episodes is dropped, so that none is continued by another.
+        """
+        # A constant that no other use of this key has.
+        keys = jax.random.split(jax.random.fold_in(state.key, 2**30), self._size[0])
+        memory = state.network.initial_state()
+        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(keys)
+        return eqx.tree_at(lambda s: (s.streams, s.used), state, (streams, jnp.zeros_like(state.used)))
+
     def update(self, state: PPOState) -> tuple[PPOState, dict[str, Float[Array, ""]]]:
         """Collect a tape and learn from it. Return the new state and the metrics of this update."""
         key, collect_key, learn_key = jax.random.split(state.key, 3)
@@ -196,6 +207,8 @@ class PPO:
         batch = self._advantages(state.network, rows)
         learning_rate = self.schedule(state.env_steps)
         network, optimizer, learnt = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
+        # After the learning, so that it sees the observations as the acting did.
+        network = network.observe(rows.tape.observation, rows.tape.valid)
         env_steps = state.env_steps + collected.pop("env_steps")
         metrics = {**collected, **learnt, "learning_rate": learning_rate, "env_steps": env_steps}
         new = PPOState(network, optimizer, streams, carried, used, key, env_steps, state.updates + 1)
@@ -215,8 +228,10 @@ class PPO:
 
     # Collecting
 
-    def _step(self, network: ActorCritic, stream: Stream, keys: Key[Array, "2"]) -> tuple[Stream, Tape, Finished]:
-        return step_stream(self.env, self.env_params, self.act(network), stream, keys)
+    def _step(
+        self, network: ActorCritic, stream: Stream, keys: Key[Array, "2"], active: Bool[Array, ""] | bool = True
+    ) -> tuple[Stream, Tape, Finished]:
+        return step_stream(self.env, self.env_params, self.act(network), stream, keys, active)
 
     def _collect(self, state: PPOState, key: PRNGKeyArray):
         """Fill one row a stream. Return streams, rows, the open episodes to carry, their lengths, and metrics."""
@@ -224,11 +239,10 @@ class PPO:
 
         def body(streams, now):
             slot_index, keys = now
-            after, slot, finished = jax.vmap(self._step, in_axes=(None, 0, 0))(state.network, streams, keys)
             # A stream whose row is full waits for the others.
-            waits = state.used + slot_index >= slots
-            streams = jax.tree.map(lambda new, old: _where_rows(waits, old, new), after, streams)
-            finished = eqx.tree_at(lambda f: f.done, finished, finished.done & ~waits)
+            active = state.used + slot_index < slots
+            step = jax.vmap(self._step, in_axes=(None, 0, 0, 0))
+            streams, slot, finished = step(state.network, streams, keys, active)
             return streams, (slot, finished)
 
         steps = (jnp.arange(slots), jax.random.split(key, (slots, num_envs, 2)))

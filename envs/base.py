@@ -1,13 +1,25 @@
 """The contract of every environment, and a step whose automatic reset costs no second random draw."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from gymnax.environments import environment
 from gymnax.environments.environment import EnvParams as EnvParams
-from jaxtyping import Array, Bool, Float32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float32, PRNGKeyArray, PyTree
+
+if TYPE_CHECKING:
+    from memax_rl.envs.gymnasium_host import Host
+
+# What a step returns: observation, state, reward, terminated, truncated, info.
+Step = tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dict[str, Any]]
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment on the host raised, hung, or gave a bad value. The message says which, where and why."""
 
 
 class Environment(environment.Environment):
@@ -35,6 +47,22 @@ class Environment(environment.Environment):
     def fixed_length(self, params: Any) -> int | None:
         """The number of steps of every episode, or None if episodes differ in length."""
         raise NotImplementedError
+
+    @property
+    def host(self) -> "Host | None":
+        """What runs the environment outside of JAX, or None where it is written in JAX."""
+        return None
+
+    def step_if(self, active: Bool[Array, ""], key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Step:
+        """A step where `active`; else the state stays as it is, and what else is returned has no meaning."""
+        obs, after, *rest = self.step(key, state, action, params)
+        return obs, where(active, after, state), *rest
+
+    def reset_if(
+        self, active: Bool[Array, ""], key: PRNGKeyArray, obs: Any, state: Any, params: Any
+    ) -> tuple[Any, Any]:
+        """A new episode where `active`; else the given observation and state. For an episode that was cut short."""
+        return where(active, self.reset(key, params), (obs, state))
 
     @partial(jax.jit, static_argnames=("self",))
     def step(
@@ -78,3 +106,55 @@ def noise_keys(key: PRNGKeyArray, noise: float) -> tuple[PRNGKeyArray, PRNGKeyAr
         return key, key, key
     step_noise_key, state_key, reset_noise_key = jax.random.split(key, 3)
     return step_noise_key, state_key, reset_noise_key
+
+
+def where(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Choose between two pytrees."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def step_if(active: Bool[Array, ""], env: Any, key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Step:
+    """A step of any environment where `active`; else its state stays as it is.
+
+    A step on the host has effects, so one that is not wanted must not be taken. A step in JAX is computed anyway, and
+    its result chosen or not.
+
+    Args:
+        active: Whether to step. Where false, everything returned but the state has no meaning.
+        env: An environment of `memax_rl.envs`, or any other with gymnax's six-value step.
+        key, state, action, params: As for its `step`.
+    """
+    if isinstance(env, Environment):
+        return env.step_if(active, key, state, action, params)
+    obs, after, *rest = env.step(key, state, action, params)
+    return obs, where(active, after, state), *rest
+
+
+def host_of(env: Any) -> "Host | None":
+    """What runs an environment outside of JAX, or None where it is written in JAX."""
+    return env.host if isinstance(env, Environment) else None
+
+
+def failure(env: Any) -> str | None:
+    """What has gone wrong with an environment on the host, or None."""
+    host = host_of(env)
+    return None if host is None else host.failure
+
+
+def close(env: Any) -> None:
+    """Close the copies of an environment on the host, and end its processes. States from before cannot be used."""
+    host = host_of(env)
+    if host is not None:
+        host.close()
+
+
+@contextmanager
+def closing_new_copies(env: Any) -> Iterator[None]:
+    """Close at the end the copies of an environment on the host that were begun inside, and no others."""
+    host = host_of(env)
+    begun = 0 if host is None else host.begun
+    try:
+        yield
+    finally:
+        if host is not None:
+            host.close(begun)

@@ -140,3 +140,8 @@ def make(env_id: str) -> GymnaxAdapter:
             "Check the network connection, or choose another environment."
         ) from error
     return GymnaxAdapter(env_id, inner)
+
+
+def adapt(env_id: str, env: Any) -> Environment:
+    """Return an environment with gymnax's API under the contract of `memax_rl.envs.base`."""
+    return env if isinstance(env, Environment) else GymnaxAdapter(env_id, env)

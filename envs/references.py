@@ -111,6 +111,19 @@ def reference_scores(env_id: str) -> tuple[float, float]:
     return SCORES[env_id]
 
 
+def find_scores(env_id: str) -> tuple[float, float] | None:
+    """The reference scores of an environment, also of the `popgym` package's own (`gym/popgym-...`), or None.
+
+    Args:
+        env_id: Any id.
+    """
+    if env_id.startswith("gym/"):
+        from memax_rl.envs.gymnasium_adapter import jax_twin
+
+        env_id = jax_twin(env_id.removeprefix("gym/")) or env_id
+    return SCORES.get(env_id)
+
+
 def random_policy(env_id: str) -> Policy:
     """The policy that chooses uniformly from the action space of an environment."""
     env, params = registry.make(env_id)

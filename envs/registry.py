@@ -2,7 +2,11 @@
 
 import difflib
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memax_rl.envs.host_options import HostOptions
 
 GYMNAX_IDS = (
     "CartPole-v1",
@@ -48,25 +52,65 @@ POPGYM_FAMILIES = (
     "PositionOnlyPendulum",
     "NoisyPositionOnlyPendulum",
 )
+# Making one of these fetches its data from the network.
+DOWNLOADS = ("gymnax/MNISTBandit-bsuite",)
 DIFFICULTIES = ("Easy", "Medium", "Hard")
 
 
+# Ids and makers of the user's own environments.
+_OWN: dict[str, Callable[[], Any]] = {}
+
+
 def names() -> tuple[str, ...]:
-    """All ids that `make` accepts, each `suite/Name`."""
+    """The ids of the built-in environments and of the registered ones, each `suite/Name`.
+
+    `make` also takes `gym/ID` with any ID of Gymnasium.
+    """
     gymnax = tuple(f"gymnax/{env_id}" for env_id in GYMNAX_IDS)
     popgym = tuple(f"popgym/{family}{level}" for family in POPGYM_FAMILIES for level in DIFFICULTIES)
-    return gymnax + popgym
+    return gymnax + popgym + tuple(_OWN)
 
 
-@functools.cache
-def make(env_id: str) -> tuple[Any, Any]:
-    """Make an environment and its default parameters.
+def register(name: str, make: Callable[[], Any]) -> None:
+    """Make an environment of one's own known by a name, for configurations and `make`.
 
-    The same id gives the same instance: an environment is a static argument of its jitted methods, so a new
-    instance would compile everything again.
+    The name is known in this process only: whoever resumes or evaluates a run of it registers it first.
 
     Args:
-        env_id: One of `names()`, for example `"popgym/RepeatPreviousEasy"`.
+        name: `suite/Name`, in no suite of this package, for example `"own/TMaze"`.
+        make: Returns the environment: one with gymnax's API, or a `memax_rl.envs.base.Environment`. Called once.
+
+    Raises:
+        ValueError: If the name is not of that form.
+    """
+    suite, slash, rest = name.partition("/")
+    if not (suite and slash and rest) or suite in ("gymnax", "popgym", "gym"):
+        raise ValueError(f"name: expected suite/Name in a suite of your own, for example 'own/TMaze', got {name!r}")
+    _OWN[name] = make
+    _make.cache_clear()
+
+
+def check(env_id: str) -> None:
+    """Raise `ValueError` with close matches, in one line, unless `make` knows the id."""
+    if env_id.startswith("gym/"):
+        from memax_rl.envs import gymnasium_adapter
+
+        gymnasium_adapter.find_spec(env_id.removeprefix("gym/"))
+    elif env_id not in names():
+        close = difflib.get_close_matches(env_id, names(), n=5, cutoff=0.4)
+        hint = f"close matches: {', '.join(close)}" if close else "see memax_rl.envs.names()"
+        raise ValueError(f"env_id: there is no environment {env_id!r}; {hint}")
+
+
+def make(env_id: str, options: "HostOptions | None" = None) -> tuple[Any, Any]:
+    """Make an environment and its default parameters.
+
+    The same id gives the same instance, but for `gym/`: an environment is a static argument of its jitted methods, so a
+    new instance would compile everything again. One on the host has copies and processes of its own.
+
+    Args:
+        env_id: One of `names()`, for example `"popgym/RepeatPreviousEasy"`, or `gym/ID` with an ID of Gymnasium.
+        options: For `gym/` ids only: processes, time limit of a step, arguments of `gymnasium.make`.
 
     Returns:
         The environment, a `memax_rl.envs.base.Environment`, and its parameters, a pytree of scalars.
@@ -75,12 +119,25 @@ def make(env_id: str) -> tuple[Any, Any]:
         ValueError: If there is no such id; the message lists close matches.
         RuntimeError: If its data could not be downloaded (`gymnax/MNISTBandit-bsuite` only).
     """
-    if env_id not in names():
-        close = difflib.get_close_matches(env_id, names(), n=5, cutoff=0.4)
-        hint = f"close matches: {', '.join(close)}" if close else "see memax_rl.envs.names()"
-        raise ValueError(f"env_id: there is no environment {env_id!r}; {hint}")
+    check(env_id)
+    if env_id.startswith("gym/"):
+        from memax_rl.envs import gymnasium_adapter
+        from memax_rl.envs.host_options import HostOptions
+
+        options = HostOptions() if options is None else options
+        env: Any = gymnasium_adapter.GymnasiumAdapter(env_id.removeprefix("gym/"), options)
+        return env, env.default_params
+    return _make(env_id)
+
+
+@functools.cache
+def _make(env_id: str) -> tuple[Any, Any]:
     suite, name = env_id.split("/", maxsplit=1)
-    if suite == "gymnax":
+    if env_id in _OWN:
+        from memax_rl.envs import gymnax_adapter
+
+        env = gymnax_adapter.adapt(env_id, _OWN[env_id]())
+    elif suite == "gymnax":
         from memax_rl.envs import gymnax_adapter
 
         env = gymnax_adapter.make(name)

@@ -46,3 +46,34 @@ class MultiDiscrete(Space):
     def contains(self, x: Int[Array, " components"]) -> Bool[Array, ""]:
         """Whether every component is within its range."""
         return jnp.all((x >= 0) & (x < jnp.array(self.nvec)))
+
+
+class NormalizedBox(Box):
+    """A Box of real numbers that the network is to normalise by running statistics before it sees them.
+
+    Attributes:
+        clip: Normalised components are clipped to plus and minus this.
+    """
+
+    def __init__(self, box: Box, clip: float):
+        """Mark a box."""
+        super().__init__(box.low, box.high, box.shape, box.dtype)
+        self.clip = clip
+
+
+def describe(space: Space) -> str:
+    """A space in a few words: `Discrete(4)`, `MultiDiscrete(3 x 104)`, `Box(2)`, `Tuple(Discrete(2), Discrete(4))`."""
+    if isinstance(space, Tuple):
+        return f"Tuple({', '.join(describe(part) for part in space.spaces)})"
+    if isinstance(space, Dict):
+        return f"Dict({', '.join(f'{name}: {describe(part)}' for name, part in space.spaces.items())})"
+    if isinstance(space, Discrete):
+        return f"Discrete({space.n})"
+    if isinstance(space, MultiDiscrete):
+        nvec = list(space.nvec)
+        is_uniform = len(nvec) > 2 and len(set(nvec)) == 1
+        values = f"{nvec[0]} x {len(nvec)}" if is_uniform else ", ".join(map(str, nvec))
+        return f"MultiDiscrete({values})"
+    if isinstance(space, Box):
+        return f"Box({', '.join(map(str, space.shape))})"
+    return repr(space)

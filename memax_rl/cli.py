@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
-    listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options")
+    listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options, or spaces and scores")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command != "train" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -112,11 +112,12 @@ def _agent(fields: Sequence[str]) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.evaluation import evaluate, print_table
 
     try:
         result = evaluate(arguments.run, episodes=arguments.episodes, greedy=arguments.greedy, seed=arguments.seed)
-    except ValueError as error:
+    except (ValueError, EnvironmentFailure) as error:
         return _fail(error)
     if arguments.json:
         print(json.dumps(result, indent=2))
@@ -127,10 +128,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "envs":
-        from memax_rl import envs
-
-        for name in envs.names():
-            print(name)
+        _list_envs(arguments.verbose)
     elif arguments.what == "presets":
         from memax_rl.training.config import preset_path, presets
 
@@ -149,6 +147,33 @@ def _list(arguments: argparse.Namespace) -> int:
             for option, meaning in entry.options.items():
                 print(f"{'':20s}   {option}: {meaning}")
     return 0
+
+
+def _list_envs(verbose: bool) -> None:
+    from memax_rl import envs
+
+    if verbose:
+        print(_ENV_LINE.format("name", "observation", "action", "horizon", "chance", "best"))
+    for name in envs.names():
+        print(_describe_env(name) if verbose else name)
+    print("gym/ID: any environment of Gymnasium, as gym/CartPole-v1; gym/package:ID imports the package first")
+
+
+_ENV_LINE = "{:40s} {:34s} {:22s} {:>7s} {:>7s} {:>7s}"
+
+
+def _describe_env(name: str) -> str:
+    """Return the line of one environment; a dash where something is not known."""
+    from memax_rl import envs
+    from memax_rl.envs.references import find_scores
+    from memax_rl.envs.spaces import describe
+
+    scores = [f"{score:.3f}" for score in find_scores(name) or ()] or ["-", "-"]
+    if name in envs.DOWNLOADS:
+        return _ENV_LINE.format(name, "- (downloads its data)", "-", "-", *scores)
+    env, params = envs.make(name)
+    spaces = describe(env.observation_space(params)), describe(env.action_space(params))
+    return _ENV_LINE.format(name, *spaces, str(envs.horizon(env, params) or "-"), *scores)
 
 
 if __name__ == "__main__":

@@ -132,12 +132,58 @@ class ConvNet(eqx.Module):
         return x.reshape(-1)
 
 
+class RunningNormalizer(eqx.Module):
+    """(x - mean) / standard deviation of all x that `update` was given, clipped. Before the first `update`, x clipped.
+
+    No gradient reaches the statistics, so that an optimiser leaves them as they are.
+    """
+
+    count: Float[Array, ""]
+    mean: Float[Array, "*shape"]
+    variance: Float[Array, "*shape"]
+    clip: float = eqx.field(static=True)
+
+    def __init__(self, space: spaces.NormalizedBox):
+        self.count = jnp.zeros(())
+        self.mean = jnp.zeros(space.shape)
+        self.variance = jnp.ones(space.shape)
+        self.clip = space.clip
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Normalise one observation."""
+        mean, variance = jax.lax.stop_gradient((self.mean, self.variance))
+        return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-8), -self.clip, self.clip)
+
+    def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningNormalizer":
+        """Return the normaliser after it has seen the valid ones of n observations.
+
+        Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,
+        equation 2.1, with means in the place of sums.
+        """
+        mask = valid.reshape(valid.shape + (1,) * (x.ndim - 1))
+        n = jnp.sum(valid).astype(jnp.float32)
+        total = jnp.maximum(self.count + n, 1)
+        mean = jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(n, 1)
+        variance = jnp.sum(jnp.where(mask, (x - mean[None]) ** 2, 0), axis=0) / jnp.maximum(n, 1)
+        difference = mean - self.mean
+        share, old_share = n / total, self.count / total
+        new = (
+            self.count + n,
+            self.mean + share * difference,
+            old_share * self.variance + share * variance + old_share * share * difference**2,
+        )
+        # With nothing seen at all the statistics stay those of "no change".
+        new = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, (self.count, self.mean, self.variance))
+        return eqx.tree_at(lambda r: (r.count, r.mean, r.variance), self, new)
+
+
 class Encoder(eqx.Module):
     """Observation, and as asked previous action, previous reward and start flag, to `width` features."""
 
     observation_spaces: tuple[Any, ...] = eqx.field(static=True)
     action_space: Any = eqx.field(static=True)
     include: tuple[bool, bool, bool] = eqx.field(static=True)
+    normalizers: tuple[RunningNormalizer | None, ...]
     images: tuple[ConvNet | None, ...]
     project: Dense
 
@@ -155,6 +201,10 @@ class Encoder(eqx.Module):
         self.observation_spaces = tuple(leaf_spaces(observation_space))
         self.action_space = action_space
         self.include = (previous_action, previous_reward, start)
+        self.normalizers = tuple(
+            RunningNormalizer(space) if isinstance(space, spaces.NormalizedBox) else None
+            for space in self.observation_spaces
+        )
         *image_keys, key = jax.random.split(key, len(self.observation_spaces) + 1)
         self.images = tuple(
             ConvNet(space, key=k) if _is_image(space) else None
@@ -169,11 +219,11 @@ class Encoder(eqx.Module):
 
     def __call__(self, inputs: Inputs) -> Float[Array, " width"]:
         """Return the features of one step."""
+        leaves = jax.tree.leaves(inputs.observation)
+        leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
         parts = [
             image(x) if image else _flat(space, x)
-            for image, space, x in zip(
-                self.images, self.observation_spaces, jax.tree.leaves(inputs.observation), strict=True
-            )
+            for image, space, x in zip(self.images, self.observation_spaces, leaves, strict=True)
         ]
         previous_action, previous_reward, start = self.include
         if previous_action:
@@ -185,6 +235,14 @@ class Encoder(eqx.Module):
         if start:
             parts.append(inputs.start[None].astype(jnp.float32))
         return jax.nn.gelu(self.project(jnp.concatenate(parts)))
+
+    def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "Encoder":
+        """Return the encoder after its running statistics have seen the valid slots of a tape."""
+        flat = [x.reshape(valid.size, *x.shape[2:]) for x in jax.tree.leaves(observation)]
+        normalizers = tuple(
+            norm.update(x, valid.reshape(-1)) if norm else None for norm, x in zip(self.normalizers, flat, strict=True)
+        )
+        return eqx.tree_at(lambda e: e.normalizers, self, normalizers, is_leaf=lambda x: x is None)
 
 
 def _flat_size(space: Any) -> int:
@@ -375,6 +433,14 @@ class ActorCritic(eqx.Module):
         new_value, value_features = self.value_torso.scan(state[1], inputs)
         return (new, new_value), _on_slots(self._policy, features), _on_slots(self._value, value_features)
 
+    def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "ActorCritic":
+        """Return the network after its running statistics, if it has any, have seen the valid slots of a tape."""
+        torsos = [torso for torso in (self.torso, self.value_torso) if torso is not None]
+        seen = [torso.encoder.observe(observation, valid) for torso in torsos]
+        if self.value_torso is None:
+            return eqx.tree_at(lambda n: n.torso.encoder, self, seen[0])
+        return eqx.tree_at(lambda n: (n.torso.encoder, n.value_torso.encoder), self, tuple(seen))
+
     def _policy(self, features: Float[Array, " width"]) -> ActionDistribution:
         return ActionDistribution(self.action_space, self.policy_head(features), self.log_std)
 
@@ -436,6 +502,10 @@ class QNetwork(eqx.Module):
         """Return the last memories, and the action values [rows, slots] of a batch of rows."""
         state, features = self.torso.scan(state, inputs)
         return state, _on_slots(self._values, features)
+
+    def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "QNetwork":
+        """Return the network after its running statistics, if it has any, have seen the valid slots of a tape."""
+        return eqx.tree_at(lambda n: n.torso.encoder, self, self.torso.encoder.observe(observation, valid))
 
     def _values(self, features: Float[Array, " width"]) -> QValues:
         q = QValues(self.action_space, self.head(features))

@@ -137,6 +137,21 @@ def add(replay: Replay, slots: Tape, observation: PyTree[Array], start: Bool[Arr
     return Replay(tape, length, priority, head[:, -1], replay.count + new)
 
 
+def abandon(replay: Replay) -> Replay:
+    """Return the replay without the last transition of every episode that was not terminated by its stream's last slot.
+
+    For streams that begin new episodes from here: the pending slot, which shows what followed, is overwritten by them.
+    """
+    streams, capacity = replay.length.shape
+    last = (replay.count - 1) % capacity
+    unfinished = replay.tape.valid[:, last] & ~replay.tape.terminated[:, last]
+    valid = replay.tape.valid.at[:, last].set(replay.tape.valid[:, last] & ~unfinished)
+    oldest = jnp.maximum(replay.count - capacity + 1, 0)
+    place = jnp.where(unfinished & (replay.head >= oldest), replay.head % capacity, capacity)
+    length = replay.length.at[jnp.arange(streams), place].add(-1, mode="drop")
+    return eqx.tree_at(lambda r: (r.tape.valid, r.length), replay, (valid, length))
+
+
 def _pending(slots: Tape, observation: PyTree[Array], start: Bool[Array, " streams"]) -> Tape:
     false = jnp.zeros_like(start)
     return Tape(

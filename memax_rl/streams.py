@@ -4,6 +4,7 @@ Training and evaluation act through this one function, so that they cannot diffe
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
+from memax_rl.envs.base import step_if, where
 from memax_rl.networks import Inputs, to_environment
 from memax_rl.tape import Tape
 
@@ -64,7 +66,12 @@ def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray
 
 
 def step_stream(
-    env: Any, params: Any, act: Act, stream: Stream, keys: Key[Array, "2"]
+    env: Any,
+    params: Any,
+    act: Act,
+    stream: Stream,
+    keys: Key[Array, "2"],
+    active: Bool[Array, ""] | bool = True,
 ) -> tuple[Stream, Tape, Finished]:
     """Write one slot: act on what is shown, or pass over the final observation of a truncated episode.
 
@@ -72,16 +79,17 @@ def step_stream(
 
     - `keys`: two keys, for acting and for the environment. Split them for all steps at once, outside of a loop: a split
       inside costs as much as a small network.
+    - `active`: where false the stream stays as it is and its environment is not stepped; the slot has no meaning.
 
     **Returns:** the stream after it, the slot, and the episode that it ended if it did.
     """
     act_key, env_key = keys[0], keys[1]
     inputs = stream.inputs
     memory, action, log_prob = act(stream.memory, inputs, act_key)
-    observation, state, reward, terminated, truncated, info = env.step(
-        env_key, stream.environment, to_environment(env.action_space(params), action), params
+    acted = active & ~stream.final
+    observation, state, reward, terminated, truncated, info = step_if(
+        acted, env, env_key, stream.environment, to_environment(env.action_space(params), action), params
     )
-    acted = ~stream.final
     terminated = terminated & acted
     truncated = truncated & acted & ~terminated
     done = terminated | truncated
@@ -97,14 +105,14 @@ def step_stream(
         log_prob=log_prob,
     )
     begins = terminated | stream.final
-    shown = _where(truncated, info["final_observation"], _where(stream.final, stream.next_observation, observation))
+    shown = where(truncated, info["final_observation"], where(stream.final, stream.next_observation, observation))
     total, length = stream.episode_return + reward, stream.episode_length + 1
     after = Stream(
-        environment=_where(acted, state, stream.environment),
+        environment=stream.environment,
         inputs=Inputs(
             observation=shown,
             # Nothing of the last episode is shown in the first step of the next.
-            previous_action=_where(begins, jax.tree.map(jnp.zeros_like, action), action),
+            previous_action=where(begins, jax.tree.map(jnp.zeros_like, action), action),
             previous_reward=jnp.where(begins, 0, reward),
             start=begins,
         ),
@@ -114,11 +122,9 @@ def step_stream(
         episode_return=jnp.where(done | stream.final, 0, total),
         episode_length=jnp.where(done | stream.final, 0, length),
     )
+    # The environment's state has been chosen by `step_if`.
+    after = replace(where(jnp.asarray(active), after, stream), environment=state)
     return after, slot, Finished(done, total, length)
-
-
-def _where(condition: Bool[Array, ""], if_true: PyTree[Array], if_false: PyTree[Array]) -> PyTree[Array]:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
 def episode_metrics(finished: Finished) -> dict[str, Array]:

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
+from memax_rl.envs.references import find_scores
+from memax_rl.envs.wrappers import NormalizeObservationConfig
 from memax_rl.evaluation.statistics import summarize
 from memax_rl.streams import Act, start_stream, step_stream
 
@@ -38,8 +41,8 @@ def play(
     def body(carry):
         t, key, streams, (total, length, ended) = carry
         key, now = jax.random.split(key)
-        step = jax.vmap(lambda s, k: step_stream(env, env_params, act, s, k))
-        streams, _, finished = step(streams, jax.random.split(now, (episodes, 2)))
+        step = jax.vmap(lambda s, k, active: step_stream(env, env_params, act, s, k, active))
+        streams, _, finished = step(streams, jax.random.split(now, (episodes, 2)), ~ended)
         first = finished.done & ~ended
         total = jnp.where(first, finished.episode_return, total)
         length = jnp.where(first, finished.episode_length, length)
@@ -73,9 +76,19 @@ def evaluate_state(
                 max_steps=max_steps + 1,
             )
 
-        return eqx.filter_vmap(one)(networks, keys)
+        if host_of(agent.env) is None:
+            return eqx.filter_vmap(one)(networks, keys)
+        # On the host one seed after the other: JAX takes no call to it into a loop whose end differs by seed.
+        arrays, static = eqx.partition(networks, eqx.is_array)
+        return jax.lax.map(lambda x: one(eqx.combine(x[0], static), x[1]), (arrays, keys))
 
-    returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
+    with closing_new_copies(agent.env):
+        returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
+    if (failed := failure(agent.env)) is not None:
+        raise EnvironmentFailure(failed)
+    # A wrapper makes another task of it; a normalised observation is the same task.
+    is_plain = all(isinstance(wrapper, NormalizeObservationConfig) for wrapper in config.env_wrappers)
+    chance, best = (find_scores(config.env) if is_plain and not config.env_options.arguments else None) or (None, None)
     per_seed = [float(np.mean(r)) for r in returns]
     return {
         "env": config.env,
@@ -84,6 +97,8 @@ def evaluate_state(
         "episodes_per_seed": episodes,
         "seeds": list(range(config.seed, config.seed + config.num_seeds)),
         "return": summarize(returns.astype(np.float64)),
+        "chance": chance,
+        "best": best,
         "mean_return_per_seed": per_seed,
         "mean_length": float(np.mean(lengths)),
         "unfinished_episodes": int(np.sum(~ended)),
@@ -103,9 +118,11 @@ def evaluate(
         By default DQN does and PPO does not.
     - `seed`: of the episodes; by default the run's own.
 
-    **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals.
+    **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals;
+    `"chance"` and `"best"` the mean returns of random actions and of a strong scripted strategy, None where unknown.
 
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1.
+    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1;
+    `EnvironmentFailure` if an environment on the host fails.
     """
     from memax_rl.training.loop import init_state, make_agent, restore
     from memax_rl.training.run import Run
@@ -118,7 +135,10 @@ def evaluate(
     arrays, static = init_state(config, agent)
     arrays, _ = restore(run, agent, arrays)
     networks = eqx.combine(arrays, static).network
-    return evaluate_state(agent, networks, config, episodes=episodes, greedy=greedy, seed=seed)
+    try:
+        return evaluate_state(agent, networks, config, episodes=episodes, greedy=greedy, seed=seed)
+    finally:
+        close(agent.env)
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -135,6 +155,9 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row(name, f"{r['value']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}")
     for seed, mean in zip(result["seeds"], result["mean_return_per_seed"], strict=True):
         table.add_row(f"mean of seed {seed}", f"{mean:.3f}", "")
+    if result["chance"] is not None:
+        table.add_row("chance (random actions)", f"{result['chance']:.3f}", "")
+        table.add_row("best known strategy", f"{result['best']:.3f}", "")
     seeds = len(result["seeds"])
     table.caption = f"{result['episodes_per_seed']} fresh episodes of {seeds} seed{'s' if seeds > 1 else ''}"
     if result["unfinished_episodes"]:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memax_rl import envs
 from memax_rl.agents.dqn import DQNConfig
 from memax_rl.agents.ppo import PPOConfig
+from memax_rl.envs.host_options import HostOptions
+from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
 
@@ -21,7 +23,11 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
 
     env: str = "popgym/RepeatPreviousEasy"
-    """The environment, see `memax-rl list envs`."""
+    """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
+    env_options: HostOptions = HostOptions()
+    """How an environment of Gymnasium is run."""
+    env_wrappers: tuple[AnyWrapper, ...] = ()
+    """Wrappers, the innermost first, for example '[{name: sticky_actions, probability: 0.25}]'."""
     agent: Literal["ppo", "dqn"] = "ppo"
     """The agent. Only its own settings below count."""
     seed: int = Field(default=0, ge=0)
@@ -48,9 +54,17 @@ class TrainConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _check_env(cls, name: str) -> str:
-        if name not in envs.names():
+        if name.startswith("gym/"):
+            envs.check(name)
+        elif name not in envs.names():
             raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
         return name
+
+    @model_validator(mode="after")
+    def _check_env_options(self) -> "TrainConfig":
+        if self.env_options != HostOptions() and not self.env.startswith("gym/"):
+            raise ValueError(f"env_options: an option for gym/ environments only, but env is {self.env!r}")
+        return self
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -73,6 +87,9 @@ def make_config(fields: Mapping[str, Any]) -> TrainConfig:
 def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     name = ".".join(path)
+    if error["type"] == "union_tag_invalid":
+        tag = error["ctx"]["tag"]
+        return f"unknown wrapper {tag!r} in {name}; {_close(tag, CONFIGS)}"
     if error["type"] == "extra_forbidden":
         return f"unknown configuration key {name!r}; {_close(path[-1], _keys(path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
@@ -84,6 +101,9 @@ def _explain(error: Any) -> str:
 
 def _keys(path: list[str]) -> list[str]:
     """Return the valid keys of the configuration under `path`."""
+    if path[:1] == ["env_wrappers"]:
+        # The path holds the wrapper's index and name.
+        return list(CONFIGS[path[2]].model_fields)
     model: Any = TrainConfig
     for part in path:
         model = model.model_fields[part].annotation
@@ -192,11 +212,18 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     *path, last = full.split(".")
     part: Any = fields
     for key in path:
-        if not isinstance(part.get(key), dict):
+        if isinstance(part, list | tuple):
+            # An item of a list, such as --env-wrappers.0.probability.
+            part = part[int(key)] if key.isdigit() and int(key) < len(part) else None
+        else:
+            part = part.get(key)
+        if not isinstance(part, dict | list | tuple):
             raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-        part = part[key]
-    is_option = path[-1:] == ["memory_options"]
-    if not is_option and (last not in part or isinstance(part[last], dict)):
+    is_option = path[-1:] in (["memory_options"], ["arguments"])
+    if not isinstance(part, dict):
+        raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
+    is_mapping = last in ("memory_options", "arguments") and isinstance(value, dict)
+    if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
     if value is True and not is_option and not isinstance(part[last], bool):
         raise ValueError(f"--{name} needs a value")

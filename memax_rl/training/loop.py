@@ -19,6 +19,8 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.agents.dqn import DQN
 from memax_rl.agents.ppo import PPO
+from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
+from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, open_logs
@@ -38,7 +40,7 @@ Agent = PPO | DQN
 
 def make_agent(config: TrainConfig) -> Agent:
     """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
-    env, env_params = envs.make(config.env)
+    env, env_params = wrap(*envs.make(config.env, config.env_options), config.env, config.env_wrappers)
     if config.agent == "ppo":
 
         def actor_critic(observation_space, action_space, key):
@@ -94,8 +96,8 @@ def train(
     - `progress`: show a progress bar.
 
     **Raises:** `ValueError` for a wrong configuration; `RunError` for a folder that cannot be used; `TrainingError` if
-    the loss is no longer finite or an episode is longer than the tape; `KeyboardInterrupt` after the state was saved
-    because of Ctrl-C or SIGTERM.
+    the loss is no longer finite, an episode is longer than the tape, or an environment on the host fails;
+    `KeyboardInterrupt` after the state was saved because of Ctrl-C or SIGTERM.
     """
     if resume is not None:
         if config is not None or fields or out is not None:
@@ -107,23 +109,28 @@ def train(
     elif fields:
         raise ValueError("give either config or its fields, not both")
     agent = make_agent(config)
-    arrays, static = init_state(config, agent)
-    if resume is not None:
-        arrays, seconds = restore(run, agent, arrays)
-        if agent.unsaved:
-            print(
-                f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
-                "empty one, and not exactly as if it had never stopped",
-                file=sys.stderr,
-            )
-        run.drop_metrics_after(_update_of(arrays))
-    else:
-        run, seconds = Run.create(out or default_folder(config), config), 0.0
     with ExitStack() as stack:
-        logs = [stack.enter_context(log) for log in open_logs(config, run, progress)]
-        stopped = stack.enter_context(_stop_signals())
-        arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
-    _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
+        stack.callback(close, agent.env)
+        arrays, static = init_state(config, agent)
+        _check_host(agent, arrays, "this was before the first update")
+        if resume is not None:
+            run = Run.open(resume)
+            arrays, seconds = restore(run, agent, arrays)
+            if agent.unsaved:
+                print(
+                    f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
+                    "empty one, and not exactly as if it had never stopped",
+                    file=sys.stderr,
+                )
+            run.drop_metrics_after(_update_of(arrays))
+            arrays = _reopen(agent, arrays, static, progress)
+        else:
+            run, seconds = Run.create(out or default_folder(config), config), 0.0
+        with ExitStack() as inner:
+            logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
+            stopped = inner.enter_context(_stop_signals())
+            arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
+        _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
     return run
 
 
@@ -144,6 +151,32 @@ def _saved(agent: Agent, arrays: PyTree) -> PyTree:
     """Return the arrays without what the agent leaves out of checkpoints."""
     for name in agent.unsaved:
         arrays = eqx.tree_at(lambda s, n=name: getattr(s, n), arrays, None)
+    return arrays
+
+
+def _check_host(agent: Agent, arrays: PyTree, when: str) -> None:
+    """Raise `TrainingError` if an environment on the host has failed by the time that `arrays` are there."""
+    jax.block_until_ready(arrays)
+    failed = failure(agent.env)
+    if failed is not None:
+        raise TrainingError(f"{failed}; {when}")
+
+
+def _reopen(agent: Agent, arrays: PyTree, static: PyTree, progress: bool) -> PyTree:
+    """Return a restored state whose environments can be stepped: on the host they begin new episodes."""
+    if host_of(agent.env) is None:
+        return arrays
+    if progress:
+        print(
+            "the environment runs on the host, where its state cannot be saved: every stream begins a new episode, "
+            "and what it had of an open one is not learnt from",
+            file=sys.stderr,
+        )
+    # The copies that were made for the state before training are of no use.
+    close(agent.env)
+    reopen = jax.vmap(lambda state: eqx.filter(agent.reopen(eqx.combine(state, static)), eqx.is_array))
+    arrays = jax.jit(reopen)(arrays)
+    _check_host(agent, arrays, "this was when it was begun again for the resumed run")
     return arrays
 
 
@@ -204,6 +237,8 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         before, call = _update_of(arrays), time.monotonic()
         new, metrics = many(arrays, n)
         after = _update_of(new)
+        kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
+        _check_host(agent, new, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
         # An agent that fills a replay first has no loss yet.
@@ -290,7 +325,12 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: 
         "steps_per_second": round(float(np.sum(state.env_steps)) / seconds, 1),
     }
     if config.eval_episodes:
-        result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
+        try:
+            result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
+        except EnvironmentFailure as error:
+            raise TrainingError(
+                f"{error}; this was in the evaluation after the training, whose last state is saved"
+            ) from None
         summary["evaluation"] = result
         if progress:
             print_table(result)

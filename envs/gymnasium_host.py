@@ -1,0 +1,483 @@
+"""Copies of a Gymnasium environment on the host, stepped many at a time, with every answer checked. No JAX in here.
+
+The copies run in gymnasium's own vector environments: `SyncVectorEnv` in this process, or `AsyncVectorEnv` over several
+processes that hold a `SyncVectorEnv` each. What a vector environment lacks is added around each copy: a copy may be
+left out of a step, an episode that has ended is followed at once by a new one with a seed of its own, and an exception
+or a bad value is reported as text instead of being raised.
+"""
+
+import math
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+# What a copy is told to do.
+WAIT, STEP, RESET = 0, 1, 2
+
+
+class HostError(RuntimeError):
+    """An environment on the host has failed. The message says which, where and why."""
+
+
+class Transition(NamedTuple):
+    """What `copies` environments answer; each array has a leading axis of them.
+
+    **Arguments:**
+
+    - `observation`: leaves of the observation to act on next, encoded as by `encode`.
+    - `final`: leaves of the last observation; they differ from `observation` only where an episode has ended.
+    - `reward`: float32.
+    - `terminated`, `truncated`: bool.
+    """
+
+    observation: tuple[np.ndarray, ...]
+    final: tuple[np.ndarray, ...]
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+# Spaces: gymnasium's values as the arrays that the learner takes, and actions back
+
+
+def simple_spaces(space: spaces.Space) -> list[spaces.Space]:
+    """Return the simple spaces inside a Tuple or Dict, a Dict's in the order of its sorted keys."""
+    if isinstance(space, spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in simple_spaces(part)]
+    if isinstance(space, spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in simple_spaces(space.spaces[key])]
+    return [space]
+
+
+def _leaves(space: spaces.Space, value: Any) -> list[Any]:
+    """Return the parts of a (batched) value in the order of `simple_spaces`."""
+    if isinstance(space, spaces.Tuple):
+        return [leaf for part, x in zip(space.spaces, value, strict=True) for leaf in _leaves(part, x)]
+    if isinstance(space, spaces.Dict):
+        return [leaf for key in sorted(space.spaces) for leaf in _leaves(space.spaces[key], value[key])]
+    return [value]
+
+
+def encoded(space: spaces.Space) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and dtype of the array that stands for a value of a simple space.
+
+    **Raises:** `ValueError` for a space that no array of a fixed shape can stand for.
+    """
+    if isinstance(space, spaces.Discrete):
+        return (), np.dtype(np.int32)
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return (math.prod(space.shape),), np.dtype(np.int32)
+    if isinstance(space, spaces.Box):
+        narrow = {"float64": "float32", "int64": "int32", "uint64": "uint32", "bool": "uint8"}
+        return space.shape, np.dtype(narrow.get(space.dtype.name, space.dtype.name))
+    raise ValueError(f"expected Box, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of them, got {space}")
+
+
+def _start(space: Any) -> Any:
+    """Return the least value of a discrete space; encoded values count from 0."""
+    return space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else 0
+
+
+def encode(space: spaces.Space, batch: Any) -> tuple[np.ndarray, ...]:
+    """Return the leaves of a batch of values as arrays of the shapes and dtypes that `encoded` states."""
+    result = []
+    for leaf, values in zip(simple_spaces(space), _leaves(space, batch), strict=True):
+        shape, dtype = encoded(leaf)
+        values = np.asarray(values)
+        result.append((values - _start(leaf)).reshape(len(values), *shape).astype(dtype))
+    return tuple(result)
+
+
+def decode_action(space: Any, action: Any) -> Any:
+    """Return the member of an action space that an array of the learner stands for."""
+    if isinstance(space, spaces.Discrete):
+        return space.dtype.type(action + space.start)
+    return (action.reshape(space.shape) + _start(space)).astype(space.dtype)
+
+
+def fault(space: spaces.Space, value: Any, name: str) -> str | None:
+    """Return what is wrong with a value that should be of a space, or None."""
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+            return f"{name} is {_short(value)}, expected a tuple of {len(space.spaces)}"
+        parts: Any = [(part, x, f"{name}[{i}]") for i, (part, x) in enumerate(zip(space.spaces, value, strict=True))]
+    elif isinstance(space, spaces.Dict):
+        if not isinstance(value, Mapping) or set(value) != set(space.spaces):
+            return f"{name} is {_short(value)}, expected a dict with the keys {sorted(space.spaces)}"
+        parts = [(part, value[key], f"{name}[{key!r}]") for key, part in space.spaces.items()]
+    else:
+        return _simple_fault(space, value, name)
+    return next((found for part in parts if (found := fault(*part)) is not None), None)
+
+
+def _simple_fault(space: Any, value: Any, name: str) -> str | None:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return f"{name} is {_short(value)}, expected one of {space}"
+    if array.shape != space.shape:
+        return f"{name} has shape {list(array.shape)}, expected {list(space.shape)}: {_short(value)}"
+    if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        return f"{name} has dtype {array.dtype}, expected {space.dtype}: {_short(value)}"
+    if isinstance(space, spaces.Box):
+        is_sound = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+        return None if is_sound else f"{name} is not finite: {_short(value)}"
+    count = {spaces.Discrete: lambda: space.n, spaces.MultiDiscrete: lambda: space.nvec}
+    low = _start(space)
+    high = low + count.get(type(space), lambda: 2)()
+    return None if bool(((array >= low) & (array < high)).all()) else f"{name} is {_short(value)}, not in {space}"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+# Copies
+
+
+class Copy(gymnasium.Wrapper):
+    """One environment. Its action is (whether to step at all, the learner's action); it never raises.
+
+    `problem` holds what went wrong first, or None. After that the copy stands still.
+    """
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        self.inner_action_space = env.action_space
+        shape, dtype = encoded(env.action_space)
+        self.action_space = spaces.Tuple((spaces.Discrete(2), _any_box(shape, dtype)))
+        self.problem: str | None = None
+        self.shown: Any = env.observation_space.sample()
+        self.steps = 0
+        self.seed: int | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode with a seed."""
+        self.steps, self.seed = 0, seed
+        if self.problem is None:
+            try:
+                observation, _ = self.env.reset(seed=seed, options=options or None)
+                self._show(observation)
+            except (Exception, SystemExit) as error:
+                self.problem = f"reset raised {type(error).__name__}: {error}"
+        return self.shown, {}
+
+    def step(self, action: tuple[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step, unless the first part of the action is 0."""
+        acts, chosen = action
+        if not acts or self.problem is not None:
+            return self.shown, 0.0, False, False, {}
+        self.steps += 1
+        try:
+            decoded = decode_action(self.inner_action_space, chosen)
+            observation, reward, terminated, truncated, _ = self.env.step(decoded)
+            reward = np.asarray(reward)
+            if reward.shape != () or reward.dtype.kind not in "fiub" or not np.isfinite(reward):
+                self.problem = f"the reward is {_short(reward.tolist())}, expected one finite number"
+                return self.shown, 0.0, False, False, {}
+            self._show(observation)
+            return self.shown, float(reward), bool(terminated), bool(truncated), {}
+        except (Exception, SystemExit) as error:
+            self.problem = f"step raised {type(error).__name__}: {error}"
+            return self.shown, 0.0, False, False, {}
+
+    def _show(self, observation: Any) -> None:
+        self.problem = fault(self.observation_space, observation, "the observation")
+        if self.problem is None:
+            self.shown = observation
+
+    def explain(self, index: int) -> str:
+        """Return where this copy, the index-th, has failed, and why."""
+        return f"at step {self.steps} of an episode (copy {index}, episode seed {self.seed}) {self.problem}"
+
+
+def _any_box(shape: tuple[int, ...], dtype: Any) -> spaces.Box:
+    """Return a Box that holds every array of a shape and dtype, for gymnasium to pass arrays around in."""
+    dtype = np.dtype(dtype)
+    bounds = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return spaces.Box(*bounds, shape, dtype.type)
+
+
+class Group(gymnasium.Env):
+    """Several copies in one process, which are made when they are first told something.
+
+    Its action is (commands, seeds, actions), arrays of the copies; its observation is a `Transition` laid flat. What
+    goes wrong stands in `info["failure"]`.
+    """
+
+    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], copies: int, first: int):
+        if multiprocessing.parent_process() is not None:
+            # Ctrl-C reaches every process of the terminal; the main one decides what comes of it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.environment_spec, self.arguments, self.copies, self.first = spec, dict(arguments), copies, first
+        self.vector: SyncVectorEnv | None = None
+        one = self._make()
+        self.leaves = [encoded(leaf) for leaf in simple_spaces(one.observation_space)]
+        shape, dtype = encoded(one.inner_action_space)
+        one.close()
+        observation = [_any_box((copies, *shape), dtype) for shape, dtype in self.leaves]
+        flags = [_any_box((copies,), dtype) for dtype in (np.float32, np.uint8, np.uint8)]
+        self.observation_space = spaces.Tuple((*observation, *observation, *flags))
+        self.action_space = spaces.Tuple(
+            (_any_box((copies,), np.int32), _any_box((copies,), np.int64), _any_box((copies, *shape), dtype))
+        )
+
+    def _make(self) -> Copy:
+        return Copy(gymnasium.make(self.environment_spec, disable_env_checker=True, **self.arguments))
+
+    def step(self, action: tuple[np.ndarray, ...]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Carry out a command in each copy."""
+        commands, seeds, actions = action
+        try:
+            result, problem = self._run(commands, seeds, actions)
+        except Exception as error:
+            result, problem = self._nothing(), f"it could not be made or run: {type(error).__name__}: {error}"
+        flat = (*result.observation, *result.final, result.reward, result.terminated, result.truncated)
+        return flat, 0.0, False, False, {} if problem is None else {"failure": problem}
+
+    def _nothing(self) -> Transition:
+        leaves = tuple(np.zeros((self.copies, *shape), dtype) for shape, dtype in self.leaves)
+        flags = np.zeros(self.copies, np.uint8)
+        return Transition(leaves, leaves, np.zeros(self.copies, np.float32), flags, flags)
+
+    def _run(self, commands: np.ndarray, seeds: np.ndarray, actions: np.ndarray) -> tuple[Transition, str | None]:
+        if self.vector is None:
+            self.vector = SyncVectorEnv([self._make] * self.copies, autoreset_mode=AutoresetMode.DISABLED)
+        vector, space = self.vector, self.vector.single_observation_space
+        resets = commands == RESET
+        if resets.any():
+            observation, _ = self._reset(resets, seeds)
+        reward = np.zeros(self.copies)
+        terminated = truncated = np.zeros(self.copies, bool)
+        if not resets.all():
+            observation, reward, terminated, truncated, _ = vector.step(((commands == STEP).astype(np.int64), actions))
+        final = encode(space, observation)
+        done = terminated | truncated
+        observed = encode(space, self._reset(done, seeds)[0]) if done.any() else final
+        result = Transition(
+            observed, final, reward.astype(np.float32), terminated.astype(np.uint8), truncated.astype(np.uint8)
+        )
+        failed = next(((i, copy) for i, copy in enumerate(self._copies(vector)) if copy.problem is not None), None)
+        return result, failed and failed[1].explain(self.first + failed[0])
+
+    def _reset(self, mask: np.ndarray, seeds: np.ndarray) -> tuple[Any, Any]:
+        assert self.vector is not None
+        return self.vector.reset(seed=[int(seed) for seed in seeds], options={"reset_mask": mask})
+
+    @staticmethod
+    def _copies(vector: SyncVectorEnv) -> Iterator[Copy]:
+        for env in vector.envs:
+            assert isinstance(env, Copy)
+            yield env
+
+    def close(self) -> None:
+        """Close all copies."""
+        if self.vector is not None:
+            self.vector.close()
+
+
+class Pool:
+    """The copies of one call to `Host.begin`: one group in this process, or one a worker process."""
+
+    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], size: int, processes: int, timeout: float):
+        self.size, self.timeout = size, timeout
+        self.count = np.zeros(size, np.int32)
+        self.per_process = math.ceil(size / max(1, processes))
+        self.group: Group | None = None
+        self.workers: AsyncVectorEnv | None = None
+        if processes == 0:
+            self.group = Group(spec, arguments, size, 0)
+            return
+        # Every group is of one size, so the last may have copies too many.
+        self.workers = AsyncVectorEnv(
+            [partial(Group, spec, arguments, self.per_process, i) for i in range(0, size, self.per_process)],
+            # A fork of this process could deadlock: JAX runs many threads in it.
+            context="forkserver",
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+
+    def run(self, commands: np.ndarray, seeds: np.ndarray, actions: np.ndarray) -> Transition:
+        """Carry out a command in each copy. Raises `HostError` if one fails."""
+        if self.group is not None:
+            flat, _, _, _, info = self.group.step((commands, seeds, actions))
+            problem = info.get("failure")
+        else:
+            flat, problem = self._ask(commands, seeds, actions)
+        if problem is not None:
+            raise HostError(problem)
+        self.count += commands != WAIT
+        *leaves, reward, terminated, truncated = flat
+        half = len(leaves) // 2
+        return Transition(
+            tuple(leaves[:half]), tuple(leaves[half:]), reward, terminated.astype(bool), truncated.astype(bool)
+        )
+
+    def _ask(self, *arrays: np.ndarray) -> tuple[list[np.ndarray], str | None]:
+        workers = self.workers
+        assert workers is not None
+        processes = workers.num_envs
+
+        def deal(x: np.ndarray) -> np.ndarray:
+            padding = np.repeat(x[-1:], processes * self.per_process - self.size, axis=0)
+            return np.concatenate([x, padding]).reshape(processes, self.per_process, *x.shape[1:])
+
+        commands, *rest = arrays
+        dealt = deal(commands)
+        # The copies too many are reset once with the others, because every copy must have something to show.
+        dealt.reshape(-1)[self.size :] = WAIT if self.count.any() else RESET
+        try:
+            action: Any = (dealt, *map(deal, rest))
+            workers.step_async(action)
+            flat, _, _, _, info = workers.step_wait(self.timeout)
+        except multiprocessing.TimeoutError:
+            return [], self._hanging(workers)
+        except (EOFError, OSError) as error:
+            return [], f"its worker process has ended ({type(error).__name__}), as by a crash or for want of memory"
+        problems = [problem for problem in info.get("failure", ()) if problem is not None]
+        joined = [x.reshape(-1, *x.shape[2:])[: self.size] for x in flat]
+        return joined, problems[0] if problems else None
+
+    def _hanging(self, workers: AsyncVectorEnv) -> str:
+        late = [i for i, pipe in enumerate(workers.parent_pipes) if not pipe.poll(0)]
+        first = late[0] * self.per_process if late else 0
+        last = min(first + self.per_process, self.size) - 1
+        return (
+            f"at step {int(self.count[first])} it did not answer within {self.timeout:g} s (a copy between {first} and "
+            f"{last}); if it is slow rather than hanging, raise env_options.step_timeout"
+        )
+
+    def close(self) -> None:
+        """Close the copies and end the worker processes, whatever they are doing."""
+        if self.group is not None:
+            self.group.close()
+        if self.workers is not None and not self.workers.closed:
+            # Its own `close` waits for an answer, which a process that hangs never gives.
+            self.workers.closed = True
+            for process in self.workers.processes:
+                process.kill()
+            for process in self.workers.processes:
+                process.join()
+            for pipe in self.workers.parent_pipes:
+                if pipe is not None:
+                    pipe.close()
+
+
+class Host:
+    """All copies of one environment. `begin` and `run` are called from compiled code, so they must not raise.
+
+    **Arguments:**
+
+    - `name`: what messages call the environment.
+    - `spec`, `arguments`: for `gymnasium.make`.
+    - `processes`: worker processes; 0 is this one.
+    - `timeout`: seconds that the workers have for one step of all their copies.
+
+    `failure` holds the first thing that went wrong, or None. After that nothing is run any more: every step answers at
+    once that the episode has terminated, so that what is compiled comes to its end soon.
+    """
+
+    def __init__(self, name: str, spec: EnvSpec, arguments: Mapping[str, Any], processes: int, timeout: float):
+        self.name, self.spec, self.arguments = name, spec, dict(arguments)
+        self.processes, self.timeout = processes, timeout
+        self.failure: str | None = None
+        self.pools: dict[int, Pool] = {}
+        self.begun = 0
+        self.lock = threading.Lock()
+        one = gymnasium.make(spec, disable_env_checker=True, **self.arguments)
+        self.observation_space, self.action_space = one.observation_space, one.action_space
+        one.close()
+        self.leaves = [encoded(leaf) for leaf in simple_spaces(self.observation_space)]
+        self.action_dtype = encoded(self.action_space)[1]
+
+    def begin(self, seeds: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Make a copy a seed and begin an episode in each. Return pool, copy and count, then observation leaves."""
+        with self.lock:
+            size = len(seeds)
+            blank = self._blank(size, done=False)
+            number, self.begun = self.begun, self.begun + 1
+            if self.failure is None:
+                try:
+                    pool = Pool(self.spec, self.arguments, size, self.processes, self.timeout)
+                    self.pools[number] = pool
+                    actions = np.zeros((size, *encoded(self.action_space)[0]), self.action_dtype)
+                    blank = pool.run(np.full(size, RESET, np.int32), seeds.astype(np.int64), actions)
+                except Exception as error:
+                    self._fail(error)
+            handle = (np.full(size, number, np.int32), np.arange(size, dtype=np.int32), np.ones(size, np.int32))
+            return (*handle, *blank.observation)
+
+    def run(
+        self,
+        commands: np.ndarray,
+        seeds: np.ndarray,
+        pool: np.ndarray,
+        copy: np.ndarray,
+        count: np.ndarray,
+        actions: np.ndarray,
+    ) -> tuple[np.ndarray, ...]:
+        """Carry out a command in each of the given copies, arrays [n]. Return counts and a `Transition`, laid flat."""
+        with self.lock:
+            result = self._blank(len(commands), done=self.failure is not None)
+            if self.failure is None:
+                try:
+                    self._run(result, commands, seeds.astype(np.int64), pool, copy, count, actions)
+                except Exception as error:
+                    self._fail(error)
+                    result = self._blank(len(commands), done=True)
+        acted = (commands != WAIT).astype(np.int32)
+        flat = (*result.observation, *result.final, result.reward, result.terminated, result.truncated)
+        return (count + acted, *flat)
+
+    def _run(self, result: Transition, commands, seeds, pool, copy, count, actions) -> None:
+        """Fill in the rows of `result` that are not told to wait."""
+        acts = commands != WAIT
+        for number in np.unique(pool[acts]):
+            rows = np.flatnonzero(acts & (pool == number))
+            copies = copy[rows]
+            held = self.pools.get(int(number))
+            if held is None or (held.count[copies] != count[rows]).any() or len(np.unique(copies)) < len(copies):
+                raise HostError(
+                    "a state was stepped twice, or after its copies were closed: on the host every state can be "
+                    "stepped once; discard no step, but leave it out with memax_rl.envs.base.step_if"
+                )
+
+            def deal(x: np.ndarray, held=held, rows=rows, copies=copies) -> np.ndarray:
+                full = np.zeros((held.size, *x.shape[1:]), x.dtype)
+                full[copies] = x[rows]
+                return full
+
+            answer = held.run(deal(commands), deal(seeds), deal(actions))
+            for whole, part in zip(_flat(result), _flat(answer), strict=True):
+                whole[rows] = part[copies]
+
+    def _blank(self, size: int, done: bool) -> Transition:
+        def zeros() -> tuple[np.ndarray, ...]:
+            return tuple(np.zeros((size, *shape), dtype) for shape, dtype in self.leaves)
+
+        return Transition(zeros(), zeros(), np.zeros(size, np.float32), np.full(size, done), np.zeros(size, bool))
+
+    def _fail(self, error: Exception) -> None:
+        detail = str(error) if isinstance(error, HostError) else f"{type(error).__name__}: {error}"
+        self.failure = " ".join(f"the environment {self.name} failed: {detail}".split())
+
+    def close(self, begun_since: int = 0) -> None:
+        """Close the copies of every pool, or of those begun since `begun` was this number."""
+        with self.lock:
+            for number in [n for n in self.pools if n >= begun_since]:
+                self.pools.pop(number).close()
+
+
+def _flat(result: Transition) -> Iterator[np.ndarray]:
+    yield from result.observation
+    yield from result.final
+    yield from (result.reward, result.terminated, result.truncated)

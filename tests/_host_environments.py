@@ -1,0 +1,82 @@
+"""Gymnasium environments for the tests, in a module of their own so that worker processes import nothing else."""
+
+import time
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Counter(gymnasium.Env):
+    """Shows a number drawn from the episode's seed, and the step count. Reward 1 a step.
+
+    `trouble` happens at step `at` of every episode.
+    """
+
+    def __init__(self, length: int = 4, ending: str = "terminated", trouble: str = "", at: int = 3):
+        self.length, self.ending, self.trouble, self.at = length, ending, trouble, at
+        self.observation_space = spaces.Box(0.0, 1e6, (2,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def _show(self):
+        return np.array([self.number, self.time], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        assert options is None
+        self.number, self.time = self.np_random.integers(100_000), 0
+        return self._show(), {}
+
+    def step(self, action):
+        assert 0 <= action < 3
+        self.time += 1
+        observation, reward = self._show(), 1.0
+        if self.time == self.at:
+            if self.trouble == "raises":
+                raise RuntimeError("the door is stuck")
+            if self.trouble == "hangs":
+                time.sleep(3600)
+            if self.trouble == "nan":
+                observation[1] = np.nan
+            if self.trouble == "shape":
+                observation = observation[:1]
+            if self.trouble == "dtype":
+                observation = np.array(["a", "b"])
+            if self.trouble == "reward":
+                reward = float("inf")
+        done = self.time >= self.length
+        return observation, reward, done and self.ending == "terminated", done and self.ending == "truncated", {}
+
+
+class Shapes(gymnasium.Env):
+    """Every kind of space; the observation repeats the last action. `outside` makes its Discrete leave its range."""
+
+    def __init__(self, outside: bool = False):
+        self.outside = outside
+        self.observation_space = spaces.Dict(
+            {
+                "z": spaces.Discrete(3, start=-1),
+                "a": spaces.Tuple((spaces.MultiBinary((2, 2)), spaces.Box(0, 255, (2, 2, 3), np.uint8))),
+                "m": spaces.MultiDiscrete([3, 4], start=[5, 6]),
+            }
+        )
+        self.action_space = spaces.MultiDiscrete([3, 4], start=[5, 6])
+
+    def _show(self, action):
+        return {
+            "z": np.int64(2 if self.outside else -1),
+            "a": (np.array([[1, 0], [0, 1]], np.int8), np.full((2, 2, 3), 200, np.uint8)),
+            "m": action,
+        }
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._show(np.array([5, 6])), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return self._show(action), 0.0, False, False, {}
+
+
+gymnasium.register("memax_test/Counter-v0", entry_point="_host_environments:Counter")
+gymnasium.register("memax_test/Shapes-v0", entry_point="_host_environments:Shapes")

@@ -1,0 +1,338 @@
+"""Environments on the host: one call for all streams, ends and seeds, faults, and what a run makes of them."""
+
+import multiprocessing
+from functools import partial
+
+import _host_environments  # noqa: F401
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from memax_rl import envs
+from memax_rl.agents.ppo import PPO, PPOConfig
+from memax_rl.cli import main
+from memax_rl.envs import base, spaces
+from memax_rl.envs.gymnasium_adapter import GymnasiumAdapter
+from memax_rl.envs.host_options import HostOptions
+from memax_rl.evaluation import evaluate
+from memax_rl.networks import NetworkConfig, make_actor_critic
+from memax_rl.training import Run, TrainingError, make_config, train
+
+COUNTER = "gym/memax_test/Counter-v0"
+
+
+@pytest.fixture
+def make():
+    """`envs.make` with arguments; what it made is closed after the test."""
+    made = []
+
+    def one(env_id=COUNTER, processes=0, step_timeout=60.0, **arguments):
+        options = HostOptions(processes=processes, step_timeout=step_timeout, arguments=arguments)
+        made.append(envs.make(env_id, options))
+        return made[-1]
+
+    yield one
+    for env, _ in made:
+        base.close(env)
+
+
+def roll(env, params, key, steps=10, seeds=2, streams=3, active=True):
+    """Observations, final observations and ends of steps [seeds, streams, steps] of action 1."""
+
+    def one(key):
+        reset_key, key = jax.random.split(key)
+
+        def step(carry, key):
+            _, state = carry
+            obs, state, reward, terminated, truncated, info = base.step_if(
+                jnp.asarray(active), env, key, state, jnp.int32(1), params
+            )
+            return (obs, state), (obs, info["final_observation"], reward, terminated, truncated)
+
+        (_, state), out = jax.lax.scan(step, env.reset(reset_key, params), jax.random.split(key, steps))
+        return state, out
+
+    return jax.jit(jax.vmap(jax.vmap(one)))(jax.random.split(key, (seeds, streams)))
+
+
+def agent_of(env, params, **settings):
+    settings = {"num_envs": 4, "slots": 11, "minibatches": 2, "epochs": 1} | settings
+    network = NetworkConfig(memory="min_gru", width=8)
+
+    def make_network(observation_space, action_space, key):
+        return make_actor_critic(network, observation_space, action_space, key=key)
+
+    return PPO(env, params, make_network, PPOConfig(**settings), 10_000)
+
+
+def test_all_streams_of_all_seeds_step_in_one_call(make, key, monkeypatch):
+    env, params = make()
+    sizes = []
+    run = env.host.run
+    monkeypatch.setattr(env.host, "run", lambda commands, *rest: sizes.append(len(commands)) or run(commands, *rest))
+    state, _ = roll(env, params, key)
+    jax.block_until_ready(state)
+    assert sizes == [6] * 10
+    assert env.host.begun == 1
+    assert np.asarray(state.count).tolist() == [[11] * 3] * 2
+
+
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_ends_and_last_observations(ending, make, key):
+    env, params = make(ending=ending)
+    _, (obs, final, reward, terminated, truncated) = roll(env, params, key)
+    assert env.host.failure is None
+    time = np.arange(1, 11)
+    done = time % 4 == 0
+    np.testing.assert_array_equal(obs[0, 0, :, 1], time % 4)
+    np.testing.assert_array_equal(final[0, 0, :, 1], np.where(done, 4, time % 4))
+    ended, other = (terminated, truncated) if ending == "terminated" else (truncated, terminated)
+    np.testing.assert_array_equal(ended, np.broadcast_to(done, ended.shape))
+    assert not np.asarray(other).any()
+    assert (np.asarray(reward) == 1).all()
+    numbers = np.asarray(final[..., 0])
+    assert len(np.unique(numbers)) == 18, "every episode of every stream has a seed of its own"
+
+
+def test_the_same_keys_give_the_same_episodes_in_any_number_of_processes(make, key):
+    results = [roll(*make(processes=processes), key)[1] for processes in (0, 0, 2, 4)]
+    for other in results[1:]:
+        for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_an_inactive_step_does_not_reach_the_environment(make, key):
+    env, params = make()
+    state, _ = roll(env, params, key, active=False)
+    assert np.asarray(state.count).tolist() == [[1] * 3] * 2
+    _, (obs, *_) = roll(env, params, key)
+    assert np.asarray(obs)[0, 0, 0, 1] == 1
+
+
+def test_a_state_can_be_stepped_once(make, key):
+    env, params = make()
+    _, state = env.reset(key, params)
+    env.step(key, state, jnp.int32(0), params)
+    assert env.host.failure is None
+    jax.block_until_ready(env.step(key, state, jnp.int32(0), params))
+    assert "a state was stepped twice" in str(env.host.failure)
+
+
+@pytest.mark.parametrize("fill", ["episodes", "context", "stream"])
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_the_tape_holds_every_step_of_the_host(fill, ending, make, key):
+    """Streams wait, final slots act on nothing, and still no step is lost, doubled or out of order."""
+    env, params = make(ending=ending)
+    agent = agent_of(env, params, fill=fill)
+    state, steps = agent.init(key), 0
+    collect = eqx.filter_jit(agent._collect)
+    for i in range(3):
+        streams, rows, carried, used, metrics = collect(state, jax.random.key(i))
+        state = eqx.tree_at(lambda s: (s.streams, s.carried, s.used), state, (streams, carried, used))
+        steps += int(metrics["env_steps"])
+    assert env.host.failure is None
+    assert env.host.pools[0].count.sum() == 4 + steps, "a step that the tape does not hold reached the host"
+    check_tape(rows.tape, fill)
+
+
+def check_tape(tape, fill="episodes", slots=11):
+    for row in range(4):
+        for slot in range(1, slots):
+            number, time = np.asarray(tape.observation[row, slot])
+            before = np.asarray(tape.observation[row, slot - 1])
+            assert bool(tape.start[row, slot]) == (time == 0)
+            if not tape.start[row, slot]:
+                assert (number, time) == (before[0], before[1] + 1), "an episode spliced out of two"
+        assert fill == "stream" or tape.start[row, 0]
+
+
+def test_reopened_streams_begin_anew(make, key):
+    """As after a resume: no episode goes on that the new copies do not know; memory and inputs are those of a start."""
+    env, params = make()
+    agent = agent_of(env, params)
+    state = agent.init(key)
+    collect = eqx.filter_jit(agent._collect)
+    streams, _, carried, used, _ = collect(state, key)
+    state = eqx.tree_at(lambda s: (s.streams, s.carried, s.used), state, (streams, carried, used))
+    assert int(used.sum()) > 0
+    base.close(env)
+    again = agent.reopen(state)
+    assert not np.asarray(again.used).any()
+    assert np.asarray(again.streams.inputs.start).all()
+    for leaf, fresh in zip(
+        jax.tree.leaves(again.streams.memory), jax.tree.leaves(state.network.initial_state()), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(fresh, leaf.shape))
+    _, rows, *_ = collect(again, key)
+    assert env.host.failure is None
+    check_tape(rows.tape)
+
+
+TROUBLES = [
+    ("raises", r"step raised RuntimeError: the door is stuck"),
+    ("nan", r"the observation is not finite: array\(\[.*nan\]"),
+    ("shape", r"the observation has shape \[1\], expected \[2\]"),
+    ("dtype", r"the observation has dtype <U1, expected float32: array\(\['a', 'b'\]"),
+    ("reward", r"the reward is inf, expected one finite number"),
+]
+
+
+@pytest.mark.parametrize(("trouble", "message"), TROUBLES)
+def test_trouble_is_told_with_its_step_and_value(trouble, message, make, key):
+    env, params = make(trouble=trouble)
+    roll(env, params, key)
+    text = str(base.failure(env))
+    assert text.startswith(f"the environment {COUNTER} failed: at step 3 of an episode (copy 0, episode seed ")
+    assert pytest.importorskip("re").search(message, text), text
+
+
+def test_an_observation_outside_its_space_is_trouble(make, key):
+    env, params = make("gym/memax_test/Shapes-v0", outside=True)
+    jax.block_until_ready(env.reset(key, params))
+    assert "the observation['z'] is np.int64(2), not in Discrete(3, start=-1)" in str(env.host.failure)
+
+
+def test_trouble_in_a_worker_process_and_a_dead_one(make, key):
+    env, params = make(processes=2, trouble="raises")
+    roll(env, params, key)
+    assert "the door is stuck" in str(env.host.failure)
+    env, params = make(processes=2)
+    state = jax.vmap(partial(env.reset, params=params))(jax.random.split(key, 3))[1]
+    env.host.pools[0].workers.processes[1].kill()
+    jax.block_until_ready(jax.vmap(lambda s: env.step(key, s, jnp.int32(0), params))(state))
+    assert "its worker process has ended" in str(env.host.failure)
+
+
+def test_hanging_is_noticed_and_leaves_no_process(make, key):
+    env, params = make(processes=2, step_timeout=5.0, trouble="hangs", at=2)
+    roll(env, params, key)
+    assert "did not answer within 5 s" in str(env.host.failure)
+    workers = env.host.pools[0].workers.processes
+    base.close(env)
+    assert not any(process.is_alive() for process in workers)
+    assert not multiprocessing.active_children()
+
+
+def test_spaces(make, key):
+    env, params = make("gym/memax_test/Shapes-v0")
+    space = env.observation_space(params)
+    assert (
+        spaces.describe(space)
+        == "Dict(a: Tuple(MultiDiscrete(2 x 4), Box(2, 2, 3)), m: MultiDiscrete(3, 4), z: Discrete(3))"
+    )
+    obs, state = env.reset(key, params)
+    obs, *_ = env.step(key, state, jnp.array([2, 3]), params)
+    assert env.host.failure is None
+    assert obs["z"] == 0
+    assert obs["m"].tolist() == [2, 3]
+    assert obs["a"][0].tolist() == [1, 0, 0, 1]
+    assert obs["a"][1].dtype == jnp.uint8
+    network = make_actor_critic(NetworkConfig(memory="mlp", width=4), space, env.action_space(params), key=key)
+    agent = agent_of(env, params, fill="stream")
+    assert jax.eval_shape(lambda: agent.init(key).carried.observation["m"]).shape == (4, 11, 2)
+    assert network.log_std is None
+
+
+def test_lengths():
+    for env_id, horizon, fixed in [
+        ("CartPole-v1", 500, None),
+        ("popgym-RepeatPreviousEasy-v0", 51, 51),
+        ("popgym-VelocityOnlyCartpoleEasy-v0", 200, None),
+        ("memax_test/Counter-v0", None, None),
+    ]:
+        env = GymnasiumAdapter(env_id, HostOptions())
+        assert (env.horizon(env.default_params), env.fixed_length(env.default_params)) == (horizon, fixed)
+    env = GymnasiumAdapter("CartPole-v1", HostOptions(arguments={"max_episode_steps": 30}))
+    assert env.horizon(env.default_params) == 30
+
+
+def test_mistakes_are_one_line():
+    for env_id, message in [
+        ("gym/CartPoel-v1", "gymnasium has no environment 'CartPoel-v1'; did you mean gym/CartPole-v1"),
+        ("gym/no_such_package:Thing-v0", "the package no_such_package cannot be imported"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            make_config({"env": env_id})
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"cannot be made: .*unexpected keyword argument 'depth'"):
+        envs.make(COUNTER, HostOptions(arguments={"depth": 3}))
+    with pytest.raises(ValueError, match="env_options: an option for gym/ environments only"):
+        make_config({"env_options": {"processes": 2}})
+
+
+@pytest.mark.filterwarnings("ignore:Maze environments:DeprecationWarning")
+def test_a_labyrinth(make, key):
+    pytest.importorskip("mazelib")
+    env, params = make("gym/popgym-LabyrinthEscapeEasy-v0")
+    assert env.horizon(params) == 1023
+    assert spaces.describe(env.observation_space(params)) == "MultiDiscrete(5 x 10)"
+    _, (obs, _, reward, *_) = roll(env, params, key, steps=5)
+    assert env.host.failure is None
+    assert (np.asarray(reward) < 1).all()
+    assert (np.asarray(obs)[..., 9] == 1).all(), "the last component is the previous action"
+
+
+SMALL = {
+    "env": COUNTER,
+    "total_steps": 100,
+    "network": {"memory": "min_gru", "width": 4},
+    "ppo": {"num_envs": 4, "slots": 11, "epochs": 1, "minibatches": 1},
+    "eval_episodes": 0,
+    "checkpoint_interval": 0.0,
+}
+
+
+def test_train_evaluate_and_resume(tmp_path, capsys):
+    run = train(make_config(SMALL | {"num_seeds": 2}), out=tmp_path / "run")
+    assert not multiprocessing.active_children()
+    result = evaluate(run.folder, episodes=3)
+    assert result["mean_length"] == 4
+    assert result["unfinished_episodes"] == 0
+    assert (result["chance"], result["best"]) == (None, None)
+    before = len(run.metrics())
+    fields = yaml.safe_load(run.config_path.read_text()) | {"total_steps": 150}
+    run.config_path.write_text(yaml.safe_dump(fields))
+    assert main(["train", "--resume", str(run.folder)]) == 0
+    assert "every stream begins a new episode" in capsys.readouterr().err
+    assert len(run.metrics()) > before
+    assert {row["episode/length"] for row in run.metrics()} == {4.0}
+
+
+def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, capsys, monkeypatch):
+    config = make_config(
+        SMALL | {"total_steps": 10_000, "env_options": {"arguments": {"length": 5, "ending": "truncated"}}}
+    )
+    import memax_rl.training.loop as loop
+
+    monkeypatch.setattr(loop, "_MOST_UPDATES_A_CALL", 1)
+    agents, make_agent = [], loop.make_agent
+    monkeypatch.setattr(loop, "make_agent", lambda config: agents.append(make_agent(config)) or agents[-1])
+    save = Run.save
+
+    saved = []
+
+    def save_and_break(run, update, state, seconds):
+        saved.append(jax.tree.map(jnp.copy, state))
+        save(run, update, state, seconds)
+        if update == 2:
+            for copy in agents[0].env.host.pools[0].group.vector.envs:
+                copy.unwrapped.trouble = "nan"
+
+    monkeypatch.setattr(Run, "save", save_and_break)
+    with pytest.raises(
+        TrainingError, match=r"Counter-v0 failed: at step 3 .*nan.*checkpoints: the last is of update 2 in"
+    ):
+        train(config, out=tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.saved_updates() == [2]
+    assert [row["update"] for row in run.metrics()] == [1, 2]
+    assert int(run.restore(saved[1])[0].updates[0]) == 2
+    fields = ["--env-options.arguments", "{trouble: raises, at: 1}", "--ppo.slots", "11", "--memory", "min_gru"]
+    assert main(["train", "--env", COUNTER, "--out", str(tmp_path / "other"), *fields]) == 2
+    error = capsys.readouterr().err
+    assert "step raised RuntimeError: the door is stuck" in error
+    assert "before the first update" in error or "there is none yet" in error
+    assert "Traceback" not in error
