@@ -73,7 +73,7 @@ class MarkedDQN(DQN):
 
     def _collect(self, state, key):
         old, steps = state.replay, self.sizes.steps
-        streams, replay, metrics = super()._collect(state, key)
+        streams, new, replay, metrics = super()._collect(state, key)
         at = (old.count + jnp.arange(steps)) % self.sizes.capacity
         start = replay.tape.start[:, at]
         since = jax.lax.cummax(jnp.where(start, jnp.arange(steps)[None], -1), axis=1)
@@ -84,7 +84,7 @@ class MarkedDQN(DQN):
             lambda ring, now: ring.at[:, old.count // steps % kept].set(now), old.memory, state.streams.memory
         )
         fields = vars(replay) | {"position": old.position.at[:, at].set(position), "memory": memory}
-        return streams, MarkedReplay(**fields), metrics
+        return streams, new, MarkedReplay(**fields), metrics
 
     def _gather(self, replay: MarkedReplay, stream, first, slots: int):
         """Return `slots` slots from place `first` on, and where they lie."""

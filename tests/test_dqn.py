@@ -63,7 +63,7 @@ def probed():
     state = _loud(agent.init(jax.random.key(0)))
     collect = eqx.filter_jit(agent._collect)
     for i in range(4):
-        streams, replay, _ = collect(state, jax.random.key(i))
+        streams, _, replay, _ = collect(state, jax.random.key(i))
         state = eqx.tree_at(lambda s: (s.streams, s.replay), state, (streams, replay))
     sample = jax.jit(agent.sample)(state.replay, jax.random.key(7))
     assert bool(jnp.any(sample.tape.truncated & sample.tape.valid))
@@ -360,7 +360,7 @@ def test_learns_to_remember(name, env, by, key):
 @pytest.mark.parametrize(("slots", "fits"), [(15, False), (16, True)])
 def test_an_episode_longer_than_the_tape_is_noticed(slots, fits, key):
     agent = _agent(Probe(longest=15), slots=slots, num_envs=4, update_to_data=1.0)
-    metrics = eqx.filter_jit(agent._collect)(agent.init(key), key)[2]
+    metrics = eqx.filter_jit(agent._collect)(agent.init(key), key)[3]
     assert agent.sizes.steps >= 15
     assert (float(metrics["tape/overlong"]) == 0) == fits
 
