@@ -393,14 +393,17 @@ class DQN:
         next_value = _next(value)
         # Where the next slot holds no transition, or one that the tape cuts, the sum ends with that slot's value.
         cut = tape.truncated | ~_next(tape.valid)
-        arguments = (tape.reward, next_value, tape.terminated, cut)
-        if config.q_lambda is None:
-            return jax.vmap(lambda *row: n_step_returns(*row, config.discount, config.n_step))(*arguments)
-        lambda_ = jnp.full_like(value, config.q_lambda)
-        if config.watkins:
-            is_best = _on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action)
-            lambda_ = jnp.where(_next(is_best), lambda_, 0)
-        return jax.vmap(lambda weight, *row: lambda_returns(*row, config.discount, weight))(lambda_, *arguments)
+
+        def row(reward, next_value, terminated, cut, is_best):
+            arguments = reward, next_value, terminated, cut, config.discount
+            if config.q_lambda is None:
+                return n_step_returns(*arguments, config.n_step)
+            lambda_ = jnp.full_like(reward, config.q_lambda)
+            return lambda_returns(*arguments, jnp.where(is_best, lambda_, 0) if config.watkins else lambda_)
+
+        # Whether the next action is the best there, so that what follows it says what is to be learnt.
+        is_best = _next(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
+        return jax.vmap(row)(tape.reward, next_value, tape.terminated, cut, is_best)
 
     def _loss(self, online, target, static, sample: Sample) -> tuple[Float[Array, ""], tuple[Array, dict[str, Array]]]:
         """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics."""

@@ -290,12 +290,12 @@ def test_updates_warm_up_and_then_follow_a_period_of_gradient_steps(key):
 
 
 def test_hard_and_soft_target_updates_by_hand():
-    online, target = {"w": jnp.array(3.0)}, {"w": jnp.array(1.0)}
+    online, target = jnp.array(3.0), jnp.array(1.0)
     hard = _agent(Probe(), target_period=4)
-    got = [float(hard.follow(online, target, jnp.array(n))["w"]) for n in range(1, 10)]
+    got = [np.asarray(hard.follow(online, target, jnp.array(n))).item() for n in range(1, 10)]
     assert got == [1, 1, 1, 3, 1, 1, 1, 3, 1]
     soft = _agent(Probe(), target_period=1, target_tau=0.25)
-    assert [float(soft.follow(online, target, jnp.array(n))["w"]) for n in range(1, 4)] == [1.5] * 3
+    assert [np.asarray(soft.follow(online, target, jnp.array(n))).item() for n in range(1, 4)] == [1.5] * 3
 
 
 @pytest.mark.parametrize(

@@ -169,8 +169,8 @@ def test_stated_probabilities_are_those_of_an_enumeration(by, times, key):
     seen = set()
     drawn = _draws(replay, key, by)
     for row, slot in zip(*np.nonzero(drawn.tape.valid), strict=True):
-        stream = drawn.stream[row]
-        number = drawn.tape.observation[row, slot] - 100_000 * stream
+        stream = int(drawn.stream[row])
+        number = int(drawn.tape.observation[row, slot]) - 100_000 * stream
         assert abs(drawn.probability[row, slot] / want[stream, number] - 1) < 1e-4
         seen.add((stream, number))
     assert seen == stored
@@ -240,7 +240,7 @@ def test_the_expected_weight_is_uniform(by, uniform):
         row = np.flatnonzero((drawn.stream == head[0]) & (numbers[:, 0] == head[1]))[0]
         for slot in np.flatnonzero(drawn.tape.valid[row]):
             k = (head[0], int(numbers[row, slot]))
-            weight = drawn.weight[row, slot] * np.float64(ROWS)
+            weight = float(drawn.weight[row, slot]) * ROWS
             expected[k] = expected.get(k, 0) + mass / sum(masses.values()) * weight
     total = sum(expected.values())
     if by != "priority":

@@ -236,6 +236,7 @@ def test_damaged_checkpoints_are_explained(finished, tmp_path):
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = make_config(SMALL | {"checkpoint_interval": 0.0})
     agent = make_agent(config)
+    assert isinstance(agent, ppo.PPO)
     healthy = agent._loss
 
     def breaks_in_the_third_update(params, static, batch):
