@@ -19,7 +19,7 @@ import memax_rl
 import memax_rl.training.loop as loop
 from memax_rl.agents import ppo
 from memax_rl.cli import main
-from memax_rl.evaluation import evaluate
+from memax_rl.evaluation import evaluate, print_table
 from memax_rl.training import Run, RunError, TrainingError, load_config, make_config, override, presets, train
 from memax_rl.training.config import TrainConfig, dump_config
 from memax_rl.training.loop import init_state, make_agent, restore
@@ -175,9 +175,14 @@ def test_dqn_is_evaluated_greedily(finished_dqn):
     assert evaluate(finished_dqn.folder, episodes=4, greedy=False)["policy"] == "sampled"
 
 
-def test_evaluate_a_run(finished):
+def test_evaluate_a_run(finished, capsys):
     result = evaluate(finished.folder, episodes=8)
     json.dumps(result)
+    assert (result["chance"], result["best"]) == (-0.5, 1.0)
+    print_table(result)
+    out = capsys.readouterr().out
+    assert "chance (random actions)" in out
+    assert "-0.500" in out
     assert result["seeds"] == [0, 1]
     assert result["unfinished_episodes"] == 0
     assert result["mean_length"] == 51
@@ -343,6 +348,11 @@ def test_lists(capsys):
     assert "lru" in out
     assert "popgym/RepeatPreviousEasy" in out
     assert "ppo/repeat_previous_hard" in out
+    assert "gym/ID: any environment of Gymnasium" in out
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    # The verbose lines come last: observation, action, horizon, chance, best.
+    assert lines["popgym/RepeatPreviousEasy"][1:] == ["Discrete(4)", "Discrete(4)", "51", "-0.500", "1.000"]
+    assert lines["gymnax/CartPole-v1"][1:] == ["Box(4)", "Discrete(2)", "500", "-", "-"]
 
 
 def test_help_imports_nothing_heavy():
