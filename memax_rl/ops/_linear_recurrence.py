@@ -62,13 +62,13 @@ def linear_recurrence(
     return cast(Array, hs).astype(dtype)
 
 
-def check_method(method: Method | None) -> Method:
+def check_method(method: str | None) -> Method:
     """Return the method, by default the backend's. Raises `ValueError` if it is unknown."""
     if method is None:
         return "sequential" if jax.default_backend() == "cpu" else "parallel"
     if method not in ("sequential", "parallel"):
         raise ValueError(f"method must be 'sequential', 'parallel' or None, got {method!r}")
-    return method
+    return cast(Method, method)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
