@@ -5,9 +5,10 @@ message on standard error and exit status 2.
 """
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # What `memax-rl train` trains when it is told neither --config nor --env, by agent.
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
-    listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options, or spaces and scores")
+    listing.add_argument("-v", "--verbose", action="store_true", help="with papers, options and costs, or with scores")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command != "train" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -138,14 +139,8 @@ def _list(arguments: argparse.Namespace) -> int:
     else:
         from memax_rl import memory
 
-        for name in memory.names():
-            entry = memory.entry(name)
-            if not arguments.verbose:
-                print(name)
-                continue
-            print(f"{name:20s} {entry.family:10s} {entry.paper}")
-            for option, meaning in entry.options.items():
-                print(f"{'':20s}   {option}: {meaning}")
+        for line in _describe_memories() if arguments.verbose else memory.names():
+            print(line, flush=True)
     return 0
 
 
@@ -174,6 +169,25 @@ def _describe_env(name: str) -> str:
     env, params = envs.make(name)
     spaces = describe(env.observation_space(params)), describe(env.action_space(params))
     return _ENV_LINE.format(name, *spaces, str(envs.horizon(env, params) or "-"), *scores)
+
+
+def _describe_memories(width: int = 128) -> Iterator[str]:
+    """Yield the lines of `memax-rl list memories -v`; state and cost are those of the model that `make` returns."""
+    import equinox as eqx
+    import jax
+
+    from memax_rl import memory
+
+    yield f"State: numbers carried. Cost: kFLOP of a step of learning. Both at width {width} with the default options."
+    yield f"{'name':20s} {'class':10s} {'state':>7s} {'cost':>7s}  paper"
+    for name in memory.names():
+        entry = memory.entry(name)
+        make = functools.partial(memory.make, name, in_size=width, out_size=width)
+        model = eqx.filter_eval_shape(lambda key, make=make: make(key=key), jax.random.key(0))
+        state, cost = memory.state_size(model), memory.training_flops(model) / 1e3
+        yield f"{name:20s} {entry.family:10s} {state:7,d} {cost:7,.0f}  {entry.paper}".rstrip()
+        for option, meaning in entry.options.items():
+            yield f"{'':20s}   {option}: {meaning}"
 
 
 if __name__ == "__main__":
