@@ -121,7 +121,7 @@ def test_a_state_can_be_stepped_once(make, key):
     assert "a state was stepped twice" in str(env.host.failure)
 
 
-@pytest.mark.parametrize("fill", ["episodes", "context", "stream"])
+@pytest.mark.parametrize("fill", ["episodes", "stream"])
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
 def test_the_tape_holds_every_step_of_the_host(fill, ending, make, key):
     """Streams wait, final slots act on nothing, and still no step is lost, doubled or out of order."""
