@@ -24,6 +24,7 @@ def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, **set
         "warm_up": 40,
         "schedule": "constant",
         "update_to_data": 2.0,
+        "q_lambda": None,
     } | settings
     config = DQNConfig(**settings)
 
@@ -375,7 +376,7 @@ def test_mistakes_in_the_settings_are_explained(key):
     with pytest.raises(ValueError, match="set either n_step or q_lambda"):
         DQNConfig(n_step=2, q_lambda=0.5)
     with pytest.raises(ValueError, match="watkins is about lambda-returns"):
-        DQNConfig(watkins=True)
+        DQNConfig(watkins=True, q_lambda=None)
     env, params = make("popgym/PositionOnlyPendulumEasy")
     with pytest.raises(ValueError, match=r"dqn cannot act in the action space .*; expected Discrete or MultiDiscrete"):
         _agent(env, env_params=params)
