@@ -85,6 +85,19 @@ def _fwp(m, xs):
         yield (_rms(np.einsum("hkv,hk->hv", s, phi(q))).ravel() * m.norm) @ m.w_o
 
 
+def _linear_transformer(m, xs):
+    def phi(u):
+        return 1 + np.where(u > 0, u, np.expm1(u))
+
+    s = n = 0
+    for x, start in zip(xs, STARTS, strict=True):
+        q, k, v = (_heads(m, w @ x) for w in (m.w_q, m.w_k, m.w_v))
+        s, n = (0, 0) if start else (s, n)
+        s, n = s + np.einsum("hk,hv->hkv", phi(k), v), n + phi(k)
+        read = np.einsum("hkv,hk->hv", s, phi(q)) / (np.sum(n * phi(q), axis=1, keepdims=True) + 1e-6)
+        yield m.w_o @ read.ravel()
+
+
 def _gla(m, xs):
     s = 0
     for x, start in zip(xs, STARTS, strict=True):
@@ -231,6 +244,7 @@ def _memory_caching(m, xs):
 
 
 TEXTBOOK = {
+    "linear_transformer": (_linear_transformer, {}),
     "fwp": (_fwp, {}),
     "gla": (_gla, {}),
     "mlstm": (_mlstm, {}),
