@@ -76,11 +76,8 @@ def main() -> None:
                 print(f"{name:20s} {steps:9,d} failed with exit status {done.returncode}", flush=True)
                 continue
             row = json.loads(done.stdout)
-            each = 1e6 * row["seconds"] / steps
-            print(
-                f"{name:20s} {steps:9,d} {row['seconds']:7.1f} {row['temporary']:14.2f} {row['peak']:9.2f} {each:10.1f}",
-                flush=True,
-            )
+            numbers = row["seconds"], row["temporary"], row["peak"], 1e6 * row["seconds"] / steps
+            print(f"{name:20s} {steps:9,d} {{:7.1f}} {{:14.2f}} {{:9.2f}} {{:10.1f}}".format(*numbers), flush=True)
 
 
 if __name__ == "__main__":

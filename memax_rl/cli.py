@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
-    listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options, for memories also state and cost")
+    listing.add_argument(
+        "-v", "--verbose", action="store_true", help="with papers and options, for memories also state and cost"
+    )
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command != "train" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

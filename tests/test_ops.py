@@ -58,7 +58,11 @@ def test_linear_recurrence(method, dtype, length, key):
 def test_linear_recurrence_with_one_decay_for_all_steps(method, length, key):
     starts = _starts(length, length)
     keys = jax.random.split(key, 4)
-    a, b, h0 = 1j * jax.random.normal(keys[0], (3,)), jax.random.normal(keys[1], (length, 3)), jnp.ones(3, jnp.complex64)
+    a, b, h0 = (
+        1j * jax.random.normal(keys[0], (3,)),
+        jax.random.normal(keys[1], (length, 3)),
+        jnp.ones(3, jnp.complex64),
+    )
     a = 0.5 * (a + jax.random.normal(keys[2], (3,)))
 
     def broadcast(a, b, h0):

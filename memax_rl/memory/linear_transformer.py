@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
+from memax_rl.memory._heads import each_head
 from memax_rl.memory._layers import check_size, matrix
 from memax_rl.ops import linear_attention
 
@@ -71,6 +72,5 @@ class LinearTransformer(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_attention`, one call a head."""
         q, k, v = self._project(xs)
-        attend = jax.vmap(linear_attention, in_axes=(1, 1, 1, None, 0, None), out_axes=(0, 1))
-        state, reads = attend(q, k, v, None, state, starts)
+        state, reads = each_head(linear_attention, (q, k, v, None), state, starts)
         return state, self._read(reads)
