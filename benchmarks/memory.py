@@ -102,8 +102,12 @@ def tree_recurrence(a, b, h0, starts):
 
 def turning_tree(re, im, b, h0, starts):
     """The same in place of `ops.turning_recurrence`."""
-    hs = tree_recurrence(jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape), jax.lax.complex(b[:, 0], b[:, 1]),
-                         jax.lax.complex(*h0), starts)
+    hs = tree_recurrence(
+        jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape),
+        jax.lax.complex(b[:, 0], b[:, 1]),
+        jax.lax.complex(*h0),
+        starts,
+    )
     return jnp.stack([hs.real, hs.imag], axis=1)
 
 
@@ -184,13 +188,13 @@ def cases() -> Iterator[Case]:
     for window in (20, 128):
         for name, position in (("attention", None), ("rope_attention", "rope"), ("alibi_attention", "alibi")):
             sizes = {"recurrent_size": WIDTH, "window_size": window, "positional_embedding": position}
-            yield beside_memax(
-                name, {"window": window}, f"{semi}.attn", "Attention", "one head, no W_o there", **sizes
-            )
+            yield beside_memax(name, {"window": window}, f"{semi}.attn", "Attention", "one head, no W_o there", **sizes)
     for window in (20, 128):
         sizes = {"recurrent_size": WIDTH, "window_size": window}
         same = {"window": window, "frame_size": WIDTH}
-        yield beside_memax("frame_stack", same, f"{semi}.stack", "Stack", "the input itself is the frame there", **sizes)
+        yield beside_memax(
+            "frame_stack", same, f"{semi}.stack", "Stack", "the input itself is the frame there", **sizes
+        )
         small = "frames of 128 features there, of 16 here"
         yield beside_memax("frame_stack", {"window": window}, f"{semi}.stack", "Stack", small, **sizes)
 
@@ -322,8 +326,9 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def print_row(texts: list[str]) -> None:
     """Print one line of the table on the terminal."""
-    widths = (34, 5, 5, 7, 10, 9, 7, 10, 10, 14, 13, 9, 17, 21, 12, 17)
-    print("  ".join(f"{t:{w}}" if i in (0, 7) else f"{t:>{w}}" for i, (t, w) in enumerate(zip(texts, widths))), texts[-1])
+    widths = (46, 5, 5, 7, 10, 9, 7, 10, 10, 14, 13, 9, 17, 21, 12, 17)
+    columns = [f"{text:{width}}" for text, width in zip(texts[:-1], widths, strict=True)]
+    print("  ".join([*columns, texts[-1]]).rstrip())
     sys.stdout.flush()
 
 
