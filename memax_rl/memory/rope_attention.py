@@ -12,7 +12,6 @@ were before turning. State: rings of the last window - 1 keys and values, [windo
 Reset: the rings are emptied.
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
