@@ -10,8 +10,6 @@ One update:
 How a row is filled (`PPOConfig.fill`):
 - "episodes": a row holds whole episodes. What is open when the row is full is not learnt from yet: it is carried over
   to the front of the stream's next row, where it is continued and learnt from when it is complete.
-- "context": the same rows, but the open episode is learnt from at once, bootstrapped at the row's end; in the next row
-  it comes first as context without loss, so that its continuation has its whole history.
 - "stream": a row goes on where the last one ended, with the memory as it was (truncated backpropagation through time).
   For episodes longer than any tape.
 """
@@ -30,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl import envs
 from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
+from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
-from memax_rl.streams import Finished, Stream, start_stream, step_stream
+from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, previous
 
 
@@ -44,15 +43,15 @@ class PPOConfig(BaseModel):
     """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
     slots: int | None = Field(default=None, ge=1)
     """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
-    fill: Literal["episodes", "context", "stream"] = "episodes"
-    """What a row holds: whole episodes; the same with open episodes learnt at once; or a plain stream."""
+    fill: Literal["episodes", "stream"] = "episodes"
+    """What a row holds: whole episodes, or a stretch of a stream that goes on where the last one ended."""
     epochs: int = Field(default=4, ge=1)
     """Passes over the tape in an update."""
     minibatches: int = Field(default=8, ge=1)
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
     learning_rate: float = Field(default=1.5e-3, gt=0)
     """Adam's step size at the start."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    schedule: Schedule = "linear"
     """How the step size falls over the run, to zero at the end."""
     adam_eps: float = Field(default=1e-5, gt=0)
     """Adam's epsilon."""
@@ -123,6 +122,10 @@ def evaluate_rows(network: ActorCritic, rows: Rows) -> tuple[ActionDistribution,
 class PPO:
     """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
 
+    `name` is that of its settings in a configuration, `longer` what to do about an episode longer than a row,
+    `plays_greedily` whether it is evaluated with its best actions unless told otherwise, `unsaved` what of its state
+    stays out of checkpoints.
+
     **Arguments:**
 
     - `env`, `env_params`: from `memax_rl.envs.make`.
@@ -132,6 +135,11 @@ class PPO:
 
     **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
+
+    name = "ppo"
+    longer = "set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
+    plays_greedily = False
+    unsaved: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -145,15 +153,8 @@ class PPO:
         # Taken once: spaces compare by identity, and they are static parts of the network.
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         self.config = resolve(config, env, env_params)
-        schedules = {
-            "constant": optax.constant_schedule(config.learning_rate),
-            "linear": optax.linear_schedule(config.learning_rate, 0.0, total_steps),
-            "cosine": optax.cosine_decay_schedule(config.learning_rate, total_steps),
-        }
-        self.schedule = schedules[config.schedule]
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
-        )
+        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
+        self.optimizer = make_optimizer(config.max_grad_norm, config.adam_eps)
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -251,21 +252,19 @@ class PPO:
 
         if self.config.fill == "stream":
             complete = jnp.full(num_envs, slots)
-            learnt = row.valid
             carried, used = state.carried, state.used
         else:
             complete = jax.vmap(_end_of_last_episode)(row)
-            fresh = ~_before(state.used, slots) if self.config.fill == "context" else _before(complete, slots)
-            learnt = row.valid & fresh
             carried = jax.vmap(_shift)(row, complete)
             used = slots - complete
+        learnt = row.valid & _before(complete, slots)
         row = eqx.tree_at(lambda t: t.valid, row, learnt)
-        if self.config.fill != "episodes":
+        if self.config.fill == "stream":
             row = jax.vmap(_bootstrap_slot)(row, streams.inputs)
 
         carried_share = jnp.sum(learnt & _before(state.used, slots)) / jnp.maximum(jnp.sum(learnt), 1)
         metrics = {
-            **_episode_metrics(finished),
+            **episode_metrics(finished),
             "env_steps": env_steps,
             "tape/utilization": jnp.sum(learnt) / (num_envs * slots),
             "tape/lag": carried_share,
@@ -449,17 +448,3 @@ def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
     # A row that ends within an episode is bootstrapped there, as at a time limit.
     cut = row.valid[-1] & ~row.terminated[-1]
     return eqx.tree_at(lambda t: t.truncated, extended, extended.truncated.at[-2].set(cut))
-
-
-def _episode_metrics(finished: Finished) -> dict[str, Array]:
-    """Return count, mean return and mean length of the episodes that ended in this update; nan where none did."""
-    count = jnp.sum(finished.done)
-
-    def mean(x):
-        return jnp.where(count > 0, jnp.sum(jnp.where(finished.done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
-
-    return {
-        "episode/count": count,
-        "episode/return": mean(finished.episode_return),
-        "episode/length": mean(finished.episode_length),
-    }

@@ -6,6 +6,9 @@ CartPole-v1 of gymnax, 16 environments, 128 steps, 4 epochs, 4 minibatches, widt
 other toolkits publish. In "stream" mode, as they do, and beside it on tapes of whole episodes. The GEMM share counts
 the multiply-adds of the network's matrix products alone, forward once while acting and for the values, and three times
 (forward, and backward by inputs and by weights) in each epoch, against a large float32 product on the same machine.
+
+Beside it DQN on the same environments and network, at an update-to-data ratio of 1, that is one slot learnt from for
+each slot collected: forward once while acting, three times for learning, and once for the target network.
 """
 
 import argparse
@@ -38,19 +41,28 @@ def matrix_entries(network: eqx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(network) if eqx.is_inexact_array(leaf) and leaf.ndim == 2)
 
 
-def measure(memory: str, separate: bool, fill: str, seconds: float) -> tuple[float, float]:
-    """Return environment steps a second (median of several calls), and floating-point operations a step."""
+def measure_ppo(memory: str, separate: bool, fill: str, seconds: float) -> tuple[float, float]:
+    """Return environment steps a second, and floating-point operations a step."""
     ppo = {"num_envs": 16, "minibatches": 4, "epochs": 4, "fill": fill, "schedule": "constant"}
     if fill == "stream":
         ppo["slots"] = 128
-    config = make_config(
-        {
-            "env": "gymnax/CartPole-v1",
-            "total_steps": 10**9,
-            "network": {"memory": memory, "width": 128, "separate_value": separate},
-            "ppo": ppo,
-        }
+    return measure(
+        {"network": {"memory": memory, "width": 128, "separate_value": separate}, "ppo": ppo}, 2 + 3 * 4, seconds
     )
+
+
+def measure_dqn(memory: str, seconds: float, ratio: float = 1.0) -> tuple[float, float]:
+    """Return environment steps a second, and floating-point operations a step."""
+    dqn = {"num_envs": 16, "rows": 16, "slots": 512, "update_to_data": ratio, "schedule": "constant", "warm_up": 1}
+    return measure({"agent": "dqn", "network": {"memory": memory, "width": 128}, "dqn": dqn}, 1 + 4 * ratio, seconds)
+
+
+def measure(fields: dict, passes: float, seconds: float) -> tuple[float, float]:
+    """Return environment steps a second (median of several calls), and floating-point operations a step.
+
+    `passes` counts how often the network's products are computed for a step.
+    """
+    config = make_config({"env": "gymnax/CartPole-v1", "total_steps": 10**9, **fields})
     agent = make_agent(config)
     arrays, static = init_state(config, agent)
     network = eqx.combine(jax.tree.map(lambda x: x[0], arrays), static).network
@@ -64,25 +76,29 @@ def measure(memory: str, separate: bool, fill: str, seconds: float) -> tuple[flo
         rates.append((int(arrays.env_steps[0]) - before) / took)
         updates = 10
     # The first call compiles.
-    return statistics.median(rates[1:]), 2 * matrix_entries(network) * (2 + 3 * agent.config.epochs)
+    return statistics.median(rates[1:]), 2 * matrix_entries(network) * passes
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
-    parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes", "context"])
+    parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes"])
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each row after compilation")
     arguments = parser.parse_args()
     rate = gemm_rate()
     print(f"{jax.devices()[0].device_kind}, {jax.default_backend()}: {rate / 1e9:.0f} GFLOP/s in a 2048 x 2048 product")
     print(f"{'memory':20s} {'value network':14s} {'fill':10s} {'steps/s':>10s} {'of GEMM rate':>13s}")
+
+    def row(memory: str, kind: str, fill: str, steps: float, work: float) -> None:
+        print(f"{memory:20s} {kind:14s} {fill:10s} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
+
     for memory in arguments.memories:
         for separate in (False, True):
             for fill in arguments.fills:
-                steps, work = measure(memory, separate, fill, arguments.seconds)
                 kind = "separate" if separate else "shared"
-                print(f"{memory:20s} {kind:14s} {fill:10s} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
+                row(memory, kind, fill, *measure_ppo(memory, separate, fill, arguments.seconds))
+        row(memory, "dqn, ratio 1", "episodes", *measure_dqn(memory, arguments.seconds))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ message on standard error and exit status 2.
 """
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# What `memax-rl train` trains when it is told neither --config nor --env.
-EXAMPLE = "ppo/repeat_previous_easy"
+# What `memax-rl train` trains when it is told neither --config nor --env, by agent.
+EXAMPLES = {"ppo": "ppo/repeat_previous_easy", "dqn": "dqn/repeat_previous_easy"}
 
 _TRAIN_USAGE = """\
 usage: memax-rl train [--config FILE_OR_PRESET] [--out DIR] [any field of the configuration ...]
@@ -32,12 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="play fresh episodes with a trained agent")
     evaluate.add_argument("run", type=Path, help="the run folder")
     evaluate.add_argument("--episodes", type=int, default=256, help="fresh episodes a seed (default: 256)")
-    evaluate.add_argument("--greedy", action="store_true", help="take the most likely action instead of sampling")
+    evaluate.add_argument(
+        "--greedy",
+        action=argparse.BooleanOptionalAction,
+        help="take the best action at every step, or not (default: yes with dqn, no with ppo, which samples)",
+    )
     evaluate.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
-    listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options, or spaces and scores")
+    listing.add_argument("-v", "--verbose", action="store_true", help="with papers, options and costs, or with scores")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.command != "train" and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -65,7 +70,9 @@ def _train(argv: Sequence[str]) -> int:
     """Train: `argv` is what follows `memax-rl train`."""
     first = argparse.ArgumentParser(prog="memax-rl train", add_help=False, allow_abbrev=False)
     first.add_argument(
-        "--config", help=f"a YAML file, or a preset of `memax-rl list presets` ({EXAMPLE} if --env is not given either)"
+        "--config",
+        help="a YAML file, or a preset of `memax-rl list presets` (if --env is not given either: "
+        f"{' or '.join(EXAMPLES.values())}, by --agent)",
     )
     first.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
     first.add_argument("--resume", type=Path, help="continue the run in this folder")
@@ -89,13 +96,20 @@ def _train(argv: Sequence[str]) -> int:
             run = train(resume=own.resume, progress=True)
         else:
             chooses_env = any(field == "--env" or field.startswith("--env=") for field in fields)
-            base = TrainConfig() if chooses_env else load_config(EXAMPLE)
+            base = TrainConfig() if chooses_env else load_config(EXAMPLES[_agent(fields)])
             config = override(load_config(own.config) if own.config else base, fields)
             run = train(config, out=own.out, progress=True)
     except (RunError, TrainingError, ValueError) as error:
         return _fail(error)
     print(f"run folder: {run.folder}")
     return 0
+
+
+def _agent(fields: Sequence[str]) -> str:
+    """Return the agent that the fields ask for; the default one if they ask for none that there is."""
+    texts = [*fields, ""]
+    asked = [texts[i + 1] if field == "--agent" else field.removeprefix("--agent=") for i, field in enumerate(fields)]
+    return next((name for name in reversed(asked) if name in EXAMPLES), "ppo")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -125,14 +139,8 @@ def _list(arguments: argparse.Namespace) -> int:
     else:
         from memax_rl import memory
 
-        for name in memory.names():
-            entry = memory.entry(name)
-            if not arguments.verbose:
-                print(name)
-                continue
-            print(f"{name:20s} {entry.family:10s} {entry.paper}")
-            for option, meaning in entry.options.items():
-                print(f"{'':20s}   {option}: {meaning}")
+        for line in _describe_memories() if arguments.verbose else memory.names():
+            print(line, flush=True)
     return 0
 
 
@@ -161,6 +169,25 @@ def _describe_env(name: str) -> str:
     env, params = envs.make(name)
     spaces = describe(env.observation_space(params)), describe(env.action_space(params))
     return _ENV_LINE.format(name, *spaces, str(envs.horizon(env, params) or "-"), *scores)
+
+
+def _describe_memories(width: int = 128) -> Iterator[str]:
+    """Yield the lines of `memax-rl list memories -v`; state and cost are those of the model that `make` returns."""
+    import equinox as eqx
+    import jax
+
+    from memax_rl import memory
+
+    yield f"State: numbers carried. Cost: kFLOP of a step of learning. Both at width {width} with the default options."
+    yield f"{'name':20s} {'class':10s} {'state':>7s} {'cost':>7s}  paper"
+    for name in memory.names():
+        entry = memory.entry(name)
+        make = functools.partial(memory.make, name, in_size=width, out_size=width)
+        model = eqx.filter_eval_shape(lambda key, make=make: make(key=key), jax.random.key(0))
+        state, cost = memory.state_size(model), memory.training_flops(model) / 1e3
+        yield f"{name:20s} {entry.family:10s} {state:7,d} {cost:7,.0f}  {entry.paper}".rstrip()
+        for option, meaning in entry.options.items():
+            yield f"{'':20s}   {option}: {meaning}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Index t is a slot of the tape. A sum never crosses from one episode into the next.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -58,14 +59,44 @@ def lambda_returns(
     terminated: Bool[Array, " T"],
     truncated: Bool[Array, " T"],
     discount: float | Float[Array, ""],
-    lambda_: float | Float[Array, ""],
+    lambda_: float | Float[Array, ""] | Float[Array, " T"],
 ) -> Float[Array, " T"]:
     """Return G_t = r_t + discount * ((1 - lambda) V_{t+1} + lambda * G_{t+1}) (Sutton and Barto 2018, equation 12.2).
 
-    At a truncation, and at the last slot, the whole weight falls on V_{t+1}; at a termination nothing follows.
+    At a truncation, and at the last slot, the whole weight falls on V_{t+1}; at a termination nothing follows. Lambda
+    may differ by slot: `lambda_[t]` is the weight of G_{t+1}.
     """
     last = jnp.arange(reward.shape[0]) == reward.shape[0] - 1
     cut = truncated | last
     bootstrap = jnp.where(terminated, 0, next_value) * jnp.where(cut, 1, 1 - lambda_)
     step = reward + discount * bootstrap
     return _reverse_sum(step, jnp.full_like(reward, discount * lambda_), terminated | cut)
+
+
+def n_step_returns(
+    reward: Float[Array, " T"],
+    next_value: Float[Array, " T"],
+    terminated: Bool[Array, " T"],
+    truncated: Bool[Array, " T"],
+    discount: float | Float[Array, ""],
+    n: int,
+) -> Float[Array, " T"]:
+    """Return the n-step returns (Sutton and Barto 2018, equation 7.1).
+
+        G_t = r_t + discount * r_{t+1} + ... + discount^(m - 1) * r_{t+m-1} + discount^m * V_{t+m}
+
+    where m = n, or fewer where the episode is truncated or the slots end before: then V is that of the observation
+    there. At a termination nothing follows.
+
+    **Raises:** `ValueError` if n is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    last = jnp.arange(reward.shape[0]) == reward.shape[0] - 1
+    one_step = reward + discount * jnp.where(terminated, 0, next_value)
+    ends = terminated | truncated | last
+
+    def one_more(_, longer):
+        return jnp.where(ends, one_step, reward + discount * jnp.roll(longer, -1))
+
+    return jax.lax.fori_loop(1, n, one_more, one_step)

@@ -125,3 +125,17 @@ def step_stream(
     # The environment's state has been chosen by `step_if`.
     after = replace(where(jnp.asarray(active), after, stream), environment=state)
     return after, slot, Finished(done, total, length)
+
+
+def episode_metrics(finished: Finished) -> dict[str, Array]:
+    """Return count, mean return and mean length of the episodes that ended; nan where none did."""
+    count = jnp.sum(finished.done)
+
+    def mean(x):
+        return jnp.where(count > 0, jnp.sum(jnp.where(finished.done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
+
+    return {
+        "episode/count": count,
+        "episode/return": mean(finished.episode_return),
+        "episode/length": mean(finished.episode_length),
+    }

@@ -141,8 +141,8 @@ def _s5(p, xs):
     lam = np.exp(continuous * np.exp(p.log_dt))
     h = np.zeros(lam.shape)
     for x in xs:
-        h = lam * h + (lam - 1) / continuous * (x @ (p.b_re + 1j * p.b_im))
-        yield 2 * np.real(h @ (p.c_re + 1j * p.c_im)) + _diagonal(x, p.d)
+        h = lam * h + (lam - 1) / continuous * ((p.b_re + 1j * p.b_im) @ x)
+        yield 2 * np.real((p.c_re + 1j * p.c_im) @ h) + _diagonal(x, p.d)
 
 
 def _s6(p, xs):
@@ -160,11 +160,10 @@ def _ffm(p, xs):
     gamma = np.exp(-np.abs(p.decay)[:, None] + 1j * p.frequency[None])
     s = np.zeros(gamma.shape)
     for x in xs:
-        s = gamma * s + ((x @ p.w_p + p.b_p) * _sigmoid(x @ p.w_i + p.b_i))[:, None]
-        g = _sigmoid(x @ p.w_g + p.b_g)
-        mix = np.einsum("mc,mco->o", s.real, p.w_m_re) + np.einsum("mc,mco->o", s.imag, p.w_m_im) + p.b_m
-        z = mix * g
-        yield (z - z.mean()) / np.sqrt(z.var() + 1e-5) + (x @ p.w_s + p.b_s) * (1 - g)
+        s = gamma * s + ((p.w_p @ x + p.b_p) * _sigmoid(p.w_i @ x + p.b_i))[:, None]
+        g = _sigmoid(p.w_g @ x + p.b_g)
+        z = (p.w_m @ np.concatenate([s.real.ravel(), s.imag.ravel()]) + p.b_m) * g
+        yield (z - z.mean()) / np.sqrt(z.var() + 1e-5) + (p.w_s @ x + p.b_s) * (1 - g)
 
 
 def _rot_rnn(p, xs):
@@ -392,9 +391,9 @@ def test_the_tree_equals_the_loop_with_all_gradients(module, key):
 
 
 def test_rotations_keep_their_precision_after_a_million_steps():
-    from memax_rl.memory import rope_attention
+    from memax_rl.memory import _rotary
 
-    cos, sin = rope_attention._rotations(1_000_000, 70, 8)
+    cos, sin = _rotary._rotations(1_000_000, 70, 8, 10_000.0)
     angle = (1_000_000 + np.arange(70))[:, None] * 10_000.0 ** (-np.arange(4) / 4)
     np.testing.assert_allclose(cos, np.cos(angle), atol=1e-6)
     np.testing.assert_allclose(sin, np.sin(angle), atol=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from memax_rl import memory, ops
+from memax_rl.memory import laws
 from memax_rl.memory._heads import check_flag
 
 T = 23
@@ -73,16 +74,33 @@ def _delta(s, k, v, beta):
     return s - beta * np.outer(k, k) @ s + beta * np.outer(k, v)
 
 
-def _fwp(m, xs):
-    def phi(u):
-        return 1 + np.where(u > 0, u, np.expm1(u))
+def _phi(u):
+    return 1 + np.where(u > 0, u, np.expm1(u))
 
+
+def _linear_transformer(m, xs):
+    """By sums over the past instead of a state; a query turns against a key by their distance in time."""
+    begin = np.maximum.accumulate(np.where(STARTS, np.arange(T), 0))
+    q, k, v = ((xs @ w.T).reshape(T, m.heads, m.head_size) for w in (m.w_q, m.w_k, m.w_v))
+    q, k = _phi(q), _phi(k)
+    half = m.head_size // 2
+    angles = m.rotary_base ** (-np.arange(half) / half) if m.rotary_base else np.zeros(half)
+    q_pairs, k_pairs = (u[..., :half] + 1j * u[..., half:] for u in (q, k))
+    for t in range(T):
+        past = np.arange(begin[t], t + 1)
+        turned = np.exp(1j * (t - past)[:, None, None] * angles) * np.conj(k_pairs[past])
+        scores = np.real(np.sum(q_pairs[t] * turned, axis=-1))
+        reads = np.einsum("sh,shv->hv", scores, v[past])
+        yield (reads / np.sum(q[t] * k[past], axis=(0, 2))[:, None]).ravel() @ m.w_o.T
+
+
+def _fwp(m, xs):
     s = 0
     for x, start in zip(xs, STARTS, strict=True):
         q, k, v = (_heads(m, x @ w) for w in (m.w_q, m.w_k, m.w_v))
         s = 0 if start else s
-        s = s + np.einsum("hk,hv->hkv", phi(k), v)
-        yield (_rms(np.einsum("hkv,hk->hv", s, phi(q))).ravel() * m.norm) @ m.w_o
+        s = s + np.einsum("hk,hv->hkv", _phi(k), v)
+        yield (_rms(np.einsum("hkv,hk->hv", s, _phi(q))).ravel() * m.norm) @ m.w_o
 
 
 def _gla(m, xs):
@@ -231,6 +249,8 @@ def _memory_caching(m, xs):
 
 
 TEXTBOOK = {
+    "linear_transformer": (_linear_transformer, {}),
+    "linear_transformer, rotary": (_linear_transformer, {"rotary_base": 100.0}),
     "fwp": (_fwp, {}),
     "gla": (_gla, {}),
     "mlstm": (_mlstm, {}),
@@ -249,13 +269,18 @@ TEXTBOOK = {
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_textbook_recurrence(name):
     loop, options = TEXTBOOK[name]
-    model = _model(name, **options)
+    model = _model(name.split(",")[0], **options)
     xs = np.random.default_rng(3).normal(size=(T, 5))
     want = np.stack(list(loop(_Double(model), xs)))
     state = model.initial_state()
     _, got = eqx.filter_jit(model.scan)(state, jnp.asarray(xs, jnp.float32), jnp.asarray(STARTS))
     # Norms of small reads magnify rounding.
     assert np.max(np.abs(np.asarray(got) - want)) < 3e-5 * max(1, np.max(np.abs(want)))
+
+
+def test_rotary_obeys_the_laws(key):
+    """The option changes the state's meaning, so the laws of the registry's default do not speak for it."""
+    laws.check(_model("linear_transformer", rotary_base=100.0), key)
 
 
 def test_overwritten_value_is_gone():
@@ -355,6 +380,8 @@ def test_spherical_keeps_its_length():
     ("name", "options", "message"),
     [
         ("delta_net", {"heads": 0}, "heads must be a whole number of at least 1"),
+        ("linear_transformer", {"rotary_base": 0.5}, "rotary_base must be 0"),
+        ("linear_transformer", {"rotary_base": 10.0, "head_size": 3}, "an even head_size"),
         ("delta_product", {"substeps": 0}, "substeps must be a whole number"),
         ("ttt_linear", {"batch_size": 0}, "batch_size must be a whole number"),
         ("memory_caching", {"cached": 0}, "cached must be a whole number"),

@@ -24,6 +24,6 @@ def test_python_blocks_run(block):
 
 
 def test_presets_named_in_the_readme_exist():
-    named = set(re.findall(r"\bppo/\w+", README))
+    named = set(re.findall(r"\b(?:ppo|dqn)/\w+", README))
     assert named
     assert named <= set(presets())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rlax
 
-from memax_rl.returns import discounted_returns, generalized_advantages, lambda_returns
+from memax_rl.returns import discounted_returns, generalized_advantages, lambda_returns, n_step_returns
 
 
 def test_discounted_returns_by_hand():
@@ -81,3 +81,27 @@ def test_nothing_crosses_an_end(key):
         return jnp.sum(generalized_advantages(reward, zero, zero, ends, ~(ends | True), 0.9, 0.9)[:5])
 
     assert jnp.all(jax.grad(first)(reward)[5:] == 0)
+
+
+def test_n_step_returns_by_hand():
+    # Three steps and a termination, two and a truncation, two that the tape's end cuts. Discount 1/2.
+    reward = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+    next_value = jnp.array([10.0, 20.0, 99.0, 30.0, 40.0, 50.0, 60.0])
+    terminated, truncated = jnp.arange(7) == 2, jnp.arange(7) == 4
+    want = {
+        1: [1 + 5, 2 + 10, 4, 8 + 15, 16 + 20, 32 + 25, 64 + 30],
+        2: [1 + 1 + 5, 2 + 2, 4, 8 + 8 + 10, 16 + 20, 32 + 32 + 15, 64 + 30],
+        3: [1 + 1 + 1, 2 + 2, 4, 8 + 8 + 10, 16 + 20, 32 + 32 + 15, 64 + 30],
+    }
+    for n, expected in want.items():
+        np.testing.assert_allclose(n_step_returns(reward, next_value, terminated, truncated, 0.5, n), expected)
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        n_step_returns(reward, next_value, terminated, truncated, 0.5, 0)
+
+
+def test_lambda_may_differ_by_slot():
+    reward, value, no = jnp.array([1.0, 2.0, 4.0]), jnp.array([8.0, 16.0, 32.0]), jnp.zeros(3, bool)
+    last = 4 + 0.5 * 32
+    middle = 2 + 0.5 * last
+    got = lambda_returns(reward, value, no, no, 0.5, jnp.array([0.0, 1.0, 0.5]))
+    np.testing.assert_allclose(got, [1 + 0.5 * 8, middle, last])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from memax_rl.cli import main
 from memax_rl.evaluation import evaluate, print_table
 from memax_rl.training import Run, RunError, TrainingError, load_config, make_config, override, presets, train
 from memax_rl.training.config import TrainConfig, dump_config
-from memax_rl.training.loop import init_state, make_agent
+from memax_rl.training.loop import init_state, make_agent, restore
 
 SMALL = {
     "total_steps": 4 * 51 * 6,
@@ -29,12 +30,19 @@ SMALL = {
     "ppo": {"num_envs": 4, "slots": 51, "epochs": 1, "minibatches": 2},
     "eval_episodes": 4,
 }
+SMALL_DQN = {
+    "agent": "dqn",
+    "total_steps": 4 * 51 * 6,
+    "network": {"memory": "min_gru", "width": 8},
+    "dqn": {"num_envs": 4, "rows": 4, "slots": 51, "update_to_data": 1, "replay_slots": 1200, "warm_up": 300},
+    "eval_episodes": 4,
+}
 
 
 def _state(run: Run):
     config = run.config()
-    arrays, _ = init_state(config, make_agent(config))
-    return run.restore(arrays)[0]
+    agent = make_agent(config)
+    return restore(run, agent, init_state(config, agent)[0])[0]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +64,19 @@ def test_a_run_leaves_what_it_should(finished):
     assert not list(finished.folder.rglob("*.tmp"))
 
 
-def test_a_seed_does_not_depend_on_the_others(finished, tmp_path):
-    alone = train(make_config(SMALL | {"seed": 1}), out=tmp_path / "alone")
-    together = [row for row in finished.metrics() if row["seed"] == 1]
+@pytest.fixture(scope="module")
+def finished_dqn(tmp_path_factory) -> Run:
+    """A small finished run of two seeds."""
+    return train(make_config(SMALL_DQN | {"num_seeds": 2}), out=tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.mark.parametrize(("agent", "fields"), [("finished", SMALL), ("finished_dqn", SMALL_DQN)])
+def test_a_seed_does_not_depend_on_the_others(agent, fields, request, tmp_path):
+    alone = train(make_config(fields | {"seed": 1}), out=tmp_path / "alone")
+    together = [row for row in request.getfixturevalue(agent).metrics() if row["seed"] == 1]
     for a, b in zip(alone.metrics(), together, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3, nan_ok=True)
+    assert math.isfinite(a["loss"])
 
 
 _DRIVER = """
@@ -90,7 +106,8 @@ def _wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-LONG = SMALL | {"total_steps": 4 * 51 * 40, "checkpoint_interval": 0.0, "eval_episodes": 0}
+MANY = {"total_steps": 4 * 51 * 40, "checkpoint_interval": 0.0, "eval_episodes": 0}
+LONG, LONG_DQN = SMALL | MANY, SMALL_DQN | MANY
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +118,61 @@ def uninterrupted(tmp_path_factory) -> Run:
     return Run(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_interrupted_and_resumed_is_the_same_to_the_bit(number, uninterrupted, tmp_path):
-    process = _drive(LONG, tmp_path / "broken", "new")
+@pytest.fixture(scope="module")
+def uninterrupted_dqn(tmp_path_factory) -> Run:
+    """The same with DQN, whose replay goes round three times."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert _drive(LONG_DQN, folder, "new").wait() == 0
+    return Run(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "agent", "fields"),
+    [
+        (signal.SIGKILL, "uninterrupted", LONG),
+        (signal.SIGTERM, "uninterrupted", LONG),
+        (signal.SIGKILL, "uninterrupted_dqn", LONG_DQN),
+    ],
+)
+def test_interrupted_and_resumed_is_the_same_to_the_bit(number, agent, fields, request, tmp_path):
+    uninterrupted = request.getfixturevalue(agent)
+    process = _drive(fields, tmp_path / "broken", "new")
     _wait_for_checkpoint(tmp_path / "broken", process)
     process.send_signal(number)
     assert process.wait() != 0
     run = Run(tmp_path / "broken")
     assert 0 < run.saved_updates()[-1] < 40, "interrupted in the middle"
-    assert _drive(LONG, tmp_path / "broken", "resume").wait() == 0
+    assert _drive(fields, tmp_path / "broken", "resume").wait() == 0
     for x, y in zip(jax.tree.leaves(_state(uninterrupted)), jax.tree.leaves(_state(run)), strict=True):
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
         np.testing.assert_array_equal(x, y)
     logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.metrics()] for r in (uninterrupted, run)]
     np.testing.assert_equal(logs[0], logs[1])
+
+
+def test_a_replay_left_out_of_the_checkpoint_is_said_so(tmp_path, capsys, monkeypatch):
+    fields = SMALL_DQN | {"dqn": SMALL_DQN["dqn"] | {"save_replay": False}, "eval_episodes": 0}
+    run = train(make_config(fields), out=tmp_path / "run")
+    assert "replay" not in capsys.readouterr().err
+    more = make_config(fields | {"total_steps": 4 * 51 * 12})
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(more))
+    assert int(_state(run).replay.count[0]) == 0
+    assert not any("replay" in path.name for path in (tmp_path / "run").rglob("*"))
+    train(resume=tmp_path / "run")
+    assert "the replay of this run is not in its checkpoint" in capsys.readouterr().err
+    rows = run.metrics()
+    assert [row["update"] for row in rows] == list(range(1, 13))
+    # A new warm-up: 300 transitions are two updates.
+    assert [row["update"] for row in rows if math.isnan(row["loss"])] == [1, 7]
+    assert sum(row["gradient_steps"] for row in rows) == 10
+
+
+def test_dqn_is_evaluated_greedily(finished_dqn):
+    summary = json.loads(finished_dqn.summary_path.read_text())
+    assert summary["evaluation"]["policy"] == "greedy"
+    assert evaluate(finished_dqn.folder, episodes=4)["policy"] == "greedy"
+    assert evaluate(finished_dqn.folder, episodes=4, greedy=False)["policy"] == "sampled"
 
 
 def test_evaluate_a_run(finished, capsys):
@@ -129,6 +186,7 @@ def test_evaluate_a_run(finished, capsys):
     assert result["seeds"] == [0, 1]
     assert result["unfinished_episodes"] == 0
     assert result["mean_length"] == 51
+    assert result["policy"] == "sampled"
     mean = result["return"]["mean"]
     assert mean["low"] <= mean["value"] <= mean["high"]
     assert evaluate(finished.folder, episodes=8) == result
@@ -183,6 +241,7 @@ def test_damaged_checkpoints_are_explained(finished, tmp_path):
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = make_config(SMALL | {"checkpoint_interval": 0.0})
     agent = make_agent(config)
+    assert isinstance(agent, ppo.PPO)
     healthy = agent._loss
 
     def breaks_in_the_third_update(params, static, batch):
@@ -226,7 +285,8 @@ def test_unknown_keys_and_bad_values_name_the_nearest():
         ({"network": {"memory": "lsmt"}}, r"unknown memory 'lsmt'; did you mean 'lstm'"),
         ({"network": {"memory": "lru", "memory_options": {"heads": 2}}}, r"memory 'lru' has no option 'heads'"),
         ({"env": "popgym/RepeatFirst"}, r"unknown environment 'popgym/RepeatFirst'; did you mean"),
-        ({"agent": "pop"}, r"agent: input should be 'ppo', got 'pop'"),
+        ({"agent": "pop"}, r"agent: input should be 'ppo' or 'dqn', got 'pop'"),
+        ({"dqn": {"n_step": 2, "q_lambda": 0.9}}, r"dqn: set either n_step or q_lambda"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_config(fields)
@@ -265,6 +325,8 @@ def test_presets_build_an_agent():
     [
         (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean 'memory'"),
         (["train", "--seed"], "--seed needs a value"),
+        (["train", "--agent", "sac"], "agent: input should be 'ppo' or 'dqn', got 'sac'"),
+        (["train", "--agent", "dqn", "--env", "popgym/PositionOnlyPendulumEasy"], "dqn cannot act in the action space"),
         (["train", "--config", "nowhere"], "no configuration file or preset 'nowhere'"),
         (["train", "--resume", "nowhere", "--seed", "1"], "--resume continues a run as it is configured"),
         (["train", "--resume", "nowhere"], "nowhere is not a run folder"),

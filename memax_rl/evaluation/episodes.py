@@ -53,9 +53,10 @@ def play(
 
 
 def evaluate_state(
-    agent: Any, networks: Any, config: Any, *, episodes: int = 256, greedy: bool = False, seed: int | None = None
+    agent: Any, networks: Any, config: Any, *, episodes: int = 256, greedy: bool | None = None, seed: int | None = None
 ) -> dict[str, Any]:
     """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns."""
+    greedy = agent.plays_greedily if greedy is None else greedy
     # Far from the keys of training, which are those of small seeds.
     keys = jax.random.split(
         jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds
@@ -105,7 +106,7 @@ def evaluate_state(
 
 
 def evaluate(
-    folder: str | Path, *, episodes: int = 256, greedy: bool = False, seed: int | None = None
+    folder: str | Path, *, episodes: int = 256, greedy: bool | None = None, seed: int | None = None
 ) -> dict[str, Any]:
     """Play fresh episodes with the agents of a run and return statistics of their returns.
 
@@ -113,7 +114,8 @@ def evaluate(
 
     - `folder`: the run folder.
     - `episodes`: fresh episodes for each of the run's seeds.
-    - `greedy`: take the most likely action instead of sampling.
+    - `greedy`: whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN).
+        By default DQN does and PPO does not.
     - `seed`: of the episodes; by default the run's own.
 
     **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals;
@@ -122,7 +124,7 @@ def evaluate(
     **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1;
     `EnvironmentFailure` if an environment on the host fails.
     """
-    from memax_rl.training.loop import init_state, make_agent
+    from memax_rl.training.loop import init_state, make_agent, restore
     from memax_rl.training.run import Run
 
     if episodes < 1:
@@ -131,7 +133,7 @@ def evaluate(
     config = run.config()
     agent = make_agent(config)
     arrays, static = init_state(config, agent)
-    arrays, _ = run.restore(arrays)
+    arrays, _ = restore(run, agent, arrays)
     networks = eqx.combine(arrays, static).network
     try:
         return evaluate_state(agent, networks, config, episodes=episodes, greedy=greedy, seed=seed)

@@ -8,6 +8,8 @@ state, ys = memory.scan(state, xs, starts)   # learning: xs [T, in_size], starts
 
 from memax_rl.memory import laws as laws
 from memax_rl.memory._contract import Memory as Memory
+from memax_rl.memory._cost import state_size as state_size
+from memax_rl.memory._cost import training_flops as training_flops
 from memax_rl.memory._registry import Entry as Entry
 from memax_rl.memory._registry import check_options as check_options
 from memax_rl.memory._registry import entry as entry

@@ -147,7 +147,13 @@ _ENTRIES: dict[str, Entry] = {
         "https://arxiv.org/abs/1803.04831",
         {"horizon": "steps over which a state may at most double: |u| <= 2^(1 / horizon) (1024)"},
     ),
-    "linear_transformer": Entry(LinearTransformer, "matrix", "https://arxiv.org/abs/2006.16236", _HEADS),
+    "linear_transformer": Entry(
+        LinearTransformer,
+        "matrix",
+        "https://arxiv.org/abs/2006.16236",
+        _HEADS
+        | {"rotary_base": "turn queries and keys by their distance, with this base, for instance 100 (0: do not)"},
+    ),
     "lrnn": Entry(LRNN, "diagonal", "https://arxiv.org/abs/1709.04057"),
     "lru": Entry(
         LRU,

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size, normal
-from memax_rl.ops import linear_recurrence
+from memax_rl.memory._layers import check_size, matrix
+from memax_rl.ops import turning_recurrence
 
 _EPS = 1e-5
 
@@ -31,16 +31,15 @@ class FFM(Memory):
     out_size: int
     decay: Float[Array, " trace_size"]
     frequency: Float[Array, " context_size"]
-    w_p: Float[Array, "in_size trace_size"]
+    w_p: Float[Array, "trace_size in_size"]
     b_p: Float[Array, " trace_size"]
-    w_i: Float[Array, "in_size trace_size"]
+    w_i: Float[Array, "trace_size in_size"]
     b_i: Float[Array, " trace_size"]
-    w_m_re: Float[Array, "trace_size context_size out_size"]
-    w_m_im: Float[Array, "trace_size context_size out_size"]
+    w_m: Float[Array, "out_size 2*trace_size*context_size"]
     b_m: Float[Array, " out_size"]
-    w_g: Float[Array, "in_size out_size"]
+    w_g: Float[Array, "out_size in_size"]
     b_g: Float[Array, " out_size"]
-    w_s: Float[Array, "in_size out_size"]
+    w_s: Float[Array, "out_size in_size"]
     b_s: Float[Array, " out_size"]
 
     def __init__(
@@ -56,16 +55,14 @@ class FFM(Memory):
         self.in_size, self.out_size = in_size, out_size
         trace, context = check_size("trace_size", trace_size), check_size("context_size", context_size)
         check_size("max_period", max_period)
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 5)
         self.decay = jnp.linspace(1e-6, 0.5, trace)
         self.frequency = 2 * math.pi / jnp.linspace(1, max_period, context)
-        self.w_p, self.b_p = normal(keys[0], in_size, trace), jnp.zeros(trace)
-        self.w_i, self.b_i = normal(keys[1], in_size, trace), jnp.zeros(trace)
-        mix = (normal(k, 2 * trace * context, out_size) for k in keys[2:4])
-        self.w_m_re, self.w_m_im = (m[::2].reshape(trace, context, out_size) for m in mix)
-        self.w_g, self.b_g = normal(keys[4], in_size, out_size), jnp.zeros(out_size)
-        self.w_s, self.b_s = normal(keys[5], in_size, out_size), jnp.zeros(out_size)
-        self.b_m = jnp.zeros(out_size)
+        self.w_p, self.b_p = matrix(keys[0], in_size, trace), jnp.zeros(trace)
+        self.w_i, self.b_i = matrix(keys[1], in_size, trace), jnp.zeros(trace)
+        self.w_m, self.b_m = matrix(keys[2], 2 * trace * context, out_size), jnp.zeros(out_size)
+        self.w_g, self.b_g = matrix(keys[3], in_size, out_size), jnp.zeros(out_size)
+        self.w_s, self.b_s = matrix(keys[4], in_size, out_size), jnp.zeros(out_size)
 
     def _gamma(self) -> Complex[Array, "trace_size context_size"]:
         modulus, phase = jnp.exp(-jnp.abs(self.decay))[:, None], self.frequency[None]
@@ -73,17 +70,15 @@ class FFM(Memory):
 
     def _write(self, x):
         """Return u, which every context gets."""
-        u = (x @ self.w_p + self.b_p) * jax.nn.sigmoid(x @ self.w_i + self.b_i)
-        return jnp.broadcast_to(u[:, None], (*u.shape, self.frequency.shape[0]))
+        return (x @ self.w_p.T + self.b_p) * jax.nn.sigmoid(x @ self.w_i.T + self.b_i)
 
     def _read(self, s, x):
-        g = jax.nn.sigmoid(x @ self.w_g + self.b_g)
-        out = self.b_g.shape
-        mix = s.real.reshape(-1) @ self.w_m_re.reshape(-1, *out) + s.imag.reshape(-1) @ self.w_m_im.reshape(-1, *out)
-        gated = (mix + self.b_m) * g
+        """Return y from the real parts of S, then its imaginary parts, in one vector."""
+        g = jax.nn.sigmoid(x @ self.w_g.T + self.b_g)
+        gated = (s @ self.w_m.T + self.b_m) * g
         centred = gated - jnp.mean(gated)
         normed = centred * jax.lax.rsqrt(jnp.mean(centred**2) + _EPS)
-        return normed + (x @ self.w_s + self.b_s) * (1 - g)
+        return normed + (x @ self.w_s.T + self.b_s) * (1 - g)
 
     def initial_state(self):
         """Return S = 0."""
@@ -91,12 +86,14 @@ class FFM(Memory):
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
-        s = self._gamma() * jnp.where(start, 0, state) + self._write(x)
-        return s, self._read(s, x)
+        s = self._gamma() * jnp.where(start, 0, state) + self._write(x)[:, None]
+        return s, self._read(jnp.concatenate([s.real, s.imag]).reshape(-1), x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence`, on flat states."""
-        us = jax.vmap(self._write)(xs).reshape(xs.shape[0], -1)
-        decays = jnp.broadcast_to(self._gamma().reshape(-1), us.shape)
-        hs = linear_recurrence(decays, us.astype(decays.dtype), state.reshape(-1), starts)
-        return hs[-1].reshape(state.shape), jax.vmap(self._read)(hs, xs)
+        """The recurrence over all steps by `ops.turning_recurrence`, on flat states."""
+        gamma = self._gamma().reshape(-1)
+        us = jnp.repeat(jax.vmap(self._write)(xs), self.frequency.shape[0], axis=1)
+        writes = jnp.stack([us, jnp.zeros_like(us)], axis=1)
+        first = jnp.stack([state.real.reshape(-1), state.imag.reshape(-1)])
+        hs = turning_recurrence(gamma.real, gamma.imag, writes, first, starts)
+        return jax.lax.complex(*hs[-1]).reshape(state.shape), jax.vmap(self._read)(hs.reshape(len(xs), -1), xs)

@@ -3,9 +3,13 @@
 Run them on a model of your own: `memax_rl.memory.laws.check(memory, key)`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.memory._contract import Memory
@@ -18,7 +22,7 @@ def check(memory: Memory, key: PRNGKeyArray, *, length: int = 37) -> None:
     keys = jax.random.split(key, 3)
     xs = jax.random.normal(keys[0], (length, memory.in_size))
     starts = jax.random.bernoulli(keys[1], 1 / 6, (length,))
-    state = reachable_state(memory, keys[2])
+    state = reachable_state(memory, keys[2], steps=length)
     scan_equals_steps(memory, state, xs, starts)
     resets(memory, state, xs)
     gradients_stop_at_starts(memory, state, xs)
@@ -28,7 +32,7 @@ def check(memory: Memory, key: PRNGKeyArray, *, length: int = 37) -> None:
 def reachable_state(memory: Memory, key: PRNGKeyArray, *, steps: int = 5) -> PyTree[Array]:
     """Return the state after a few random inputs: some states, such as a negative sum of keys, cannot occur."""
     xs = jax.random.normal(key, (steps, memory.in_size))
-    return eqx.filter_jit(memory.scan)(memory.initial_state(), xs, jnp.zeros(steps, bool))[0]
+    return values_and_gradients(memory, memory.initial_state(), xs, jnp.zeros(steps, bool))[0][0]
 
 
 def loop(
@@ -42,6 +46,44 @@ def loop(
     return jax.lax.scan(body, state, (xs, starts))
 
 
+def _scan(memory, state, xs, starts):
+    return memory.scan(state, xs, starts)
+
+
+def values_and_gradients(
+    memory: Memory,
+    state: PyTree[Array],
+    xs: Float[Array, "T in_size"],
+    starts: Bool[Array, " T"],
+    counts: Float[Array, " T"] | None = None,
+    *,
+    run: Callable[..., Any] = _scan,
+) -> tuple[Any, Any]:
+    """Return (last state, outputs), and the gradients of a weighted sum of them by memory, state and inputs.
+
+    All laws go through this one program, because compiling is most of what they cost.
+
+    **Arguments:**
+
+    - `counts`: how much the outputs of each step count in the sum; by default 1.
+    - `run`: by default the memory's `scan`; or `loop`.
+    """
+    counts = jnp.ones(xs.shape[0]) if counts is None else counts
+    (_, values), gradients = _compiled((memory, state, xs), starts, counts, run)
+    return values, gradients
+
+
+def _objective(differentiable, starts, counts, run):
+    memory, state, xs = differentiable
+    last, ys = run(memory, state, xs, starts)
+    # Every element of the outputs and of the last state enters, each with its own weight.
+    total = _weighted_sum(ys * counts[:, None]) + sum(_weighted_sum(leaf) for leaf in _inexact(last))
+    return total, (last, ys)
+
+
+_compiled = eqx.filter_jit(eqx.filter_value_and_grad(_objective, has_aux=True))
+
+
 def scan_equals_steps(
     memory: Memory,
     state: PyTree[Array],
@@ -51,48 +93,37 @@ def scan_equals_steps(
     tolerance: float = TOLERANCE,
 ) -> None:
     """`scan` and `step` in a loop agree: outputs, last state, and the gradients by parameters, state and inputs."""
-
-    def objective(differentiable, run):
-        memory, state, xs = differentiable
-        last, ys = run(memory, state, xs, starts)
-        # Every element of the outputs and of the last state enters, each with its own weight.
-        total = _weighted_sum(ys) + sum(_weighted_sum(leaf) for leaf in _inexact(last))
-        return total, (last, ys)
-
-    run = eqx.filter_jit(eqx.filter_value_and_grad(objective, has_aux=True))
-    (_, fast), fast_grads = run((memory, state, xs), lambda m, *args: m.scan(*args))
-    (_, slow), slow_grads = run((memory, state, xs), loop)
+    fast, fast_grads = values_and_gradients(memory, state, xs, starts)
+    slow, slow_grads = values_and_gradients(memory, state, xs, starts, run=loop)
     _agree("outputs and last state", fast, slow, tolerance)
     _agree("gradients", fast_grads, slow_grads, tolerance)
 
 
 def resets(memory: Memory, state: PyTree[Array], xs: Float[Array, "T in_size"]) -> None:
     """From a start flag on, the outputs and the last state are those of a fresh state, whatever came before."""
-    length = xs.shape[0]
-    scan = eqx.filter_jit(memory.scan)
+    time, inputs = np.arange(xs.shape[0]), np.asarray(xs)
     initial = memory.initial_state()
-    _agree("a start at 0", scan(state, xs, jnp.arange(length) == 0), scan(initial, xs, jnp.zeros(length, bool)), 1e-5)
-    for at in sorted({1, length // 2, length - 1} & set(range(length))):
-        starts = jnp.arange(length) == at
-        last, ys = scan(state, xs, starts)
-        other = jnp.where((jnp.arange(length) < at)[:, None], xs[::-1], xs)
-        other_last, other_ys = scan(initial, other, starts)
+
+    def scan(state, xs, starts):
+        last, ys = values_and_gradients(memory, state, xs, jnp.asarray(starts))[0]
+        return last, np.asarray(ys)
+
+    _agree("a start at 0", scan(state, xs, time == 0), scan(initial, xs, time < 0), 1e-5)
+    for at in sorted({1, len(time) // 2, len(time) - 1} & set(time.tolist())):
+        last, ys = scan(state, xs, time == at)
+        other = jnp.asarray(np.where((time < at)[:, None], inputs[::-1], inputs))
+        other_last, other_ys = scan(initial, other, time == at)
         _agree(f"what follows a start at {at}", (last, ys[at:]), (other_last, other_ys[at:]), 1e-5)
 
 
 def gradients_stop_at_starts(memory: Memory, state: PyTree[Array], xs: Float[Array, "T in_size"]) -> None:
-    """The derivative of any output by an input, or by a state, of an earlier episode is exactly zero."""
-    length = xs.shape[0]
-    at = length // 2
-    starts = jnp.arange(length) == at
-
-    def later(differentiable):
-        state, xs = differentiable
-        return _weighted_sum(memory.scan(state, xs, starts)[1][at:])
-
-    state_grad, xs_grad = eqx.filter_jit(eqx.filter_grad(later))((state, xs))
-    for leaf in (*_inexact(state_grad), xs_grad[:at]):
-        if not bool(jnp.all(leaf == 0)):
+    """The derivative of any output, or of the last state, by what an earlier episode held is exactly zero."""
+    time = np.arange(xs.shape[0])
+    at = len(time) // 2
+    counts = jnp.asarray(time >= at, jnp.float32)
+    _, (_, state_grad, xs_grad) = values_and_gradients(memory, state, xs, jnp.asarray(time == at), counts)
+    for leaf in (*map(np.asarray, _inexact(state_grad)), np.asarray(xs_grad)[:at]):
+        if np.any(leaf != 0):
             raise AssertionError("a gradient crosses a start flag; use `where` on the state, not on the output")
 
 
@@ -123,19 +154,26 @@ def _weighted_sum(x: Array) -> Float[Array, ""]:
 
 
 def _agree(what: str, got: PyTree, want: PyTree, tolerance: float) -> None:
-    got = jax.tree.leaves_with_path(eqx.filter(got, eqx.is_array))
-    want = jax.tree.leaves(eqx.filter(want, eqx.is_array))
+    # On the host: as small JAX programs, one for each shape, the comparisons would cost as much as the laws.
+    got = [(path, np.asarray(g)) for path, g in jax.tree.leaves_with_path(eqx.filter(got, eqx.is_array))]
+    want = [np.asarray(w) for w in jax.tree.leaves(eqx.filter(want, eqx.is_array))]
     if len(got) != len(want):
         raise AssertionError(f"{what}: {len(got)} arrays where {len(want)} were expected")
     # A gradient that is zero but for rounding is compared with the size of the others.
-    floor = 1e-2 * max([float(jnp.max(jnp.where(jnp.isfinite(w), jnp.abs(w), 0), initial=0)) for w in want], default=0)
+    floor = 1e-2 * max((_size(w) for w in want), default=0.0)
     for (path, g), w in zip(got, want, strict=True):
         if g.shape != w.shape or g.dtype != w.dtype:
             raise AssertionError(f"{what}{jax.tree_util.keystr(path)}: {g.dtype}{g.shape}, expected {w.dtype}{w.shape}")
         # Non-finite entries of the state (minus infinity as a neutral maximum) must be equal; the rest is compared.
-        finite = jnp.isfinite(w)
-        scale = jnp.maximum(jnp.max(jnp.where(finite, jnp.abs(w), 0), initial=0), floor) + 1e-6
-        same = jnp.where(finite, jnp.abs(g - w) <= tolerance * scale, g == w)
-        if not bool(jnp.all(same)):
-            worst = float(jnp.max(jnp.where(finite, jnp.abs(g - w), 0)) / scale)
-            raise AssertionError(f"{what}{jax.tree_util.keystr(path)} differ by {worst:.1e} of their size")
+        finite = np.isfinite(w)
+        scale = max(_size(w), floor) + 1e-6
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(np.where(finite, g, 0) - np.where(finite, w, 0))
+        if not np.all(np.where(finite, difference <= tolerance * scale, g == w)):
+            raise AssertionError(
+                f"{what}{jax.tree_util.keystr(path)} differ by {np.max(difference) / scale:.1e} of their size"
+            )
+
+
+def _size(x: np.ndarray) -> float:
+    return float(np.max(np.abs(x), where=np.isfinite(x), initial=0))

@@ -7,6 +7,13 @@ heads.
     S = S + phi(k) v^T,    n = n + phi(k),    y = W_o (S^T phi(q) / (n . phi(q) + eps))
 
 State: per head S [head_size, head_size] and n [head_size], held side by side as one matrix [head_size, head_size + 1].
+
+As it stands the sum knows what was seen but not when. Option `rotary_base` turns queries and keys as Su et al. 2021,
+https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of one step (the file _rotary.py),
+
+    S = R^-1 S + phi(k) v^T,    n as above,
+
+so that a key s steps old is read through R^-s, and a query can single out a distance.
 """
 
 import jax
@@ -14,7 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size, normal
+from memax_rl.memory._heads import each_head
+from memax_rl.memory._layers import check_between, check_size, matrix
+from memax_rl.memory._rotary import turn
 from memax_rl.ops import linear_attention
 
 _EPS = 1e-6
@@ -31,43 +40,76 @@ class LinearTransformer(Memory):
     out_size: int
     heads: int
     head_size: int
-    w_q: Float[Array, "in_size inner"]
-    w_k: Float[Array, "in_size inner"]
-    w_v: Float[Array, "in_size inner"]
-    w_o: Float[Array, "inner out_size"]
+    rotary_base: float
+    w_q: Float[Array, "inner in_size"]
+    w_k: Float[Array, "inner in_size"]
+    w_v: Float[Array, "inner in_size"]
+    w_o: Float[Array, "out_size inner"]
 
     def __init__(
-        self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
+        self,
+        *,
+        in_size: int,
+        out_size: int,
+        key: PRNGKeyArray,
+        heads: int | None = None,
+        head_size: int = 32,
+        rotary_base: float = 0.0,
     ):
         self.in_size, self.out_size = in_size, out_size
         self.head_size = check_size("head_size", head_size)
+        self.rotary_base = check_between("rotary_base", rotary_base, 0, float("inf"))
+        if 0 < rotary_base <= 1 or (rotary_base and head_size % 2):
+            raise ValueError(
+                "rotary_base must be 0 (off), or more than 1 beside an even head_size, "
+                f"got rotary_base={rotary_base} and head_size={head_size}"
+            )
         self.heads = max(1, out_size // head_size) if heads is None else check_size("heads", heads)
         inner = self.heads * self.head_size
         keys = jax.random.split(key, 4)
-        self.w_q, self.w_k, self.w_v = (normal(k, in_size, inner) for k in keys[:3])
-        self.w_o = normal(keys[3], inner, out_size)
+        self.w_q, self.w_k, self.w_v = (matrix(k, in_size, inner) for k in keys[:3])
+        self.w_o = matrix(keys[3], inner, out_size)
 
-    def _project(self, x):
-        """Return phi(q), phi(k) and [v, 1], each [heads, size]."""
-        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+    def _project(self, xs):
+        """Return phi(q), phi(k) and [v, 1], each [..., heads, size]."""
+        # One product for the three: it reads the inputs once, and so does its gradient.
+        qkv = xs @ jnp.concatenate([self.w_q, self.w_k, self.w_v]).T
+        q, k, v = (u.reshape(*u.shape[:-1], self.heads, self.head_size) for u in jnp.split(qkv, 3, axis=-1))
         return _phi(q), _phi(k), jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 
     def _read(self, reads):
-        return (reads[:, :-1] / (reads[:, -1:] + _EPS)).reshape(-1) @ self.w_o
+        ys = reads[..., :-1] / (reads[..., -1:] + _EPS)
+        return ys.reshape(*ys.shape[:-2], -1) @ self.w_o.T
 
     def initial_state(self):
         """Return S = 0 and n = 0 for each head."""
         return jnp.zeros((self.heads, self.head_size, self.head_size + 1))
 
+    def _turn(self, x, steps):
+        """Return R^steps applied to x [heads, head_size, ...] along its second axis."""
+        columns = jnp.moveaxis(x, 1, -1).reshape(1, -1, self.head_size)
+        turned = turn(columns, steps, self.rotary_base).reshape(*x.shape[:1], *x.shape[2:], self.head_size)
+        return jnp.moveaxis(turned, -1, 1)
+
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         q, k, v = self._project(x)
-        state = jnp.where(start, 0, state) + k[:, :, None] * v[:, None, :]
+        state = jnp.where(start, 0, state)
+        if self.rotary_base:
+            s, n = state[..., :-1], state[..., -1:]
+            state = jnp.concatenate([self._turn(s, -1), n], axis=-1)
+        state = state + k[:, :, None] * v[:, None, :]
         return state, self._read(jnp.einsum("hd,hde->he", q, state))
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_attention`, one call a head."""
-        q, k, v = jax.vmap(self._project)(xs)
-        attend = jax.vmap(linear_attention, in_axes=(1, 1, 1, None, 0, None), out_axes=(0, 1))
-        state, reads = attend(q, k, v, None, state, starts)
-        return state, jax.vmap(self._read)(reads)
+        q, k, v = self._project(xs)
+        if not self.rotary_base:
+            state, reads = each_head(linear_attention, (q, k, v, None), state, starts)
+            return state, self._read(reads)
+        # In a frame that turns with R the sum has no decay: keys and queries are turned to their position on the tape.
+        turned = [turn(u, 1, self.rotary_base) for u in (q, k)]
+        s, reads = each_head(linear_attention, (*turned, v[..., :-1], None), state[..., :-1], starts)
+        n, weights = each_head(linear_attention, (q, k, v[..., -1:], None), state[..., -1:], starts)
+        state = jnp.concatenate([self._turn(s, -len(xs)), n], axis=-1)
+        return state, self._read(jnp.concatenate([reads, weights], axis=-1))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_between, check_size, matrix, normal
-from memax_rl.ops import linear_recurrence
+from memax_rl.ops import turning_recurrence
 
 
 class LRU(Memory):
@@ -89,7 +89,11 @@ class LRU(Memory):
         return h, self._read(h, x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence`."""
-        writes = jax.vmap(self._write)(xs)
-        hs = linear_recurrence(jnp.broadcast_to(self._decay(), writes.shape), writes, state, starts)
-        return hs[-1], jax.vmap(self._read)(hs, xs)
+        """The recurrence over all steps by `ops.turning_recurrence`, real and imaginary parts side by side."""
+        into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma), 2)[:, None]
+        writes = (xs @ into.T).reshape(len(xs), 2, -1)
+        decay = self._decay()
+        hs = turning_recurrence(decay.real, decay.imag, writes, jnp.stack([state.real, state.imag]), starts)
+        skip = xs * self.d[None] if self.d.ndim == 1 else xs @ self.d
+        ys = hs.reshape(len(xs), -1) @ jnp.concatenate([self.c_re, -self.c_im], axis=1).T + skip
+        return jax.lax.complex(*hs[-1]), ys

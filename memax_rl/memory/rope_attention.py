@@ -12,40 +12,18 @@ were before turning. State: rings of the last window - 1 keys and values, [windo
 Reset: the rings are emptied.
 """
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size
-from memax_rl.memory._window import Heads, empty_ring
-from memax_rl.ops import window_attention
+from memax_rl.memory._rotary import turn
+from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
 
 _BASE = 10_000.0
-_FINE = 64
-
-
-def _rotations(first: int, count: int, head_size: int) -> tuple[Array, Array]:
-    """Return cos and sin [count, head_size / 2] of the angles at positions first, first + 1, ...
-
-    From two small tables in double precision and the sum of angles: an angle of a million radians has no
-    digits left in float32 after the point.
-    """
-    frequency = _BASE ** (-2 * np.arange(head_size // 2) / head_size)
-    fine = np.arange(_FINE)[None, :, None] * frequency
-    coarse = (first + _FINE * np.arange(-(-count // _FINE)))[:, None, None] * frequency
-    cos_f, sin_f, cos_c, sin_c = (jnp.asarray(f(a), jnp.float32) for a in (fine, coarse) for f in (np.cos, np.sin))
-    cos, sin = cos_c * cos_f - sin_c * sin_f, sin_c * cos_f + cos_c * sin_f
-    shape = (-1, head_size // 2)
-    return cos.reshape(shape)[:count], sin.reshape(shape)[:count]
 
 
 def _turn(x: Float[Array, "T heads head_size"], first: int) -> Float[Array, "T heads head_size"]:
-    """Return R_t x_t, where t is `first` for the first row."""
-    cos, sin = (a[:, None, :] for a in _rotations(first, x.shape[0], x.shape[-1]))
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return turn(x, first, _BASE)
 
 
 class RopeAttention(Memory):
@@ -74,31 +52,12 @@ class RopeAttention(Memory):
 
     def initial_state(self):
         """Return empty rings of keys and values."""
-        shape = (self.window - 1, self.heads.heads, self.heads.head_size)
-        return empty_ring(*shape), empty_ring(*shape)
+        return empty_rings(self.heads, self.window)
 
     def step(self, state, x, start):
         """Push the new key and value, then attend to all in the rings."""
-        q, k, v = self.heads.split(x)
-        past_k, past_v = (ring.reset(start) for ring in state)
-        seen = jnp.append(past_k.valid(), True)
-        past_k, k = past_k.push(k)
-        past_v, v = past_v.push(v)
-        # Position 0 is now: q stays as it is.
-        scores = jnp.einsum("hd,whd->hw", q, _turn(k, 1 - self.window)) * self.heads.head_size**-0.5
-        weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
-        return (past_k, past_v), self.heads.merge(jnp.einsum("hw,whd->hd", weights, v))
+        return attend_step(self.heads, state, x, start, turn=_turn)
 
     def scan(self, state, xs, starts):
         """All steps by `ops.window_attention`, one call a head."""
-        q, k, v = self.heads.split(xs)
-        past_k, past_v = state
-        valid = past_k.valid()
-
-        def attend(q, k, v, past_k, past_v):
-            past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
-            return window_attention(q, k, v, starts, self.window, **past)
-
-        each = jax.vmap(attend, in_axes=1, out_axes=1)
-        ys = each(_turn(q, 0), _turn(k, 0), v, _turn(past_k.rows, 1 - self.window), past_v.rows)
-        return (past_k.extend(k, starts), past_v.extend(v, starts)), self.heads.merge(ys)
+        return attend_scan(self.heads, state, xs, starts, self.window, turn=_turn)

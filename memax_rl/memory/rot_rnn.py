@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_between, check_size, normal
-from memax_rl.ops import linear_recurrence
+from memax_rl.ops import turning_recurrence
 
 
 def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
@@ -114,17 +114,13 @@ class RotRNN(Memory):
         return h, jnp.einsum("hp,hpo->o", h.reshape(h.shape[0], -1), out) + self._skip(x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence` in complex numbers."""
+        """The recurrence over all steps by `ops.turning_recurrence`, the pairs' first and second parts side by side."""
         into, out = self._matrices()
-        heads, size = into.shape[0], into.shape[2]
-        # All heads in one matrix product, the inputs' pairs as real and imaginary parts.
-        flat = into.transpose(1, 0, 2).reshape(-1, heads * size // 2, 2)
-        writes = jax.lax.complex(xs @ flat[..., 0], xs @ flat[..., 1])
+        # All heads in one matrix product.
+        into = into.reshape(into.shape[0], into.shape[1], -1, 2).transpose(3, 0, 2, 1).reshape(-1, self.in_size)
         gamma = self._gamma()[:, None]
-        lam = jax.lax.complex(gamma * jnp.cos(self.theta), gamma * jnp.sin(self.theta)).reshape(-1)
-        first = jax.lax.complex(state[..., 0], state[..., 1]).reshape(-1)
-        hs = linear_recurrence(jnp.broadcast_to(lam, writes.shape), writes, first, starts)
-        out = out.reshape(heads * size // 2, 2, -1)
-        ys = hs.real @ out[:, 0] + hs.imag @ out[:, 1] + jax.vmap(self._skip)(xs)
-        last = jnp.stack([hs[-1].real, hs[-1].imag], axis=-1).reshape(state.shape)
-        return last, ys
+        re, im = (gamma * jnp.cos(self.theta)).reshape(-1), (gamma * jnp.sin(self.theta)).reshape(-1)
+        first = state.reshape(-1, 2).T
+        hs = turning_recurrence(re, im, (xs @ into.T).reshape(len(xs), 2, -1), first, starts)
+        out = out.reshape(-1, 2, self.out_size).transpose(2, 1, 0).reshape(self.out_size, -1)
+        return hs[-1].T.reshape(state.shape), hs.reshape(len(xs), -1) @ out.T + jax.vmap(self._skip)(xs)

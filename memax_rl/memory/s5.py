@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_between, check_size, normal
-from memax_rl.ops import linear_recurrence
+from memax_rl.memory._layers import check_between, check_size, matrix, normal
+from memax_rl.ops import turning_recurrence
 
 
 def _hippo(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,10 +42,10 @@ class S5(Memory):
     lam_re: Float[Array, " half"]
     lam_im: Float[Array, " half"]
     log_dt: Float[Array, " half"]
-    b_re: Float[Array, "in_size half"]
-    b_im: Float[Array, "in_size half"]
-    c_re: Float[Array, "half out_size"]
-    c_im: Float[Array, "half out_size"]
+    b_re: Float[Array, "half in_size"]
+    b_im: Float[Array, "half in_size"]
+    c_re: Float[Array, "out_size half"]
+    c_im: Float[Array, "out_size half"]
     d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
 
     def __init__(
@@ -71,11 +71,11 @@ class S5(Memory):
         self.lam_im = jnp.asarray(np.imag(values), jnp.float32)
         self.log_dt = jax.random.uniform(keys[0], (size // 2,), minval=math.log(dt_min), maxval=math.log(dt_max))
         v_re, v_im = (jnp.asarray(part(vectors), jnp.float32) for part in (np.real, np.imag))
-        b = normal(keys[1], in_size, size)
+        b = matrix(keys[1], in_size, size)
         # V^-1 is V* transposed, because the matrix is normal.
-        self.b_re, self.b_im = b @ v_re, -(b @ v_im)
-        c_re, c_im = (normal(k, size, out_size, 2**-0.5) for k in keys[2:4])
-        self.c_re, self.c_im = v_re.T @ c_re - v_im.T @ c_im, v_re.T @ c_im + v_im.T @ c_re
+        self.b_re, self.b_im = v_re.T @ b, -(v_im.T @ b)
+        c_re, c_im = (matrix(k, size, out_size, 2**-0.5) for k in keys[2:4])
+        self.c_re, self.c_im = c_re @ v_re - c_im @ v_im, c_im @ v_re + c_re @ v_im
         square = in_size == out_size
         self.d = jax.random.normal(keys[4], (out_size,)) if square else normal(keys[4], in_size, out_size)
 
@@ -86,11 +86,11 @@ class S5(Memory):
         return lam, (lam - 1) / continuous
 
     def _write(self, x, scale):
-        return jax.lax.complex(x @ self.b_re, x @ self.b_im) * scale
+        return jax.lax.complex(x @ self.b_re.T, x @ self.b_im.T) * scale
 
     def _read(self, h, x):
         skip = x * self.d if self.d.ndim == 1 else x @ self.d
-        return 2 * (h.real @ self.c_re - h.imag @ self.c_im) + skip
+        return 2 * (h.real @ self.c_re.T - h.imag @ self.c_im.T) + skip
 
     def initial_state(self):
         """Return h = 0."""
@@ -103,8 +103,13 @@ class S5(Memory):
         return h, self._read(h, x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence`."""
+        """The recurrence over all steps by `ops.turning_recurrence`, real and imaginary parts side by side."""
         lam, scale = self._discrete()
-        writes = jax.vmap(self._write, in_axes=(0, None))(xs, scale)
-        hs = linear_recurrence(jnp.broadcast_to(lam, writes.shape), writes, state, starts)
-        return hs[-1], jax.vmap(self._read)(hs, xs)
+        # The factor meets B, not every step.
+        b_re, b_im, re, im = self.b_re, self.b_im, scale.real[:, None], scale.imag[:, None]
+        writes = xs @ jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re]).T
+        first = jnp.stack([state.real, state.imag])
+        hs = turning_recurrence(lam.real, lam.imag, writes.reshape(len(xs), 2, -1), first, starts)
+        skip = xs * self.d[None] if self.d.ndim == 1 else xs @ self.d
+        ys = hs.reshape(len(xs), -1) @ (2 * jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
+        return jax.lax.complex(*hs[-1]), ys

@@ -13,4 +13,5 @@ from memax_rl.ops._linear_recurrence import linear_recurrence as linear_recurren
 from memax_rl.ops._nonlinear_recurrence import nonlinear_recurrence as nonlinear_recurrence
 from memax_rl.ops._regularized_solve import conjugate_gradients as conjugate_gradients
 from memax_rl.ops._regularized_solve import regularized_solve as regularized_solve
+from memax_rl.ops._turning_recurrence import turning_recurrence as turning_recurrence
 from memax_rl.ops._window_attention import window_attention as window_attention

@@ -5,13 +5,17 @@ the last start flag (or the chunk's beginning). Step i sees step j <= i of its o
 - g_j), and the state from before the chunk with weight exp(g_i) where seg_i = 0.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
+
+from memax_rl.ops._loop import loop, row
 
 State = TypeVar("State", bound=PyTree[Array])
 
@@ -40,14 +44,59 @@ def scan_chunks(
 
     The backward pass forms the inside of each chunk again, so that only one state a chunk is kept.
     """
+    remat = jax.checkpoint(lambda state, now: body(state, *now), prevent_cse=False)
+    state, ys = jax.lax.scan(remat, state, _split(inputs, length, chunk))
+    return state, ys.reshape(-1, *ys.shape[2:])[:length]
 
+
+def loop_chunks(
+    body: Callable[..., tuple[State, Array]], state: State, inputs: PyTree[Array], length: int, chunk: int
+) -> tuple[State, Array]:
+    """As `scan_chunks`, faster under `vmap`, for a `body` that closes over no arrays. First derivatives only."""
+    state, ys = cast(tuple[State, Array], _loop_chunks(body, state, _split(inputs, length, chunk)))
+    return state, ys.reshape(-1, *ys.shape[2:])[:length]
+
+
+def _split(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array]:
     def split(x: Array) -> Array:
         x = jnp.pad(x, [(0, -length % chunk)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(-1, chunk, *x.shape[1:])
 
-    remat = jax.checkpoint(lambda state, now: body(state, *now), prevent_cse=False)
-    state, ys = jax.lax.scan(remat, state, jax.tree.map(split, inputs))
-    return state, ys.reshape(-1, *ys.shape[2:])[:length]
+    return jax.tree.map(split, inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loop_chunks(body, state, inputs):
+    return _loop_chunks_fwd(body, state, inputs)[0]
+
+
+def _loop_chunks_fwd(body, state, inputs):
+    count = len(jax.tree.leaves(inputs)[0])
+
+    def step(t, state, _):
+        after, ys = body(state, *row(inputs, t))
+        return after, (ys, state)
+
+    _, y = jax.eval_shape(body, state, *jax.tree.map(lambda x: x[0], inputs))
+    rows = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), (y, state))
+    last, (ys, states) = loop(step, state, rows, count)
+    return (last, ys), (inputs, states)
+
+
+def _loop_chunks_bwd(body, residuals, cotangents):
+    inputs, states = residuals
+    dlast, dys = cotangents
+    floats, rest = eqx.partition(inputs, eqx.is_inexact_array)
+
+    def step(t, dstate, _):
+        state, x, other, dy = row((states, floats, rest, dys), t)
+        _, pull_back = jax.vjp(lambda state, x: body(state, *eqx.combine(x, other)), state, x)
+        return pull_back((dstate, dy))
+
+    return loop(step, dlast, jax.tree.map(jnp.zeros_like, floats), len(dys), reverse=True)
+
+
+_loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
 
 
 class Segments(NamedTuple):

@@ -23,8 +23,8 @@ from memax_rl.ops._chunks import (
     channel_decays,
     channel_scores,
     chunk_size,
+    loop_chunks,
     scalar_decays,
-    scan_chunks,
     segments,
     unit_lower_solve,
 )
@@ -65,7 +65,7 @@ def delta_rule(
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     floats = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay)]
     # A padded step has beta = 0 and decay 1: it leaves the state as it is.
-    last, ys = scan_chunks(_delta_chunk, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
+    last, ys = loop_chunks(_delta_chunk, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
     return last.astype(state.dtype), ys.astype(v.dtype)
 
 
@@ -117,7 +117,7 @@ def generalized_delta_rule(
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     floats = [x.astype(compute) for x in (q, k, v, a, b, log_decay)]
     # A padded step has k = b = 0 and decay 1: it leaves the state as it is.
-    last, ys = scan_chunks(
+    last, ys = loop_chunks(
         _generalized_chunk, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length)
     )
     return last.astype(state.dtype), ys.astype(v.dtype)

@@ -19,8 +19,8 @@ from memax_rl.ops._chunks import (
     channel_decays,
     channel_scores,
     chunk_size,
+    loop_chunks,
     scalar_decays,
-    scan_chunks,
     segments,
 )
 
@@ -62,7 +62,7 @@ def linear_attention(
     per_channel = log_decay is not None and log_decay.ndim == 2
     body = _channel_chunk if per_channel else _scalar_chunk
     # A padded step has k = 0 and decay 1: it leaves the state as it is.
-    last, ys = scan_chunks(body, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
+    last, ys = loop_chunks(body, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
     return last.astype(state.dtype), ys.astype(v.dtype)
 
 

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from memax_rl.ops._checks import check_starts
+from memax_rl.ops._loop import loop, row, row_before
 
 Method = Literal["sequential", "parallel"]
 
 
 def linear_recurrence(
-    a: Inexact[Array, " T *shape"],
+    a: Inexact[Array, "..."],
     b: Inexact[Array, " T *shape"],
     h0: Inexact[Array, " *shape"],
     starts: Bool[Array, " T"],
@@ -34,7 +35,8 @@ def linear_recurrence(
 
     **Arguments:**
 
-    - `a`: the decay of each step, real or complex.
+    - `a`: the decay, real or complex: one a step, [T, ...], or one for all steps, [...], which is faster than the same
+        broadcast.
     - `b`: what is written in each step.
     - `h0`: the state before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
@@ -43,22 +45,30 @@ def linear_recurrence(
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
-    if method is None:
-        method = "sequential" if jax.default_backend() == "cpu" else "parallel"
-    if method not in ("sequential", "parallel"):
-        raise ValueError(f"method must be 'sequential', 'parallel' or None, got {method!r}")
-    if a.shape != b.shape or h0.shape != b.shape[1:]:
+    method = check_method(method)
+    if a.shape not in (b.shape, b.shape[1:]) or h0.shape != b.shape[1:]:
         raise ValueError(
-            "a and b must have one shape [T, ...] and h0 the same without T, "
+            "b must have the shape [T, ...], h0 the same without T, and a either of the two, "
             f"got a {list(a.shape)}, b {list(b.shape)}, h0 {list(h0.shape)}"
         )
     check_starts(starts, b.shape[0])
     dtype = jnp.result_type(a, b, h0)
     state_dtype = jnp.promote_types(dtype, jnp.float32)
     # The decay may stay real where the state is complex: half the traffic.
-    a_dtype = jnp.promote_types(a.dtype, jnp.float32)
-    hs = _recurrence(method, a.astype(a_dtype), b.astype(state_dtype), h0.astype(state_dtype), starts)
+    a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    if method == "parallel":
+        a = jnp.broadcast_to(a, b.shape)
+    hs = _recurrence(method, a, b.astype(state_dtype), h0.astype(state_dtype), starts)
     return cast(Array, hs).astype(dtype)
+
+
+def check_method(method: str | None) -> Method:
+    """Return the method, by default the backend's. Raises `ValueError` if it is unknown."""
+    if method is None:
+        return "sequential" if jax.default_backend() == "cpu" else "parallel"
+    if method == "sequential" or method == "parallel":
+        return method
+    raise ValueError(f"method must be 'sequential', 'parallel' or None, got {method!r}")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -73,42 +83,61 @@ def _recurrence_fwd(method, a, b, h0, starts):
 
 def _recurrence_bwd(method, residuals, dhs):
     a, h0, starts, hs = residuals
-    gs = _backward(method, a, dhs, starts)
+    if method == "sequential":
+        return *_backward_loop(a, h0, starts, hs, dhs), None
+    gs = _backward_tree(a, dhs, starts)
     h_before = jnp.concatenate([h0[None], hs[:-1]])
     reset = _expand(starts, gs)
-    da = jnp.where(reset, 0, gs * h_before)
-    if not jnp.issubdtype(a.dtype, jnp.complexfloating):
-        da = da.real
-    dh0 = jnp.where(reset[0], 0, a[0] * gs[0])
-    return da, gs, dh0, None
+    da = _like(jnp.where(reset, 0, gs * h_before), a)
+    return da, gs, jnp.where(reset[0], 0, a[0] * gs[0]), None
 
 
 _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
 def _forward(method: Method, a: Array, b: Array, h0: Array, starts: Array) -> Array:
-    if method == "sequential":
+    if method == "parallel":
+        first = jnp.where(starts[0], 0, a[0] * h0) + b[0]
+        return _tree(a, jnp.concatenate([first[None], b[1:]]), starts, reverse=False)
+    constant = a.ndim < b.ndim
 
-        def step(h, inputs):
-            a_t, b_t, start = inputs
-            h = jnp.where(start, 0, a_t * h) + b_t
-            return h, h
+    def step(t, h, b_t):
+        h = jnp.where(row(starts, t), 0, (a if constant else row(a, t)) * h) + b_t
+        return h, h
 
-        return jax.lax.scan(step, h0, (a, b, starts))[1]
-    first = jnp.where(starts[0], 0, a[0] * h0) + b[0]
-    return _tree(a, jnp.concatenate([first[None], b[1:]]), starts, reverse=False)
+    return loop(step, h0, b, len(b))[1]
 
 
-def _backward(method: Method, a: Array, dhs: Array, starts: Array) -> Array:
+def _backward_loop(a: Array, h0: Array, starts: Array, hs: Array, dhs: Array) -> tuple[Array, Array, Array]:
+    """Return the gradients by a, b and h0."""
+    length, constant = len(hs), a.ndim < hs.ndim
+
+    def step(t, later, dh):
+        # What is kept from step to step is what is put out: one array to write, not two.
+        after = jnp.minimum(t + 1, length - 1)
+        gone = row(starts, after) | (t == length - 1)
+        g = dh + jnp.where(gone, 0, (a if constant else row(a, after)) * later)
+        return g, g
+
+    first, gs = loop(step, jnp.zeros_like(h0), dhs, length, reverse=True)
+    dh0 = jnp.where(starts[0], 0, (a if constant else a[0]) * first)
+    if constant:
+
+        def add(t, da, _):
+            return da + jnp.where(row(starts, t), 0, row(gs, t) * row_before(hs, h0, t)), ()
+
+        return _like(loop(add, jnp.zeros_like(h0), (), length)[0], a), gs, dh0
+    h_before = jnp.concatenate([h0[None], hs[:-1]])
+    return _like(jnp.where(_expand(starts, gs), 0, gs * h_before), a), gs, dh0
+
+
+def _like(da: Array, a: Array) -> Array:
+    """Return the gradient by a real decay of a complex state: the real part."""
+    return da if jnp.issubdtype(a.dtype, jnp.complexfloating) else da.real
+
+
+def _backward_tree(a: Array, dhs: Array, starts: Array) -> Array:
     """Return g_t = dh_t + a_{t+1} g_{t+1}, without the second term where t+1 is a start."""
-    if method == "sequential":
-
-        def step(carry, inputs):
-            a_t, dh, start = inputs
-            g = dh + carry
-            return jnp.where(start, 0, a_t * g), g
-
-        return jax.lax.scan(step, jnp.zeros_like(dhs[0]), (a, dhs, starts), reverse=True)[1]
     later = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
     ends = jnp.concatenate([starts[1:], jnp.ones_like(starts[:1])])
     return _tree(later, dhs, ends, reverse=True)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from memax_rl.ops._checks import check_starts
+from memax_rl.ops._loop import loop, row
 
 State = tuple[Float[Array, "..."], ...]
 
@@ -68,6 +69,10 @@ def nonlinear_recurrence(
     return last, hs
 
 
+def _turn(weight: Array) -> Array:
+    return jnp.swapaxes(weight, -1, -2) if weight.ndim >= 2 else weight
+
+
 def _reset(start: Array, state: State) -> State:
     return jax.tree.map(lambda s: jnp.where(start, jnp.zeros_like(s), s), state)
 
@@ -83,15 +88,19 @@ def _before(state: State, states: State, starts: Array) -> State:
 
 def _forward(cell, product, weights, inputs, state, starts):
     """Return the state after each step, and the products in it."""
+    length = len(starts)
 
-    def step(state, now):
-        x, start = now
-        state = _reset(start, state)
+    def step(t, state, _):
+        state = _reset(row(starts, t), state)
         v = product(weights, state[0])
-        state = cell(x, v, state)
+        state = cell(row(inputs, t), v, state)
         return state, (state, v)
 
-    return jax.lax.scan(step, state, (inputs, starts))[1]
+    shapes = state, jax.eval_shape(product, weights, state[0])
+    # What the rows were before does not matter; from an input, they have its batch.
+    like = jax.tree.leaves(inputs)[0]
+    rows = jax.tree.map(lambda s: jnp.zeros_like(like, s.dtype), shapes)
+    return loop(step, state, rows, length)[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -124,15 +133,19 @@ def _attach_bwd(cell, product, residuals, cotangents):
         terms = [jax.tree.map(lambda d, ds=ds: d * ds, block) for block, ds in zip(blocks, dstate, strict=True)]
         return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms)
 
-    def step(dstate, now):
-        blocks_product, blocks_state, start, dh = now
-        dstate = (dstate[0] + dh, *dstate[1:])
-        _, product_vjp = jax.vjp(lambda h: product(weights, h), jnp.zeros_like(dh))
-        (dh_before,) = product_vjp(pull(blocks_product, dstate))
-        dbefore = pull(blocks_state, dstate)
-        return _reset(start, (dbefore[0] + dh_before, *dbefore[1:])), dstate
+    # The gradient by h multiplies by the transposed weights, which in a loop of small products takes twice as long as
+    # by plain ones. So they are transposed once, out here; inside, the two transposes cancel.
+    turned = jax.tree.map(_turn, weights)
 
-    dstate, dstates = jax.lax.scan(step, dlast, (by_product, by_state, starts, dhs), reverse=True)
+    def step(t, dstate, _):
+        dstate = (dstate[0] + row(dhs, t), *dstate[1:])
+        _, product_vjp = jax.vjp(lambda h: product(jax.tree.map(_turn, turned), h), jnp.zeros_like(dstate[0]))
+        (dh_before,) = product_vjp(pull(row(by_product, t), dstate))
+        dbefore = pull(row(by_state, t), dstate)
+        return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dstate
+
+    # Not into dhs: what is read in a step before it is written may be read again, and then be copied whole.
+    dstate, dstates = loop(step, dlast, jax.tree.map(jnp.zeros_like, states), len(starts), reverse=True)
     return None, pull(by_input, dstates), pull(by_product, dstates), dstate, None, None
 
 

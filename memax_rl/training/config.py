@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memax_rl import envs
+from memax_rl.agents.dqn import DQNConfig
 from memax_rl.agents.ppo import PPOConfig
 from memax_rl.envs.host_options import HostOptions
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
@@ -27,8 +28,8 @@ class TrainConfig(BaseModel):
     """How an environment of Gymnasium is run."""
     env_wrappers: tuple[AnyWrapper, ...] = ()
     """Wrappers, the innermost first, for example '[{name: sticky_actions, probability: 0.25}]'."""
-    agent: Literal["ppo"] = "ppo"
-    """The agent."""
+    agent: Literal["ppo", "dqn"] = "ppo"
+    """The agent. Only its own settings below count."""
     seed: int = Field(default=0, ge=0)
     """The first seed."""
     num_seeds: int = Field(default=1, ge=1)
@@ -39,6 +40,8 @@ class TrainConfig(BaseModel):
     """Settings of the network."""
     ppo: PPOConfig = PPOConfig()
     """Settings of PPO."""
+    dqn: DQNConfig = DQNConfig()
+    """Settings of DQN."""
     checkpoint_interval: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints. The last state is always saved."""
     eval_episodes: int = Field(default=256, ge=0)

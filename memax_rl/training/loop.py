@@ -17,10 +17,11 @@ from jaxtyping import PyTree
 
 import memax_rl
 from memax_rl import envs
+from memax_rl.agents.dqn import DQN
 from memax_rl.agents.ppo import PPO
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.envs.wrappers import wrap
-from memax_rl.networks import make_actor_critic
+from memax_rl.networks import make_actor_critic, make_q_network
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, open_logs
 from memax_rl.training.run import Run, RunError
@@ -34,14 +35,24 @@ class TrainingError(RuntimeError):
     """Training cannot go on. The message says at which update, why, and what to try."""
 
 
-def make_agent(config: TrainConfig) -> PPO:
+Agent = PPO | DQN
+
+
+def make_agent(config: TrainConfig) -> Agent:
     """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
     env, env_params = wrap(*envs.make(config.env, config.env_options), config.env, config.env_wrappers)
+    if config.agent == "ppo":
 
-    def make_network(observation_space, action_space, key):
-        return make_actor_critic(config.network, observation_space, action_space, key=key)
+        def actor_critic(observation_space, action_space, key):
+            return make_actor_critic(config.network, observation_space, action_space, key=key)
 
-    return PPO(env, env_params, make_network, config.ppo, config.total_steps)
+        return PPO(env, env_params, actor_critic, config.ppo, config.total_steps)
+
+    def q_network(observation_space, action_space, key):
+        duelling = config.dqn.duelling
+        return make_q_network(config.network, observation_space, action_space, duelling=duelling, key=key)
+
+    return DQN(env, env_params, q_network, config.dqn, config.total_steps)
 
 
 def seed_keys(config: TrainConfig) -> jax.Array:
@@ -49,7 +60,7 @@ def seed_keys(config: TrainConfig) -> jax.Array:
     return jnp.stack([jax.random.key(config.seed + i) for i in range(config.num_seeds)])
 
 
-def init_state(config: TrainConfig, agent: PPO) -> tuple[PyTree, PyTree]:
+def init_state(config: TrainConfig, agent: Agent) -> tuple[PyTree, PyTree]:
     """Return the arrays of the state before training, with a leading seed axis, and the rest of the state."""
     keys = seed_keys(config)
     static = eqx.filter(eqx.filter_eval_shape(agent.init, keys[0]), _is_shape, inverse=True)
@@ -104,7 +115,13 @@ def train(
         _check_host(agent, arrays, "this was before the first update")
         if resume is not None:
             run = Run.open(resume)
-            arrays, seconds = run.restore(arrays)
+            arrays, seconds = restore(run, agent, arrays)
+            if agent.unsaved:
+                print(
+                    f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
+                    "empty one, and not exactly as if it had never stopped",
+                    file=sys.stderr,
+                )
             run.drop_metrics_after(_update_of(arrays))
             arrays = _reopen(agent, arrays, static, progress)
         else:
@@ -117,7 +134,27 @@ def train(
     return run
 
 
-def _check_host(agent: PPO, arrays: PyTree, when: str) -> None:
+def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
+    """Return the arrays of the newest checkpoint, and the seconds trained so far.
+
+    What the agent leaves out of checkpoints is taken from `arrays`, a state before training.
+
+    **Raises:** `RunError`, see `Run.restore`.
+    """
+    saved, seconds = run.restore(_saved(agent, arrays))
+    for name in agent.unsaved:
+        saved = eqx.tree_at(lambda s, n=name: getattr(s, n), saved, getattr(arrays, name), is_leaf=lambda x: x is None)
+    return saved, seconds
+
+
+def _saved(agent: Agent, arrays: PyTree) -> PyTree:
+    """Return the arrays without what the agent leaves out of checkpoints."""
+    for name in agent.unsaved:
+        arrays = eqx.tree_at(lambda s, n=name: getattr(s, n), arrays, None)
+    return arrays
+
+
+def _check_host(agent: Agent, arrays: PyTree, when: str) -> None:
     """Raise `TrainingError` if an environment on the host has failed by the time that `arrays` are there."""
     jax.block_until_ready(arrays)
     failed = failure(agent.env)
@@ -125,7 +162,7 @@ def _check_host(agent: PPO, arrays: PyTree, when: str) -> None:
         raise TrainingError(f"{failed}; {when}")
 
 
-def _reopen(agent: PPO, arrays: PyTree, static: PyTree, progress: bool) -> PyTree:
+def _reopen(agent: Agent, arrays: PyTree, static: PyTree, progress: bool) -> PyTree:
     """Return a restored state whose environments can be stepped: on the host they begin new episodes."""
     if host_of(agent.env) is None:
         return arrays
@@ -150,7 +187,7 @@ def default_folder(config: TrainConfig) -> Path:
     return Path("runs") / f"{name}-{config.network.memory}-seed{config.seed}-{now}"
 
 
-def make_many_updates(agent: PPO, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
+def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
     """Return (arrays, n) -> (arrays, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
 
     It stops early at the first update by which every seed has made `total_steps`. The arrays are donated.
@@ -204,7 +241,8 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         _check_host(agent, new, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
-        bad = next((row for row in rows if not np.isfinite(row["loss"])), None)
+        # An agent that fills a replay first has no loss yet.
+        bad = next((r for r in rows if not np.isfinite(r["loss"]) and r.get("gradient_steps", 1) > 0), None)
         overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
         sound = [row for row in rows if bad is None or row["update"] < bad["update"]]
         run.append_metrics(sound)
@@ -213,23 +251,23 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         if bad is not None:
             raise TrainingError(
                 f"the loss is {bad['loss']} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; the last good "
-                f"checkpoint is of update {saved} in {run.checkpoints}. Try a smaller ppo.learning_rate or "
-                "ppo.max_grad_norm, and look whether observations or rewards are very large"
+                f"checkpoint is of update {saved} in {run.checkpoints}. Try a smaller {agent.name}.learning_rate or "
+                f"{agent.name}.max_grad_norm, and look whether observations or rewards are very large"
             )
         if overlong is not None:
             raise TrainingError(
                 f"an episode is longer than a row of the tape ({agent.config.slots} slots) at update "
-                f"{overlong['update']:.0f}; set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
+                f"{overlong['update']:.0f}; {agent.longer}"
             )
         arrays = new
         if stopped() or time.monotonic() - saved_at >= config.checkpoint_interval:
-            run.save(after, arrays, seconds)
+            run.save(after, _saved(agent, arrays), seconds)
             saved, saved_at = after, time.monotonic()
         if stopped():
             raise KeyboardInterrupt(f"stopped at update {after}; continue with --resume {run.folder}")
         # The first call compiled, so its time says nothing.
         n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
-    run.save(_update_of(arrays), arrays, seconds)
+    run.save(_update_of(arrays), _saved(agent, arrays), seconds)
     return arrays, seconds
 
 
@@ -270,7 +308,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: Any, progress: bool) -> None:
+def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: Any, progress: bool) -> None:
     """Evaluate the trained seeds and write summary.json."""
     from memax_rl.evaluation import evaluate_state, print_table
 
@@ -279,6 +317,7 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: PPO, state: An
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
         "env": config.env,
+        "agent": config.agent,
         "memory": config.network.memory,
         "updates": int(state.updates[0]),
         "env_steps": [int(n) for n in state.env_steps],

@@ -1,0 +1,477 @@
+"""Recurrent deep Q-learning on tapes of whole episodes.
+
+Mnih et al. 2015, https://doi.org/10.1038/nature14236; recurrent as in Hausknecht and Stone 2015,
+https://arxiv.org/abs/1507.06527.
+
+One update:
+1. `_collect` takes `steps` slots in each of N environment streams, epsilon-greedily, and adds them to the replay.
+2. `_learn` makes `gradient_steps` gradient steps, each on freshly sampled tapes (see `memax_rl.replay`).
+
+A sampled tape begins at an episode's start, so every transition has its whole history on it: no stored memories, no
+burn-in, no padding. One unroll of the network over the tape gives Q at t and, one slot further, Q at t+1 with the
+memory that has seen all that came before. A second unroll over the next observations would never see the first one.
+"""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from memax_rl import envs
+from memax_rl import replay as replays
+from memax_rl.envs import spaces
+from memax_rl.networks import Inputs, QNetwork, QValues, check_discrete
+from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
+from memax_rl.replay import Replay, Sample
+from memax_rl.returns import lambda_returns, n_step_returns
+from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
+from memax_rl.tape import Tape, previous
+
+
+class DQNConfig(BaseModel):
+    """Settings of DQN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    num_envs: int = Field(default=16, ge=1)
+    """Environments in parallel."""
+    rows: int = Field(default=4, ge=1)
+    """Tapes in a gradient step."""
+    slots: int | None = Field(default=None, ge=2)
+    """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
+    update_to_data: float = Field(default=8.0, gt=0)
+    """Slots learnt from for each slot collected, counting every time one is learnt from. PPO's is its epochs. An update
+    collects the fewest steps that make its gradient steps a whole number."""
+    replay_slots: int = Field(default=200_000, ge=2)
+    """Slots in the replay, shared evenly by the environments."""
+    warm_up: int = Field(default=5_000, ge=1)
+    """Transitions in the replay before learning begins."""
+    save_replay: bool = True
+    """Save the replay in checkpoints. Without it a resumed run collects anew, and differs from one left alone."""
+    sample_by: Literal["transition", "episode", "priority"] = "transition"
+    """What is drawn evenly from the replay; or "priority": episodes in proportion to their errors."""
+    priority_alpha: float = Field(default=0.6, ge=0)
+    """Exponent of an episode's priority. For sample_by "priority"."""
+    priority_beta: float = Field(default=0.6, ge=0, le=1)
+    """Exponent of the importance weights; 1 undoes the bias entirely. For sample_by "priority"."""
+    epsilon_start: float = Field(default=1.0, ge=0, le=1)
+    """Probability of a random action at the start."""
+    epsilon_end: float = Field(default=0.05, ge=0, le=1)
+    """Probability of a random action after `epsilon_steps`."""
+    epsilon_steps: int | None = Field(default=None, ge=1)
+    """Environment steps over which epsilon falls, linearly. None: a quarter of the run."""
+    epsilon_per_env: bool = False
+    """Give environment i of N the epsilon to the power of 1 + 7 i / (N - 1): some explore, others exploit."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Adam's step size at the start."""
+    schedule: Schedule = "linear"
+    """How the step size falls over the run, to zero at the end."""
+    adam_eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    max_grad_norm: float = Field(default=0.5, gt=0)
+    """The gradient is scaled down to this global norm."""
+    discount: float = Field(default=0.99, ge=0, le=1)
+    """Gamma."""
+    n_step: int = Field(default=1, ge=1)
+    """Rewards summed before the bootstrap, where q_lambda is null."""
+    q_lambda: float | None = Field(default=0.9, ge=0, le=1)
+    """Lambda of the lambda-returns that are the targets. None (null): n-step returns instead."""
+    watkins: bool = False
+    """Stop a lambda-return at the first action that is not the best one, as Watkins' Q(lambda) does; else Peng's."""
+    double: bool = True
+    """Choose the next action by the online network, and value it by the target network."""
+    duelling: bool = True
+    """Split action values into a state's value and the actions' advantages."""
+    target_period: int = Field(default=50, ge=1)
+    """Gradient steps between updates of the target network."""
+    target_tau: float = Field(default=1.0, gt=0, le=1)
+    """How far an update moves the target network to the online one. 1: a copy. Soft updates: below 1, period 1."""
+    huber_delta: float = Field(default=1.0, gt=0)
+    """Errors beyond this count linearly, not squared."""
+
+    @model_validator(mode="after")
+    def _check_target(self) -> "DQNConfig":
+        if self.q_lambda is not None and self.n_step > 1:
+            raise ValueError(
+                f"set either n_step or q_lambda, not both; got n_step={self.n_step} and q_lambda={self.q_lambda}. For "
+                "n-step returns set dqn.q_lambda to null"
+            )
+        if self.watkins and self.q_lambda is None:
+            raise ValueError("watkins is about lambda-returns; set q_lambda as well")
+        return self
+
+
+class DQNState(eqx.Module):
+    """All that changes while training."""
+
+    network: QNetwork
+    target: QNetwork
+    optimizer: optax.OptState
+    streams: Stream
+    replay: Replay
+    key: PRNGKeyArray
+    env_steps: Int[Array, ""]
+    updates: Int[Array, ""]
+    gradient_steps: Int[Array, ""]
+
+
+class Sizes(NamedTuple):
+    """What follows from the settings and the environment.
+
+    **Arguments:**
+
+    - `slots`: of a tape.
+    - `steps`, `gradient_steps`: in an update.
+    - `capacity`: slots of the replay for each environment.
+    """
+
+    slots: int
+    steps: int
+    gradient_steps: int
+    capacity: int
+
+
+def unroll(network: QNetwork, tape: Tape) -> QValues:
+    """Return the action values of all slots, from one pass of the network over tapes that begin at a start."""
+
+    def row(action, reward, start):
+        first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), (action, reward))
+        return previous((action, reward), start, first)
+
+    action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
+    rows = tape.start.shape[0]
+    memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (rows, *leaf.shape)), network.initial_state())
+    return network.scan(memory, Inputs(tape.observation, action, reward, tape.start))[1]
+
+
+class DQN:
+    """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
+
+    `name`, `longer`, `plays_greedily`, `unsaved`: see `PPO`.
+
+    **Arguments:**
+
+    - `env`, `env_params`: from `memax_rl.envs.make`.
+    - `make_network`: (observation space, action space, key) -> network.
+    - `config`: settings.
+    - `total_steps`: environment steps over which the schedules run.
+
+    **Raises:** `ValueError` for continuous actions, an episode that does not fit onto a tape, or sizes that do not fit
+    each other.
+    """
+
+    name = "dqn"
+    longer = "set dqn.slots to more than the longest episode"
+    plays_greedily = True
+
+    def __init__(
+        self,
+        env: Any,
+        env_params: Any,
+        make_network: Callable[[Any, Any, PRNGKeyArray], QNetwork],
+        config: DQNConfig,
+        total_steps: int,
+    ):
+        self.env, self.env_params, self.make_network = env, env_params, make_network
+        # Taken once: spaces compare by identity, and they are static parts of the network.
+        self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
+        check_discrete(self.action_space)
+        self.sizes = resolve(config, env, env_params)
+        self.config = config.model_copy(update={"slots": self.sizes.slots})
+        self.unsaved = () if config.save_replay else ("replay",)
+        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
+        self.epsilon_schedule = optax.linear_schedule(
+            config.epsilon_start, config.epsilon_end, config.epsilon_steps or max(total_steps // 4, 1)
+        )
+        self.optimizer = make_optimizer(config.max_grad_norm, config.adam_eps)
+
+    def init(self, key: PRNGKeyArray) -> DQNState:
+        """Return the state before training."""
+        network_key, stream_key, key = jax.random.split(key, 3)
+        network = self.make_network(self.observation_space, self.action_space, network_key)
+        memory = network.initial_state()
+        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(
+            jax.random.split(stream_key, self.config.num_envs)
+        )
+        one = jax.tree.map(lambda leaf: leaf[0], streams)
+        slot = jax.eval_shape(lambda: self._step(network, jnp.zeros(()), one, jax.random.split(key))[1])
+        return DQNState(
+            network=network,
+            target=jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, network),
+            optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
+            streams=streams,
+            replay=replays.init(slot, self.config.num_envs, self.sizes.capacity),
+            key=key,
+            env_steps=jnp.zeros((), jnp.int32),
+            updates=jnp.zeros((), jnp.int32),
+            gradient_steps=jnp.zeros((), jnp.int32),
+        )
+
+    def reopen(self, state: DQNState) -> DQNState:
+        """Return the state with every stream at the start of a new episode, for environments that cannot be restored.
+
+        The replay keeps what it has of the open episodes, but for their last transitions: what followed is not known.
+        """
+        # A constant that no other use of this key has.
+        keys = jax.random.split(jax.random.fold_in(state.key, 2**30), self.config.num_envs)
+        memory = state.network.initial_state()
+        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(keys)
+        return eqx.tree_at(lambda s: (s.streams, s.replay), state, (streams, replays.abandon(state.replay)))
+
+    def update(self, state: DQNState) -> tuple[DQNState, dict[str, Float[Array, ""]]]:
+        """Collect some steps and learn from the replay. Return the new state and the metrics of this update.
+
+        The metrics of learning are nan while the replay holds fewer than `warm_up` transitions.
+        """
+        key, collect_key, learn_key = jax.random.split(state.key, 3)
+        streams, new, replay, collected = self._collect(state, collect_key)
+        learning_rate = self.schedule(state.env_steps)
+        env_steps = state.env_steps + collected.pop("env_steps")
+        before = eqx.tree_at(
+            lambda s: (s.streams, s.replay, s.key, s.env_steps, s.updates),
+            state,
+            (streams, replay, key, env_steps, state.updates + 1),
+        )
+        after, learnt = self._learn(before, learning_rate, learn_key)
+        # After the learning, so that acting and learning saw the observations alike.
+        seen = tuple(network.observe(new.observation, new.valid) for network in (after.network, after.target))
+        after = eqx.tree_at(lambda s: (s.network, s.target), after, seen)
+        metrics = {
+            **collected,
+            **learnt,
+            "replay/size": replays.size(replay),
+            "learning_rate": learning_rate,
+            "gradient_steps": after.gradient_steps - state.gradient_steps,
+            "env_steps": env_steps,
+        }
+        return after, {name: jnp.asarray(m, jnp.float32) for name, m in metrics.items()}
+
+    def act(self, network: QNetwork, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
+        """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability).
+
+        Greedily, or with the epsilon of the schedule's end.
+        """
+        return self._explore(network, 0.0 if greedy else self.config.epsilon_end)
+
+    # Collecting
+
+    def _explore(self, network: QNetwork, epsilon: Float[Array, ""] | float) -> Callable[..., tuple[Any, Array, Array]]:
+        """Return how the network plays with a probability of epsilon for an action drawn evenly from all."""
+        space = self.action_space
+        values = jnp.array(space.nvec if isinstance(space, spaces.MultiDiscrete) else (space.n,))
+
+        def act(memory, inputs, key):
+            memory, q = network.step(memory, inputs)
+            # One call for all draws, because the hashing of a key is what they cost.
+            uniform = jax.random.uniform(key, (1 + len(values),))
+            drawn = jnp.minimum((uniform[1:] * values).astype(jnp.int32), values - 1)
+            best = q.mode()
+            action = jnp.where(uniform[0] < epsilon, drawn.reshape(best.shape), best)
+            chosen = jnp.where(jnp.all(action == best), 1 - epsilon, 0)
+            return memory, action, jnp.log(chosen + epsilon / jnp.prod(values))
+
+        return act
+
+    def _step(
+        self, network: QNetwork, epsilon: Float[Array, ""], stream: Stream, keys: Key[Array, "2"]
+    ) -> tuple[Stream, Tape, Finished]:
+        stream, slot, finished = step_stream(self.env, self.env_params, self._explore(network, epsilon), stream, keys)
+        # Q-learning has no use for how probable an action was.
+        return stream, eqx.tree_at(lambda t: t.log_prob, slot, None), finished
+
+    def epsilons(self, env_steps: Int[Array, ""]) -> Float[Array, " num_envs"]:
+        """Return the probability of a random action for each environment (Horgan et al. 2018, section 4.1)."""
+        num_envs = self.config.num_envs
+        epsilon = jnp.broadcast_to(jnp.asarray(self.epsilon_schedule(env_steps), jnp.float32), (num_envs,))
+        if not self.config.epsilon_per_env:
+            return epsilon
+        return epsilon ** (1 + 7 * jnp.arange(num_envs) / max(num_envs - 1, 1))
+
+    def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[Stream, Tape, Replay, dict[str, Array]]:
+        """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""
+        epsilon = self.epsilons(state.env_steps)
+
+        def body(streams, keys):
+            streams, slot, finished = jax.vmap(self._step, in_axes=(None, 0, 0, 0))(
+                state.network, epsilon, streams, keys
+            )
+            return streams, (slot, finished)
+
+        keys = jax.random.split(key, (self.sizes.steps, self.config.num_envs, 2))
+        streams, (slots, finished) = jax.lax.scan(body, state.streams, keys)
+        new = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), slots)
+        replay = replays.add(state.replay, new, streams.inputs.observation, streams.inputs.start)
+        # No tape from the episode's start holds such a transition with its next observation.
+        beyond = slots.valid & ~slots.terminated & (finished.episode_length >= self.sizes.slots)
+        metrics = {
+            **episode_metrics(finished),
+            "env_steps": jnp.sum(slots.valid),
+            "epsilon": jnp.mean(epsilon),
+            "tape/overlong": jnp.sum(beyond),
+        }
+        return streams, new, replay, metrics
+
+    # Learning
+
+    def _learn(self, state: DQNState, learning_rate, key: PRNGKeyArray) -> tuple[DQNState, dict[str, Array]]:
+        """Return the state after all gradient steps, and their mean metrics; as it was, and nan, during warm-up."""
+        params, static = eqx.partition((state.network, state.target), eqx.is_inexact_array)
+
+        def gradient_step(carry, key):
+            (online, target), optimizer, priority, count = carry
+            replay = eqx.tree_at(lambda r: r.priority, state.replay, priority)
+            sample = self.sample(replay, key)
+            grads, (error, metrics) = jax.grad(self._loss, has_aux=True)(online, target, static, sample)
+            updates, optimizer = self.optimizer.update(grads, optimizer, online)
+            online = optax.apply_updates(online, jax.tree.map(lambda u: -learning_rate * u, updates))
+            count = count + 1
+            target = self.follow(online, target, count)
+            if self.config.sample_by == "priority":
+                priority = replays.reprioritize(replay, sample, error).priority
+            metrics |= {"grad_norm": optax.tree.norm(grads), "tape/utilization": jnp.mean(sample.tape.valid)}
+            return ((online, target), optimizer, priority, count), metrics
+
+        def learn(carry):
+            carry, metrics = jax.lax.scan(gradient_step, carry, jax.random.split(key, self.sizes.gradient_steps))
+            return carry, {name: jnp.mean(m) for name, m in metrics.items()}
+
+        carry = (params, state.optimizer, state.replay.priority, state.gradient_steps)
+        nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(learn, carry)[1])
+        ready = replays.can_sample(state.replay, self.config.warm_up)
+        carry, metrics = jax.lax.cond(ready, learn, lambda carry: (carry, nothing), carry)
+        params, optimizer, priority, count = carry
+        network, target = eqx.combine(params, static)
+        after = eqx.tree_at(
+            lambda s: (s.network, s.target, s.optimizer, s.replay.priority, s.gradient_steps),
+            state,
+            (network, target, optimizer, priority, count),
+        )
+        return after, metrics
+
+    def sample(self, replay: Replay, key: PRNGKeyArray) -> Sample:
+        """Return the tapes of one gradient step."""
+        config = self.config
+        return replays.sample(
+            replay,
+            key,
+            rows=config.rows,
+            slots=self.sizes.slots,
+            by=config.sample_by,
+            alpha=config.priority_alpha,
+            beta=config.priority_beta,
+        )
+
+    def unroll(self, network: QNetwork, sample: Sample) -> QValues:
+        """Return the action values of all slots of a sample."""
+        return unroll(network, sample.tape)
+
+    def follow(self, online, target, gradient_steps: Int[Array, ""]):
+        """Return the parameters of the target network after so many gradient steps.
+
+        Called after every one of them, so that no number of environments can step over the period.
+        """
+        tau = jnp.where(gradient_steps % self.config.target_period == 0, self.config.target_tau, 0.0)
+        return optax.incremental_update(online, target, tau)
+
+    def targets(self, q: QValues, target_q: QValues, tape: Tape) -> Float[Array, "rows slots"]:
+        """Return what the values of the taken actions should be, from Q of the online and of the target network.
+
+        Computed from what the networks say now, at every gradient step. Slots that are not valid hold no meaning.
+        """
+        config = self.config
+        if config.double:
+            value = _on_slots(lambda q, target_q: target_q.of(q.mode()), q, target_q)
+        else:
+            value = _on_slots(lambda target_q: target_q.max(), target_q)
+        # One slot further on the same unroll. Where that belongs to another episode, the transition was terminated and
+        # the value is not used: a truncated one is followed by the slot of its final observation.
+        next_value = _next(value)
+        # Where the next slot holds no transition, or one that the tape cuts, the sum ends with that slot's value.
+        cut = tape.truncated | ~_next(tape.valid)
+
+        def row(reward, next_value, terminated, cut, is_best):
+            arguments = reward, next_value, terminated, cut, config.discount
+            if config.q_lambda is None:
+                return n_step_returns(*arguments, config.n_step)
+            lambda_ = jnp.full_like(reward, config.q_lambda)
+            return lambda_returns(*arguments, jnp.where(is_best, lambda_, 0) if config.watkins else lambda_)
+
+        # Whether the next action is the best there, so that what follows it says what is to be learnt.
+        is_best = _next(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
+        return jax.vmap(row)(tape.reward, next_value, tape.terminated, cut, is_best)
+
+    def _loss(self, online, target, static, sample: Sample) -> tuple[Float[Array, ""], tuple[Array, dict[str, Array]]]:
+        """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics."""
+        tape = sample.tape
+        network, target_network = eqx.combine((online, target), static)
+        q = self.unroll(network, sample)
+        targets = jax.lax.stop_gradient(self.targets(q, self.unroll(target_network, sample), tape))
+        value = _on_slots(lambda q, action: q.of(action), q, tape.action)
+        error = jnp.where(tape.valid, value - targets, 0)
+        loss = jnp.sum(sample.weight * rlax.huber_loss(error, self.config.huber_delta))
+        count = jnp.maximum(jnp.sum(tape.valid), 1)
+        metrics = {
+            "loss": loss,
+            "td_error": jnp.sum(jnp.abs(error)) / count,
+            "q_value": jnp.sum(jnp.where(tape.valid, value, 0)) / count,
+        }
+        return loss, jax.lax.stop_gradient((error, metrics))
+
+
+def _on_slots(f: Callable[..., Array], *args: Any) -> Array:
+    return jax.vmap(jax.vmap(f))(*args)
+
+
+def _next(x: Array) -> Array:
+    """Return x of the next slot; zero at the last."""
+    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+
+
+def resolve(config: DQNConfig, env: Any, env_params: Any) -> Sizes:
+    """Return the sizes that follow from the settings.
+
+    **Raises:** `ValueError` if an episode cannot fit onto a tape, the replay is too small for the rest, or the
+    update-to-data ratio would need very long updates.
+    """
+    fixed = envs.fixed_length(env, env_params)
+    longest = fixed if fixed is not None else envs.horizon(env, env_params)
+    slots = config.slots
+    if slots is None:
+        if longest is None:
+            raise ValueError(
+                "slots is not set and the environment states no longest episode; set dqn.slots to more than the "
+                "longest episode"
+            )
+        # A round number, so that the gradient steps of an update are soon a whole number.
+        slots = 32 * math.ceil(max(128, longest + 1) / 32)
+    elif longest is not None and slots < longest:
+        raise ValueError(
+            f"slots={slots} is shorter than the longest episode, {longest} steps; set dqn.slots to {longest + 1} or "
+            "more"
+        )
+    # gradient steps in an update / steps in it, in lowest terms.
+    ratio = Fraction(config.update_to_data).limit_denominator(1000) * config.num_envs / (config.rows * slots)
+    gradient_steps, steps = ratio.numerator, ratio.denominator
+    capacity = config.replay_slots // config.num_envs
+    if steps + slots > capacity:
+        raise ValueError(
+            f"replay_slots={config.replay_slots} gives each of {config.num_envs} environments {capacity} slots, which "
+            f"do not hold a tape of {slots} slots and the {steps} steps of an update; set dqn.replay_slots to "
+            f"{(steps + slots) * config.num_envs} or more, or dqn.update_to_data, rows and num_envs to rounder numbers"
+        )
+    # In the worst case every other slot is a final observation, and the oldest episode has lost its start.
+    surely = config.num_envs * (capacity - slots) // 2
+    if config.warm_up > surely:
+        raise ValueError(
+            f"warm_up={config.warm_up} is more than a replay of {config.replay_slots} slots surely holds, {surely} "
+            "transitions; set dqn.warm_up lower or dqn.replay_slots higher"
+        )
+    return Sizes(slots, steps, gradient_steps, capacity)

@@ -1,0 +1,100 @@
+"""The linear recurrence with one complex decay for all steps, on pairs of real numbers.
+
+    h_t = (re + i im) h_{t-1} + b_t,    h_{t-1} := 0 at a start flag
+
+A complex array costs a pass to be put together from the real results of matrix products, and two more to be
+taken apart. Here real and imaginary parts lie one after the other, [T, 2, n], as the product with one real
+matrix of 2n rows leaves them. With J (a, b) = (-b, a) a step is h = re h + im J h + b.
+"""
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from memax_rl.ops._checks import check_starts
+from memax_rl.ops._linear_recurrence import Method, check_method, linear_recurrence
+from memax_rl.ops._loop import loop, row, row_before
+
+
+def turning_recurrence(
+    re: Float[Array, " n"],
+    im: Float[Array, " n"],
+    b: Float[Array, "T 2 n"],
+    h0: Float[Array, "2 n"],
+    starts: Bool[Array, " T"],
+    *,
+    method: Method | None = None,
+) -> Float[Array, "T 2 n"]:
+    """Return all h_t, real parts first: as `linear_recurrence` with the decay re + i im, on a CPU in half of the time.
+
+    **Cost.** As `linear_recurrence`.
+
+    **Arguments:**
+
+    - `re`, `im`: the decay.
+    - `b`: what is written in each step, real parts and imaginary parts.
+    - `h0`: the state before the first step; it counts until the first start flag.
+    - `starts`: true where a step begins a new sequence.
+    - `method`: as for `linear_recurrence`.
+
+    **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
+    """
+    if re.shape != im.shape or b.shape[1:] != (2, *re.shape) or h0.shape != b.shape[1:]:
+        raise ValueError(
+            "re and im must have the shape [n], b [T, 2, n] and h0 [2, n], "
+            f"got {list(re.shape)}, {list(im.shape)}, {list(b.shape)} and {list(h0.shape)}"
+        )
+    check_starts(starts, len(b))
+    if check_method(method) == "parallel":
+        a = jax.lax.complex(re, im)
+        hs = linear_recurrence(a, jax.lax.complex(b[:, 0], b[:, 1]), jax.lax.complex(*h0), starts, method="parallel")
+        return jnp.stack([hs.real, hs.imag], axis=1)
+    return cast(Array, _recurrence(re, im, b, h0, starts))
+
+
+def _turn(h: Array) -> Array:
+    """Return J h for the last but one axis."""
+    return jnp.flip(h, axis=-2) * jnp.array([-1.0, 1.0], h.dtype)[:, None]
+
+
+@jax.custom_vjp
+def _recurrence(re: Array, im: Array, b: Array, h0: Array, starts: Array) -> Array:
+    return _recurrence_fwd(re, im, b, h0, starts)[0]
+
+
+def _recurrence_fwd(re, im, b, h0, starts):
+    re_2, im_2 = re[None], im[None]
+
+    def step(t, h, b_t):
+        h = jnp.where(row(starts, t), 0, re_2 * h + im_2 * _turn(h)) + b_t
+        return h, h
+
+    hs = loop(step, h0, b, len(b))[1]
+    return hs, (re, im, h0, starts, hs)
+
+
+def _recurrence_bwd(residuals, dhs):
+    re, im, h0, starts, hs = residuals
+    re_2, im_2, length = re[None], im[None], len(hs)
+
+    def step(t, later, dh):
+        after = jnp.minimum(t + 1, length - 1)
+        gone = row(starts, after) | (t == length - 1)
+        # The transpose of J is -J.
+        g = dh + jnp.where(gone, 0, re_2 * later - im_2 * _turn(later))
+        return g, g
+
+    first, gs = loop(step, jnp.zeros_like(h0), dhs, length, reverse=True)
+
+    def add(t, sums, _):
+        h, g = jnp.where(row(starts, t), 0, row_before(hs, h0, t)), row(gs, t)
+        return (sums[0] + g * h, sums[1] + g * _turn(h)), ()
+
+    (dre, dim), _ = loop(add, (jnp.zeros_like(h0), jnp.zeros_like(h0)), (), length)
+    dh0 = jnp.where(starts[0], 0, re_2 * first - im_2 * _turn(first))
+    return jnp.sum(dre, axis=0), jnp.sum(dim, axis=0), gs, dh0, None
+
+
+_recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
