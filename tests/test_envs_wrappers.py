@@ -271,7 +271,7 @@ def test_wrappers_on_the_command_line():
 # Normalised observations
 
 
-def normalizing_agent(key, fill: Literal["episodes", "stream"] = "episodes"):
+def normalizing_agent(key, fill: Literal["episodes", "stream"] = "episodes", passes: int = 2):
     env, params = wrappers.wrap(
         Counter(4), Counter(4).default_params, "own/Counter", make_config({"env_wrappers": [NORMALIZE]}).env_wrappers
     )
@@ -280,7 +280,7 @@ def normalizing_agent(key, fill: Literal["episodes", "stream"] = "episodes"):
     def make_network(observation_space, action_space, key):
         return make_actor_critic(network, observation_space, action_space, key=key)
 
-    settings = PPOConfig(num_envs=4, slots=14, minibatches=2, epochs=2, fill=fill, learning_rate=1e-3)
+    settings = PPOConfig(num_envs=4, slots=14, minibatches=passes, epochs=passes, fill=fill, learning_rate=1e-3)
     agent = PPO(env, params, make_network, settings, 10_000)
     return agent, agent.init(key)
 
@@ -317,6 +317,15 @@ def test_the_ratio_is_one_on_a_fresh_tape(key):
     log_prob = jax.vmap(jax.vmap(lambda d, a: d.log_prob(a)))(distribution, rows.tape.action)
     ratio = jnp.where(rows.tape.valid, jnp.exp(log_prob - rows.tape.log_prob), 1)
     np.testing.assert_allclose(ratio, 1, atol=1e-5)
+
+
+def test_an_update_learns_through_the_statistics_that_it_acted_with(key):
+    """With one minibatch the policy is still the one that acted, so its divergence from it is 0."""
+    agent, state = normalizing_agent(key, "stream", passes=1)
+    head = state.network.policy_head
+    state = eqx.tree_at(lambda s: s.network.policy_head.weight, state, head.weight * 100)
+    _, metrics = eqx.filter_jit(agent.update)(state)
+    assert abs(float(metrics["kl"])) < 1e-6
 
 
 def test_statistics_change_once_an_update_and_by_nothing_else(key):
