@@ -236,7 +236,7 @@ def test_bad_arguments_are_named():
         linear_recurrence.__wrapped__(x, x, x[0], jnp.zeros(4, bool), method="fast")
     with pytest.raises(ValueError, match=r"h0 \[4, 2\]"):
         linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
-    with pytest.raises(ValueError, match=r"b \[4, 2\] and h0 \[2\]"):
+    with pytest.raises(ValueError, match=r"got \[2\], \[2\], \[4, 2\] and \[2\]"):
         turning_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"chunk must be a whole number of at least 1, got 0"):
         linear_attention(x, x, x, None, jnp.ones((2, 2)), jnp.zeros(4, bool), chunk=0)
