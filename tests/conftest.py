@@ -2,9 +2,11 @@
 
 import os
 
+from _compiler import quick_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Almost all of the time goes into compiling programs that run once; these are compiled with less effort.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = quick_flags()
 
 import jax
 import pytest

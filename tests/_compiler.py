@@ -1,0 +1,20 @@
+"""How the tests compile: with little effort, because almost every program runs once."""
+
+import os
+import subprocess
+import sys
+
+_QUICK = "--xla_cpu_use_fusion_emitters=false"
+
+
+def quick_flags() -> str:
+    """Return XLA_FLAGS with a flag that cuts compile times to a third, if the installed compiler knows it.
+
+    An unknown flag would end the process, so a process of its own tries it.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _QUICK in flags:
+        return flags
+    environment = os.environ | {"XLA_FLAGS": f"{flags} {_QUICK}"}
+    tried = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True)
+    return environment["XLA_FLAGS"] if tried.returncode == 0 else flags

@@ -1,0 +1,107 @@
+"""Evaluation plays by the rules of training: scripted policies get the returns that they are known to get."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from _probes import Probe
+
+from memax_rl import envs
+from memax_rl.agents.ppo import PPO, PPOConfig
+from memax_rl.envs import references
+from memax_rl.evaluation import evaluate_state, play
+from memax_rl.networks import NetworkConfig, make_actor_critic
+from memax_rl.training import TrainConfig
+
+
+class Paid(Probe):
+    """Pays the number of the action."""
+
+    def step(self, key, state, action, params=None):
+        observation, after, reward, *rest = Probe.step(self, key, state, action, params)
+        return observation, after, reward * action, *rest
+
+
+def _always(network, action):
+    """Return the network with a policy head that takes one action always."""
+    head = network.policy_head
+    changed = (jnp.zeros_like(head.weight), 100.0 * jax.nn.one_hot(action, 3))
+    return eqx.tree_at(lambda n: (n.policy_head.weight, n.policy_head.bias), network, changed)
+
+
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending):
+    """Row 13; and row 14: two seeds that take different actions are not averaged."""
+    config = TrainConfig(num_seeds=2, network=NetworkConfig(memory="min_gru", width=8))
+
+    def network(observation_space, action_space, key):
+        return make_actor_critic(config.network, observation_space, action_space, key=key)
+
+    agent = PPO(Paid(longest=3, ending=ending), None, network, PPOConfig(num_envs=8, slots=16, minibatches=1), 1000)
+    state = agent.init(jax.random.key(0))
+    networks = [_always(state.network, action) for action in (1, 2)]
+    training = eqx.tree_at(lambda s: s.network, state, networks[1])
+    *_, metrics = eqx.filter_jit(agent._collect)(training, jax.random.key(1))
+    assert float(metrics["episode/return"]) == 6
+    assert float(metrics["episode/length"]) == 3
+    arrays, static = eqx.partition(networks, eqx.is_array)
+    stacked = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), static[0])
+    result = evaluate_state(agent, stacked, config, episodes=16)
+    assert result["mean_return_per_seed"] == [3, 6]
+    assert result["mean_length"] == 3
+    assert result["unfinished_episodes"] == 0
+    assert result["return"]["mean"]["value"] == 4.5
+
+
+def test_a_scripted_policy_solves_repeat_previous():
+    """Row 13: a memory of the last cards, kept through the episode and emptied at its start."""
+    env, params = envs.make("popgym/RepeatPreviousEasy")
+    policy = references.best_policy("popgym/RepeatPreviousEasy")
+
+    def act(memory, inputs, key):
+        initial = policy.initial_memory()
+        memory = jax.tree.map(lambda fresh, old: jnp.where(inputs.start, fresh, old), initial, memory)
+        memory, action = policy.act(key, memory, inputs.observation)
+        return memory, action, jnp.zeros(())
+
+    run = partial(play, env, params, act, policy.initial_memory(), episodes=8, max_steps=60)
+    returns, lengths, ended = jax.jit(run)(jax.random.key(0))
+    np.testing.assert_allclose(returns, 1, atol=1e-5)
+    assert np.all(lengths == 51)
+    assert np.all(ended)
+
+
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_each_environment_counts_for_one_whole_episode(ending):
+    """Row 13: later episodes of an environment that ended early are not counted, and short ones not more often."""
+
+    def act(memory, inputs, key):
+        # Memory: how many episodes were begun. Only the first is played for reward.
+        begun = memory + inputs.start
+        return begun, (begun == 1).astype(jnp.int32), jnp.zeros(())
+
+    env = Paid(longest=5, ending=ending, random=True)
+    run = partial(play, env, None, act, jnp.zeros((), jnp.int32), episodes=512, max_steps=20)
+    returns, lengths, ended = jax.jit(run)(jax.random.key(0))
+    assert np.all(ended)
+    np.testing.assert_array_equal(returns, lengths)
+    counts = np.bincount(lengths)
+    assert len(counts) == 6
+    # 102.4 of each length are expected, with a standard deviation of 9.
+    assert counts[1:].min() > 65
+    assert counts[1:].max() < 140
+
+
+def test_episodes_that_do_not_end_are_counted_as_such():
+    def act(memory, inputs, key):
+        return memory, jnp.zeros((), jnp.int32), jnp.zeros(())
+
+    run = partial(play, Probe(longest=5, random=True), None, act, (), episodes=64, max_steps=3)
+    returns, lengths, ended = jax.jit(run)(jax.random.key(0))
+    assert 0 < np.sum(ended) < 64
+    assert np.all(lengths[~ended] == 0)
+    assert np.all(returns[~ended] == 0)
+    assert lengths[ended].max() == 3
