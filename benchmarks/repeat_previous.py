@@ -23,8 +23,8 @@ SETTINGS = {
     "lru": {},
     "gru": {"total_steps": 400_000},
     "lstm": {"total_steps": 400_000},
-    "min_gru": {"network": {"depth": 3}, "total_steps": 1_400_000},
-    "linear_transformer": {"network": {"memory_options": {"rotary_base": 100.0}}, "total_steps": 1_000_000},
+    "min_gru": {"network": {"depth": 3}, "total_steps": 1_800_000},
+    "linear_transformer": {"network": {"memory_options": {"rotary_base": 100.0}}, "total_steps": 1_300_000},
     "mlp": {"total_steps": 400_000},
 }
 BEST_OF_PAPER = {"Easy": 1.0, "Medium": 0.789, "Hard": 0.191}

@@ -436,7 +436,7 @@ def test_cart_poles_agree_with_the_package(name, key):
                 np.testing.assert_allclose(after, package.state, atol=1e-6)
             if env.noise == 0.0:
                 np.testing.assert_allclose(final_obs[t], expected_obs, atol=1e-6)
-                np.testing.assert_array_equal(obs[t], state[::2] if env.shown == "positions" else state[1::2])
+                np.testing.assert_allclose(obs[t], state[::2] if env.shown == "positions" else state[1::2], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ids_of("PositionOnlyPendulum", "NoisyPositionOnlyPendulum"))

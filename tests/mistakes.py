@@ -1,0 +1,350 @@
+"""See the tests fail: put known mistakes of recurrent reinforcement learning into a copy of the code, one at a time.
+
+    python tests/mistakes.py [--rows 1 2 5]
+
+For each mistake a copy of the project gets it, the tests that are for it run there, and at least one of them must fail.
+First they all run on an unchanged copy, where none may. Prints a table; exits with 1 if a mistake goes unnoticed.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "pyproject.toml", "README.md")
+
+
+class Mistake(NamedTuple):
+    """A change of one place in the code, and the tests that must notice it.
+
+    `row` groups mistakes of a kind; in the tests' own descriptions it is the same number.
+    """
+
+    row: int
+    what: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+def _ppo(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_ppo.py::test_{name}" for name in names)
+
+
+MISTAKES = (
+    Mistake(
+        1,
+        "the memory after the row is stored as the one before it",
+        "agents/ppo.py",
+        "Rows(row, state.streams.memory, before)",
+        "Rows(row, streams.memory, before)",
+        _ppo("ratio_is_one_on_a_fresh_tape"),
+    ),
+    Mistake(
+        1,
+        "the previous action is that of the row's end",
+        "agents/ppo.py",
+        "before = (state.streams.inputs.previous_action, state.streams.inputs.previous_reward)",
+        "before = (streams.inputs.previous_action, streams.inputs.previous_reward)",
+        _ppo("ratio_is_one_on_a_fresh_tape"),
+    ),
+    Mistake(
+        2,
+        "the memory is reset at the last step of an episode, not at the first of the next",
+        "memax_rl/streams.py",
+        "            start=begins,",
+        "            start=done,",
+        _ppo("memory_resets_exactly_at_the_start_while_acting", "what_the_tape_holds"),
+    ),
+    Mistake(
+        2,
+        "the memory is never reset while acting",
+        "memax_rl/streams.py",
+        "            start=begins,",
+        "            start=jnp.zeros_like(begins),",
+        _ppo("memory_resets_exactly_at_the_start_while_acting"),
+    ),
+    Mistake(
+        2,
+        "the start flag is shifted once more while learning",
+        "agents/ppo.py",
+        "Inputs(tape.observation, action, reward, tape.start)",
+        "Inputs(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
+        _ppo("ratio_is_one_on_a_fresh_tape"),
+    ),
+    Mistake(
+        2,
+        "step does not reset",
+        "memax_rl/memory/gru.py",
+        "state = select(start, self.initial_state(), state)",
+        "del start",
+        ("tests/test_memory_laws.py::test_laws[gru]",),
+    ),
+    Mistake(
+        2,
+        "the reset takes the first input with it",
+        "memax_rl/memory/lru.py",
+        "h = self._decay() * jnp.where(start, 0, state) + self._write(x)",
+        "h = jnp.where(start, 0, self._decay() * state + self._write(x))",
+        ("tests/test_memory_laws.py::test_laws[lru]",),
+    ),
+    Mistake(
+        3,
+        "advantages run on over a truncation",
+        "memax_rl/returns.py",
+        "jnp.full_like(reward, discount * lambda_), terminated | truncated)",
+        "jnp.full_like(reward, discount * lambda_), terminated)",
+        ("tests/test_returns.py", *_ppo("advantages_agree_with_a_loop_over_episodes")),
+    ),
+    Mistake(
+        3,
+        "the value is off by one",
+        "agents/ppo.py",
+        "next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)",
+        "next_value = value",
+        _ppo("advantages_agree_with_a_loop_over_episodes"),
+    ),
+    Mistake(
+        3,
+        "returns stop a step late",
+        "memax_rl/returns.py",
+        "ends = jnp.concatenate([start[1:], jnp.ones((1,), bool)])",
+        "ends = start",
+        ("tests/test_returns.py",),
+    ),
+    Mistake(
+        4,
+        "a truncation counts as a termination",
+        "memax_rl/returns.py",
+        "delta = reward + discount * jnp.where(terminated, 0, next_value) - value",
+        "delta = reward + discount * jnp.where(terminated | truncated, 0, next_value) - value",
+        ("tests/test_returns.py", *_ppo("value_at_an_end")),
+    ),
+    Mistake(
+        4,
+        "a truncation counts as a termination in DQN's targets",
+        "memax_rl/returns.py",
+        "one_step = reward + discount * jnp.where(terminated, 0, next_value)",
+        "one_step = reward + discount * jnp.where(terminated | truncated, 0, next_value)",
+        ("tests/test_returns.py", "tests/test_dqn.py::test_value_at_an_end"),
+    ),
+    Mistake(
+        5,
+        "the bootstrap at a truncation sees the next episode's first observation",
+        "memax_rl/streams.py",
+        'shown = where(truncated, info["final_observation"],',
+        "shown = where(truncated, observation,",
+        _ppo("value_at_an_end", "what_the_tape_holds"),
+    ),
+    Mistake(
+        5,
+        "the bootstrap at a truncation is made with an empty memory",
+        "agents/ppo.py",
+        "_, distribution, value = network.scan(",
+        "tape = eqx.tree_at(lambda t: t.start, tape, tape.start.at[:, 1:].set("
+        "tape.start[:, 1:] | tape.truncated[:, :-1]))\n    _, distribution, value = network.scan(",
+        _ppo("advantages_agree_with_a_loop_over_episodes"),
+    ),
+    Mistake(
+        7,
+        "a reshape that strides over time and environments",
+        "agents/ppo.py",
+        "jnp.swapaxes(leaf, 0, 1), new)",
+        "leaf.reshape((num_envs, slots) + leaf.shape[2:]), new)",
+        _ppo("what_the_tape_holds"),
+    ),
+    Mistake(
+        7,
+        "padding in front of a packed row",
+        "memax_rl/tape.py",
+        "np.concatenate([joined, padding])",
+        "np.concatenate([padding, joined])",
+        ("tests/test_tape.py",),
+    ),
+    Mistake(
+        7,
+        "some rows enter several minibatches, and some none",
+        "agents/ppo.py",
+        "jax.vmap(lambda k: jax.random.permutation(k, self._size[0]))(keys)",
+        "jax.vmap(lambda k: jax.random.randint(k, (self._size[0],), 0, self._size[0]))(keys)",
+        _ppo("each_row_is_learnt_from_once_in_an_epoch"),
+    ),
+    Mistake(
+        8,
+        "slots that do not count enter the mean",
+        "agents/ppo.py",
+        "return jnp.sum(jnp.where(valid, x, 0)) / count",
+        "return jnp.mean(x)",
+        _ppo("slots_that_do_not_count_do_not_matter", "loss_by_hand_over_the_slots_that_count"),
+    ),
+    Mistake(
+        8,
+        "slots that do not count enter the normalisation of advantages",
+        "agents/ppo.py",
+        "centred = advantage - mean(advantage)",
+        "centred = advantage - jnp.mean(advantage)",
+        _ppo("slots_that_do_not_count_do_not_matter", "loss_by_hand_over_the_slots_that_count"),
+    ),
+    Mistake(
+        8,
+        "the mean is over all slots, with zeros in those that do not count",
+        "agents/ppo.py",
+        "return jnp.sum(jnp.where(valid, x, 0)) / count",
+        "return jnp.mean(jnp.where(valid, x, 0))",
+        _ppo("loss_by_hand_over_the_slots_that_count"),
+    ),
+    Mistake(
+        11,
+        "the last action of an episode is shown in the first step of the next",
+        "memax_rl/streams.py",
+        "previous_action=where(begins, jax.tree.map(jnp.zeros_like, action), action)",
+        "previous_action=action",
+        _ppo("inputs_at_an_episodes_start_show_nothing_of_the_last"),
+    ),
+    Mistake(
+        11,
+        "the last reward of an episode is shown in the first step of the next",
+        "memax_rl/streams.py",
+        "previous_reward=jnp.where(begins, 0, reward)",
+        "previous_reward=reward",
+        _ppo("inputs_at_an_episodes_start_show_nothing_of_the_last"),
+    ),
+    Mistake(
+        11,
+        "the same while learning",
+        "memax_rl/tape.py",
+        "return jnp.where(reset, jnp.zeros_like(shifted), shifted)",
+        "return shifted",
+        ("tests/test_tape.py", *_ppo("inputs_at_an_episodes_start_show_nothing_of_the_last")),
+    ),
+    Mistake(
+        12,
+        "the target network follows by a count that steps over its period",
+        "agents/dqn.py",
+        "gradient_steps % self.config.target_period == 0",
+        "(2 * gradient_steps + 1) % self.config.target_period == 0",
+        ("tests/test_dqn.py::test_updates_warm_up_and_then_follow_a_period_of_gradient_steps",),
+    ),
+    Mistake(
+        12,
+        "all epochs but one are skipped",
+        "agents/ppo.py",
+        "order = order.reshape(config.epochs * config.minibatches, -1)",
+        "order = order[:1].reshape(config.minibatches, -1)",
+        _ppo("each_row_is_learnt_from_once_in_an_epoch"),
+    ),
+    Mistake(
+        13,
+        "evaluation counts the episodes after the first as well",
+        "memax_rl/evaluation/episodes.py",
+        "first = finished.done & ~ended",
+        "first = finished.done",
+        ("tests/test_evaluation.py",),
+    ),
+    Mistake(
+        13,
+        "evaluation empties the memory before every step",
+        "memax_rl/evaluation/episodes.py",
+        "streams, _, finished = step(",
+        "streams = eqx.tree_at(lambda s: s.memory, streams, start.memory)\n        streams, _, finished = step(",
+        ("tests/test_evaluation.py",),
+    ),
+    Mistake(
+        14,
+        "the log holds the mean of the seeds",
+        "memax_rl/training/loop.py",
+        "{name: float(m[i, s]) for name, m in metrics.items()}",
+        "{name: float(m[i].mean()) for name, m in metrics.items()}",
+        ("tests/test_training.py::test_a_run_leaves_what_it_should",),
+    ),
+    Mistake(
+        14,
+        "the networks of the seeds are averaged in evaluation",
+        "memax_rl/evaluation/episodes.py",
+        "    max_steps = agent.env.horizon(agent.env_params) or 10_000",
+        "    max_steps = agent.env.horizon(agent.env_params) or 10_000\n    networks = jax.tree.map("
+        "lambda x: jnp.broadcast_to(x.mean(0), x.shape) if eqx.is_inexact_array(x) else x, networks)",
+        ("tests/test_evaluation.py",),
+    ),
+    Mistake(
+        15,
+        "bool('False')",
+        "memax_rl/training/config.py",
+        "    for kind in (int, float):\n",
+        '    if text in ("True", "False", "true", "false"):\n        return bool(text)\n'
+        "    for kind in (int, float):\n",
+        ("tests/test_training.py::test_command_line_values",),
+    ),
+    Mistake(
+        16,
+        "the gradient of a linear recurrence crosses a start",
+        "memax_rl/ops/_linear_recurrence.py",
+        "gone = row(starts, after) | (t == length - 1)",
+        "gone = t == length - 1",
+        ("tests/test_ops.py", "tests/test_memory_laws.py::test_laws[lru]"),
+    ),
+    Mistake(
+        16,
+        "the gradient of a nonlinear recurrence crosses a start",
+        "memax_rl/ops/_nonlinear_recurrence.py",
+        "return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dstate",
+        "return (dbefore[0] + dh_before, *dbefore[1:]), dstate",
+        (*_ppo("gradients_do_not_cross_episodes_on_the_tape"), "tests/test_memory_laws.py::test_laws[gru]"),
+    ),
+)
+
+
+def _copy(to: Path) -> Path:
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, to / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, to / part)
+    return to
+
+
+def _run(folder: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
+    """Return whether all tests passed, and pytest's last words. Tests that could not run are an error."""
+    # From its own folder the copy comes before what is installed.
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 0, failed[0].split(" - ")[0].split("::")[-1] if failed else ""
+
+
+def main() -> int:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", nargs="*", type=int, help="only mistakes of these kinds")
+    arguments = parser.parse_args()
+    chosen = [mistake for mistake in MISTAKES if not arguments.rows or mistake.row in arguments.rows]
+    with tempfile.TemporaryDirectory() as folder:
+        tests = tuple(dict.fromkeys(test for mistake in chosen for test in mistake.tests))
+        passed, failed = _run(_copy(Path(folder)), tests)
+        if not passed:
+            print(f"{failed} fails without any mistake")
+            return 1
+    missed = 0
+    print("| row | mistake | first test that fails |\n|---|---|---|")
+    for mistake in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = _copy(Path(folder))
+            text = (copy / mistake.file).read_text()
+            if text.count(mistake.right) != 1:
+                raise RuntimeError(f"{mistake.right!r} must stand once in {mistake.file}; change tests/mistakes.py")
+            (copy / mistake.file).write_text(text.replace(mistake.right, mistake.wrong))
+            passed, failed = _run(copy, mistake.tests)
+        missed += passed
+        print(f"| {mistake.row} | {mistake.what} | {'**none**' if passed else failed} |", flush=True)
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
