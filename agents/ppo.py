@@ -268,11 +268,12 @@ class PPO:
         # The slot after a truncated transition holds the final observation, so the next slot's value is always right:
         # where it belongs to another episode, the transition was terminated and the value is not used.
         next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
+        ends = tape.terminated if tape.value_stops is None else tape.terminated | tape.value_stops
         advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
             tape.reward,
             value,
             next_value,
-            tape.terminated,
+            ends,
             tape.truncated,
             self.config.discount,
             self.config.gae_lambda,
@@ -430,6 +431,7 @@ def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
         truncated=false,
         valid=false,
         log_prob=jnp.zeros(()),
+        value_stops=None if row.value_stops is None else false,
     )
     extended = jax.tree.map(extend, row, last)
     # A row that ends within an episode is bootstrapped there, as at a time limit.

@@ -9,10 +9,12 @@ if __name__ != "memax_rl.envs":
 
 from types import ModuleType
 
+from memax_rl.envs.registry import complete_options as complete_options
 from memax_rl.envs.registry import fixed_length as fixed_length
 from memax_rl.envs.registry import horizon as horizon
 from memax_rl.envs.registry import make as make
 from memax_rl.envs.registry import names as names
+from memax_rl.envs.registry import options as options
 
 
 def __getattr__(name: str) -> ModuleType:

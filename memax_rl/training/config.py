@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from memax_rl import envs
 from memax_rl.agents.ppo import PPOConfig
@@ -21,6 +21,8 @@ class TrainConfig(BaseModel):
 
     env: str = "popgym/RepeatPreviousEasy"
     """The environment, see `memax-rl list envs`."""
+    env_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """Options of the environment, for example --env-options.size 7; see `memax-rl list envs -v`."""
     agent: Literal["ppo"] = "ppo"
     """The agent."""
     seed: int = Field(default=0, ge=0)
@@ -48,6 +50,12 @@ class TrainConfig(BaseModel):
         if name not in envs.names():
             raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
         return name
+
+    @field_validator("env_options")
+    @classmethod
+    def _complete_env_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        # If the environment itself is wrong, that is what the user is told.
+        return envs.complete_options(info.data["env"], options) if "env" in info.data else options
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -192,7 +200,7 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(part.get(key), dict):
             raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
         part = part[key]
-    is_option = path[-1:] == ["memory_options"]
+    is_option = path[-1:] in (["memory_options"], ["env_options"])
     if not is_option and (last not in part or isinstance(part[last], dict)):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
     if value is True and not is_option and not isinstance(part[last], bool):

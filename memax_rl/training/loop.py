@@ -33,7 +33,7 @@ class TrainingError(RuntimeError):
 
 def make_agent(config: TrainConfig) -> PPO:
     """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
-    env, env_params = envs.make(config.env)
+    env, env_params = envs.make(config.env, **config.env_options)
 
     def make_network(observation_space, action_space, key):
         return make_actor_critic(config.network, observation_space, action_space, key=key)
