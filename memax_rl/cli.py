@@ -1,4 +1,4 @@
-"""The command line: `memax-rl train | evaluate | list`.
+"""The command line: `memax-rl train | evaluate | icl | inspect | list`.
 
 Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
 message on standard error and exit status 2.
@@ -35,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--greedy", action="store_true", help="take the most likely action instead of sampling")
     evaluate.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    icl = commands.add_parser("icl", help="measure whether an agent trained on trials adapts within its memory")
+    icl.add_argument("run", type=Path, help="the run folder; icl.json and icl.png are written into it")
+    icl.add_argument("--tasks", type=int, default=512, help="tasks of each split (default: 512)")
+    icl.add_argument("--episodes", type=int, help="episodes a trial (default: as in training)")
+    icl.add_argument("--greedy", action="store_true", help="take the most likely action instead of sampling")
+    icl.add_argument("--seed", type=int, help="seed of the tasks (default: the run's)")
+    icl.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    icl.add_argument("--out", type=Path, help="write into this folder instead")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
     listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options")
@@ -46,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _train(rest)
         if arguments.command == "evaluate":
             return _evaluate(arguments)
+        if arguments.command == "icl":
+            return _icl(arguments)
         return _list(arguments)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
@@ -112,12 +122,37 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _icl(arguments: argparse.Namespace) -> int:
+    from memax_rl.evaluation.icl import evaluate_in_context, print_icl_table, write_results
+
+    try:
+        result = evaluate_in_context(
+            arguments.run,
+            tasks=arguments.tasks,
+            episodes=arguments.episodes,
+            greedy=arguments.greedy,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        return _fail(error)
+    written = write_results(result, arguments.out or arguments.run)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_icl_table(result)
+        print("written: " + ", ".join(map(str, written)))
+    return 0
+
+
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "envs":
         from memax_rl import envs
 
         for name in envs.names():
             print(name)
+            if arguments.verbose:
+                for option, (default, meaning) in envs.options(name).items():
+                    print(f"    {option}: {meaning} (default: {json.dumps(default)})")
     elif arguments.what == "presets":
         from memax_rl.training.config import preset_path, presets
 
