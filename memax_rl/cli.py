@@ -43,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     icl.add_argument("--seed", type=int, help="seed of the tasks (default: the run's)")
     icl.add_argument("--json", action="store_true", help="print JSON instead of a table")
     icl.add_argument("--out", type=Path, help="write into this folder instead")
+    look = commands.add_parser("inspect", help="measure how far back a trained agent's outputs depend on the past")
+    look.add_argument("run", type=Path, help="the run folder; inspect.json, .csv and .png are written into it")
+    look.add_argument("--steps", type=int, help="steps of an episode to look at (default: all, at most 256)")
+    look.add_argument("--rows", type=int, default=16, help="fresh episodes a seed (default: 16)")
+    look.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
+    look.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    look.add_argument("--out", type=Path, help="write into this folder instead")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
     listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options")
@@ -56,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _evaluate(arguments)
         if arguments.command == "icl":
             return _icl(arguments)
+        if arguments.command == "inspect":
+            return _inspect(arguments)
         return _list(arguments)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
@@ -140,6 +149,22 @@ def _icl(arguments: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2))
     else:
         print_icl_table(result)
+        print("written: " + ", ".join(map(str, written)))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from memax_rl.evaluation.inspect import inspect, print_inspection, write_inspection
+
+    try:
+        result = inspect(arguments.run, steps=arguments.steps, rows=arguments.rows, seed=arguments.seed)
+    except ValueError as error:
+        return _fail(error)
+    written = write_inspection(result, arguments.out or arguments.run)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_inspection(result)
         print("written: " + ", ".join(map(str, written)))
     return 0
 

@@ -273,7 +273,7 @@ def print_icl_table(result: dict[str, Any]) -> None:
 
     table = Table(title=f"{result['env']}, {result['memory']}, {result['policy']} actions")
     table.add_column("tasks, who")
-    columns = ("first episode", "last episode", "gain", "area", "regret")
+    columns = ("first", "last", "gain", "area", "regret")
     for column in columns:
         table.add_column(column, justify="right")
 
@@ -294,10 +294,12 @@ def print_icl_table(result: dict[str, Any]) -> None:
     seeds = len(result["seeds"])
     table.caption = (
         f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {result['tasks']} tasks, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}; +- half of the 95 % interval over tasks"
+        f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over tasks"
     )
-    Console().print(table)
+    # Wide enough for the table where the output is no terminal.
+    console = Console()
+    (console if console.is_terminal else Console(width=110)).print(table)
 
 
 def _cell(entry: dict[str, float]) -> str:
-    return f"{entry['value']:.2f} +- {(entry['high'] - entry['low']) / 2:.2f}"
+    return f"{entry['value']:.2f} ± {(entry['high'] - entry['low']) / 2:.2f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from memax_rl import envs
 from memax_rl.agents.ppo import PPOConfig
@@ -53,7 +53,7 @@ class TrainConfig(BaseModel):
 
     @field_validator("env_options")
     @classmethod
-    def _complete_env_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    def _complete_env_options(cls, options: dict[str, Any], info: Any) -> dict[str, Any]:
         # If the environment itself is wrong, that is what the user is told.
         return envs.complete_options(info.data["env"], options) if "env" in info.data else options
 
