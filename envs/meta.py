@@ -117,7 +117,9 @@ FAMILIES: dict[str, Family] = {
         {
             "observation_size": Option(4, "numbers shown"),
             "project_action": Option(True, "swap left and right in half of the tasks"),
-            "vary_physics": Option(False, "draw pole mass, pole length and force too; testing lies outside of training"),
+            "vary_physics": Option(
+                False, "draw pole mass, pole length and force too; testing lies outside of training"
+            ),
             **_trial_options(16, Option(200, "time limit of an episode")),
         },
     ),

@@ -95,9 +95,7 @@ class KeyToDoor(Grid):
     def __init__(self, size: int, episode_length: int | None, test_fraction: float, split: str, split_seed: int):
         super().__init__(size, episode_length or 5 * size, 2, test_fraction, split, split_seed)
 
-    def reset_episode(
-        self, key: PRNGKeyArray, task: Int32[Array, "2 2"]
-    ) -> tuple[Int32[Array, "2"], KeyToDoorState]:
+    def reset_episode(self, key: PRNGKeyArray, task: Int32[Array, "2 2"]) -> tuple[Int32[Array, "2"], KeyToDoorState]:
         """Stand in the middle, without the key."""
         return self.start(), KeyToDoorState(self.start(), jnp.zeros((), bool))
 

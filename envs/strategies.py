@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from memax_rl.envs import strategies_bandit as bandit
 from memax_rl.envs.meta_bandit import Bandit, BernoulliBandit
 from memax_rl.envs.meta_cartpole import ProjectedCartPole
-from memax_rl.envs.meta_grid import MOVES, DarkRoom, Grid, KeyToDoor
+from memax_rl.envs.meta_grid import DarkRoom, Grid, KeyToDoor
 from memax_rl.envs.meta_mdp import TabularMDP, finite_horizon_q
 from memax_rl.envs.meta_pointmass import STEP, PointMass
 from memax_rl.envs.popgym_cartpole import THETA_LIMIT, TIME_STEP, X_LIMIT

@@ -29,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"memax_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train an agent; without arguments, the README's example", add_help=False)
-    evaluate = commands.add_parser("evaluate", help="play fresh episodes with a trained agent")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="play fresh episodes with a trained agent",
+        epilog="--env-options.NAME VALUE changes an option of the environment, for example the length of a corridor",
+    )
     evaluate.add_argument("run", type=Path, help="the run folder")
     evaluate.add_argument("--episodes", type=int, default=256, help="fresh episodes a seed (default: 256)")
     evaluate.add_argument("--greedy", action="store_true", help="take the most likely action instead of sampling")
@@ -54,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.add_argument("what", choices=("memories", "envs", "presets"))
     listing.add_argument("-v", "--verbose", action="store_true", help="with papers and options")
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command != "train" and rest:
+    if arguments.command not in ("train", "evaluate") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if arguments.command == "train":
             return _train(rest)
         if arguments.command == "evaluate":
-            return _evaluate(arguments)
+            return _evaluate(arguments, rest)
         if arguments.command == "icl":
             return _icl(arguments)
         if arguments.command == "inspect":
@@ -117,11 +121,19 @@ def _train(argv: Sequence[str]) -> int:
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Evaluate: `rest` holds options of the environment that differ from those of training."""
     from memax_rl.evaluation import evaluate, print_table
+    from memax_rl.training.config import env_options
 
     try:
-        result = evaluate(arguments.run, episodes=arguments.episodes, greedy=arguments.greedy, seed=arguments.seed)
+        result = evaluate(
+            arguments.run,
+            episodes=arguments.episodes,
+            greedy=arguments.greedy,
+            seed=arguments.seed,
+            env_options=env_options(rest),
+        )
     except ValueError as error:
         return _fail(error)
     if arguments.json:

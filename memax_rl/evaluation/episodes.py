@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memax_rl import envs
 from memax_rl.evaluation.statistics import summarize
 from memax_rl.streams import Act, start_stream, step_stream
 
@@ -50,21 +51,34 @@ def play(
 
 
 def evaluate_state(
-    agent: Any, networks: Any, config: Any, *, episodes: int = 256, greedy: bool = False, seed: int | None = None
+    agent: Any,
+    networks: Any,
+    config: Any,
+    *,
+    episodes: int = 256,
+    greedy: bool = False,
+    seed: int | None = None,
+    env: Any = None,
+    env_params: Any = None,
 ) -> dict[str, Any]:
-    """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns."""
+    """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns.
+
+    `env`, `env_params` replace the agent's own environment if given.
+    """
+    if env is None:
+        env, env_params = agent.env, agent.env_params
     # Far from the keys of training, which are those of small seeds.
     keys = jax.random.split(
         jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )
-    max_steps = agent.env.horizon(agent.env_params) or 10_000
+    max_steps = env.horizon(env_params) or 10_000
 
     @eqx.filter_jit
     def run(networks, keys):
         def one(network, key):
             return play(
-                agent.env,
-                agent.env_params,
+                env,
+                env_params,
                 agent.act(network, greedy),
                 network.initial_state(),
                 key,
@@ -90,7 +104,12 @@ def evaluate_state(
 
 
 def evaluate(
-    folder: str | Path, *, episodes: int = 256, greedy: bool = False, seed: int | None = None
+    folder: str | Path,
+    *,
+    episodes: int = 256,
+    greedy: bool = False,
+    seed: int | None = None,
+    env_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Play fresh episodes with the agents of a run and return statistics of their returns.
 
@@ -100,10 +119,12 @@ def evaluate(
     - `episodes`: fresh episodes for each of the run's seeds.
     - `greedy`: take the most likely action instead of sampling.
     - `seed`: of the episodes; by default the run's own.
+    - `env_options`: options of the environment that differ from those of training.
 
     **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals.
 
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1.
+    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1, or the
+    options give another observation or action space than the agent was trained for.
     """
     from memax_rl.training.loop import init_state, make_agent
     from memax_rl.training.run import Run
@@ -116,7 +137,17 @@ def evaluate(
     arrays, static = init_state(config, agent)
     arrays, _ = run.restore(arrays)
     networks = eqx.combine(arrays, static).network
-    return evaluate_state(agent, networks, config, episodes=episodes, greedy=greedy, seed=seed)
+    env, env_params = envs.make(config.env, **(config.env_options | (env_options or {})))
+    for name in ("observation_space", "action_space"):
+        trained, now = getattr(agent, name), getattr(env, name)(env_params)
+        if repr(trained) != repr(now):
+            raise ValueError(
+                f"env_options {env_options} change the {name.replace('_', ' ')} from {trained!r} to {now!r}, which the "
+                "agent was not made for"
+            )
+    return evaluate_state(
+        agent, networks, config, episodes=episodes, greedy=greedy, seed=seed, env=env, env_params=env_params
+    )
 
 
 def print_table(result: dict[str, Any]) -> None:

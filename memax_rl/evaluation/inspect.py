@@ -11,6 +11,7 @@ features of their convolutions.
 
 import csv
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -179,7 +180,7 @@ def total_variation(p: ActionDistribution, q: ActionDistribution) -> Float[Array
         bounds = [0, p.raw.shape[0]]
     parts = [
         0.5 * jnp.sum(jnp.abs(jax.nn.softmax(p.raw[a:b]) - jax.nn.softmax(q.raw[a:b])))
-        for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+        for a, b in itertools.pairwise(bounds)
     ]
     return jnp.mean(jnp.stack(parts))
 

@@ -160,6 +160,20 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     return make_config(fields)
 
 
+def env_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the environment's options in command-line arguments such as `--env-options.length 10`.
+
+    **Raises:** `ValueError` for any other argument.
+    """
+    options = {}
+    for name, value in _pairs(arguments):
+        prefix, _, option = name.partition(".")
+        if prefix != "env-options" or not option:
+            raise ValueError(f"unrecognized argument --{name}; only options of the environment may be changed here")
+        options[option.replace("-", "_")] = value
+    return options
+
+
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) for each argument."""
     rest = list(arguments)
