@@ -59,7 +59,12 @@ def _any_environment(options: Mapping[str, Any]) -> Trials:
     env, params = make(options["env"])
     if options["vary"] is None:
         return _trials(FromReset(env, params), options)
-    ranges = {name: (float(low), float(high)) for name, (low, high) in options["vary"].items()}
+    try:
+        ranges = {name: (float(low), float(high)) for name, (low, high) in options["vary"].items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"vary must give each parameter a range, as {{gravity: [8, 12]}}, got {options['vary']!r}"
+        ) from None
     return _trials(FromParams(env, params, ranges), options)
 
 

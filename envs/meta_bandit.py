@@ -41,8 +41,8 @@ class BernoulliBandit(Bandit):
 
     def __init__(self, arms: int, payouts: Sequence[float] | None, episode_length: int):
         super().__init__(arms, episode_length)
-        if payouts is not None and len(payouts) != arms:
-            raise ValueError(f"payouts must be one number for each of {arms} arms, got {list(payouts)}")
+        if payouts is not None and not (isinstance(payouts, list | tuple) and len(payouts) == arms):
+            raise ValueError(f"payouts must be one number for each of {arms} arms, got {payouts!r}")
         if payouts is not None and not all(0 <= p <= 1 for p in payouts):
             raise ValueError(f"payouts must be probabilities, got {list(payouts)}")
         self.payouts = payouts

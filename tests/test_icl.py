@@ -11,14 +11,14 @@ import pytest
 from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.envs import spaces
-from memax_rl.evaluation.icl import play_trials, summarize_trials, trained_episodes
+from memax_rl.evaluation.icl import play_trials, print_icl_table, summarize_trials, trained_episodes
 from memax_rl.evaluation.inspect import action_change_by_lag, collect, gradients_by_lag, total_variation
 from memax_rl.networks import ActionDistribution, NetworkConfig, make_actor_critic
 from memax_rl.training import make_config, train
 
 SMALL = {
     "env": "meta/BernoulliBandit",
-    "env_options": {"arms": 2, "episode_length": 2, "episodes": 3},
+    "env_options": {"arms": 3, "episode_length": 2, "episodes": 3},
     "total_steps": 48,
     "network": {"memory": "min_gru", "width": 8},
     "ppo": {"num_envs": 4, "slots": 6, "epochs": 1, "minibatches": 2},
@@ -45,16 +45,9 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
             assert summary["area"]["value"] == pytest.approx(sum(e["value"] for e in summary["return_by_episode"]))
             assert summary["regret"] is not None
     assert [len(result["longer"][n]["return_by_episode"]) for n in ("2", "4")] == [6, 12]
-    assert set(result["strategies"]) == {
-        "random",
-        "greedy",
-        "UCB1",
-        "Thompson sampling",
-        "Gittins index",
-        "Bayes-optimal",
-    }
-    assert result["strategies"]["Bayes-optimal"]["area"]["value"] > 0
-    assert main(["icl", str(run.folder), "--tasks", "8", "--episodes", "2", "--out", str(tmp_path)]) == 0
+    assert set(result["strategies"]) == {"random", "greedy", "UCB1", "Thompson sampling", "Gittins index"}
+    assert result["strategies"]["Gittins index"]["area"]["value"] > 0
+    print_icl_table(result)
     assert "held-out, memory wiped" in capsys.readouterr().out
 
 

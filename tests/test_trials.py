@@ -223,6 +223,7 @@ def dataclass_state(states, obs):
         ("meta/EndlessTMaze", {"length": 0}, "length must be at least 1"),
         ("meta/Trials", {"env": "gymnax/CartPole-v1", "vary": {"mass": [1, 2]}}, "there is no parameter 'mass'"),
         ("meta/Trials", {"env": "gymnax/CartPole-v1", "vary": {"gravity": [2, 1]}}, "the smaller first"),
+        ("meta/Trials", {"env": "gymnax/CartPole-v1", "vary": {"gravity": 2}}, "vary must give each parameter a range"),
     ],
 )
 def test_wrong_options_are_refused(name, options, message):

@@ -123,8 +123,8 @@ def evaluate(
 
     **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals.
 
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1, or the
-    options give another observation or action space than the agent was trained for.
+    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1, or
+    the options give another observation or action space than the agent was trained for.
     """
     from memax_rl.training.loop import init_state, make_agent
     from memax_rl.training.run import Run
@@ -138,11 +138,15 @@ def evaluate(
     arrays, _ = run.restore(arrays)
     networks = eqx.combine(arrays, static).network
     env, env_params = envs.make(config.env, **(config.env_options | (env_options or {})))
-    for name in ("observation_space", "action_space"):
-        trained, now = getattr(agent, name), getattr(env, name)(env_params)
+    spaces = (
+        ("observation", agent.observation_space, env.observation_space(env_params)),
+        ("action", agent.action_space, env.action_space(env_params)),
+    )
+    for name, trained, now in spaces:
+        # Spaces compare by identity; what they say of themselves is all there is to compare.
         if repr(trained) != repr(now):
             raise ValueError(
-                f"env_options {env_options} change the {name.replace('_', ' ')} from {trained!r} to {now!r}, which the "
+                f"env_options {env_options} change the {name} space from {trained!r} to {now!r}, which the "
                 "agent was not made for"
             )
     return evaluate_state(

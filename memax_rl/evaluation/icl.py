@@ -196,14 +196,12 @@ def evaluate_in_context(
     episodes = trained if episodes is None else episodes
     arrays, static = init_state(config, agent)
     arrays, _ = run.restore(arrays)
-    networks = eqx.filter(eqx.combine(arrays, static).network, eqx.is_array)
-    network_static = eqx.combine(arrays, static).network
-    network_static = eqx.filter(network_static, eqx.is_array, inverse=True)
+    networks, network_static = eqx.partition(eqx.combine(arrays, static).network, eqx.is_array)
     key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31)
     most = episodes * max((1, *longer))
 
-    def split(name: str) -> Trials:
-        return envs.make(config.env, **(config.env_options | {"split": name, "num_tasks": None}))[0]
+    def split(name: str, **options: Any) -> Trials:
+        return envs.make(config.env, **(config.env_options | {"split": name} | options))[0]
 
     @eqx.filter_jit
     def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:
@@ -219,7 +217,8 @@ def evaluate_in_context(
         played = [np.asarray(play(env, network, jnp.asarray(n), jnp.asarray(wiped)))[:, :n] for network in one]
         return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
 
-    train, test = split("train"), split("test")
+    # Training tasks are those trained on; of the held-out ones there are as many as there are.
+    train, test = split("train"), split("test", num_tasks=None)
     known = _measure_strategies(test, key, tasks, episodes)
     return {
         "env": config.env,
