@@ -116,7 +116,9 @@ def test_targets_of_q_learning_go_on_or_stop_too(target, across, expected, key):
     env = Trials(Count(2), episodes=2, discount_across_episodes=across)
     sizes = {"num_envs": 2, "rows": 4, "slots": 8, "update_to_data": 2.0, "replay_slots": 64, "warm_up": 8}
     config = DQNConfig(**sizes, discount=0.5, **target)
-    make_network = partial(lambda c, o, a, k: make_q_network(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
+    make_network = partial(
+        lambda c, o, a, k: make_q_network(c, o, a, duelling=True, key=k), NetworkConfig(memory="gru", width=4)
+    )
     agent = DQN(env, env.default_params, make_network, config, 100)
 
     @eqx.filter_jit
@@ -146,7 +148,7 @@ def test_wrappers_keep_where_the_value_stops_or_refuse(key):
     ):
         slot, _, _ = play(wrapped(env, **config), key, [0] * 3, env.default_params)
         np.testing.assert_array_equal(slot.value_stops, [False, True, False])
-    with pytest.raises(ValueError, match=r"frame_skip would add up rewards on both sides .* discount_across_episodes"):
+    with pytest.raises(ValueError, match=r"frame_skip would add up rewards on both sides .*discount_across_episodes"):
         play(wrapped(env, name="frame_skip", frames=2), key, [0], env.default_params)
 
 
