@@ -43,11 +43,11 @@ class DQNConfig(BaseModel):
 
     num_envs: int = Field(default=16, ge=1)
     """Environments in parallel."""
-    rows: int = Field(default=16, ge=1)
+    rows: int = Field(default=4, ge=1)
     """Tapes in a gradient step."""
     slots: int | None = Field(default=None, ge=2)
     """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
-    update_to_data: float = Field(default=4.0, gt=0)
+    update_to_data: float = Field(default=8.0, gt=0)
     """Slots learnt from for each slot collected, counting every time one is learnt from. PPO's is its epochs. An update
     collects the fewest steps that make its gradient steps a whole number."""
     replay_slots: int = Field(default=200_000, ge=2)
@@ -81,16 +81,16 @@ class DQNConfig(BaseModel):
     discount: float = Field(default=0.99, ge=0, le=1)
     """Gamma."""
     n_step: int = Field(default=1, ge=1)
-    """Rewards summed before the bootstrap."""
-    q_lambda: float | None = Field(default=None, ge=0, le=1)
-    """If set, the target is the lambda-return instead of the n-step return."""
+    """Rewards summed before the bootstrap, where q_lambda is null."""
+    q_lambda: float | None = Field(default=0.9, ge=0, le=1)
+    """Lambda of the lambda-returns that are the targets. None (null): n-step returns instead."""
     watkins: bool = False
     """Stop a lambda-return at the first action that is not the best one, as Watkins' Q(lambda) does; else Peng's."""
     double: bool = True
     """Choose the next action by the online network, and value it by the target network."""
     duelling: bool = True
     """Split action values into a state's value and the actions' advantages."""
-    target_period: int = Field(default=100, ge=1)
+    target_period: int = Field(default=50, ge=1)
     """Gradient steps between updates of the target network."""
     target_tau: float = Field(default=1.0, gt=0, le=1)
     """How far an update moves the target network to the online one. 1: a copy. Soft updates: below 1, period 1."""
@@ -100,7 +100,10 @@ class DQNConfig(BaseModel):
     @model_validator(mode="after")
     def _check_target(self) -> "DQNConfig":
         if self.q_lambda is not None and self.n_step > 1:
-            raise ValueError(f"set either n_step or q_lambda, not both; got n_step={self.n_step}")
+            raise ValueError(
+                f"set either n_step or q_lambda, not both; got n_step={self.n_step} and q_lambda={self.q_lambda}. For "
+                "n-step returns set dqn.q_lambda to null"
+            )
         if self.watkins and self.q_lambda is None:
             raise ValueError("watkins is about lambda-returns; set q_lambda as well")
         return self

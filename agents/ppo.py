@@ -10,8 +10,6 @@ One update:
 How a row is filled (`PPOConfig.fill`):
 - "episodes": a row holds whole episodes. What is open when the row is full is not learnt from yet: it is carried over
   to the front of the stream's next row, where it is continued and learnt from when it is complete.
-- "context": the same rows, but the open episode is learnt from at once, bootstrapped at the row's end; in the next row
-  it comes first as context without loss, so that its continuation has its whole history.
 - "stream": a row goes on where the last one ended, with the memory as it was (truncated backpropagation through time).
   For episodes longer than any tape.
 """
@@ -45,8 +43,8 @@ class PPOConfig(BaseModel):
     """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
     slots: int | None = Field(default=None, ge=1)
     """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
-    fill: Literal["episodes", "context", "stream"] = "episodes"
-    """What a row holds: whole episodes; the same with open episodes learnt at once; or a plain stream."""
+    fill: Literal["episodes", "stream"] = "episodes"
+    """What a row holds: whole episodes, or a stretch of a stream that goes on where the last one ended."""
     epochs: int = Field(default=4, ge=1)
     """Passes over the tape in an update."""
     minibatches: int = Field(default=8, ge=1)
@@ -254,16 +252,14 @@ class PPO:
 
         if self.config.fill == "stream":
             complete = jnp.full(num_envs, slots)
-            learnt = row.valid
             carried, used = state.carried, state.used
         else:
             complete = jax.vmap(_end_of_last_episode)(row)
-            fresh = ~_before(state.used, slots) if self.config.fill == "context" else _before(complete, slots)
-            learnt = row.valid & fresh
             carried = jax.vmap(_shift)(row, complete)
             used = slots - complete
+        learnt = row.valid & _before(complete, slots)
         row = eqx.tree_at(lambda t: t.valid, row, learnt)
-        if self.config.fill != "episodes":
+        if self.config.fill == "stream":
             row = jax.vmap(_bootstrap_slot)(row, streams.inputs)
 
         carried_share = jnp.sum(learnt & _before(state.used, slots)) / jnp.maximum(jnp.sum(learnt), 1)

@@ -1,9 +1,9 @@
-"""Three ways to fill the tape, compared in return against steps and against seconds.
+"""Two ways to fill the tape, compared in return against steps and against seconds.
 
     python benchmarks/fill.py --out docs/fill
 
-RepeatPreviousEasy has episodes of one length, so "episodes" and "context" are the same there; PositionOnlyCartPoleEasy
-has episodes of any length up to 200. Three seeds together, three levels of return: when is each reached?
+RepeatPreviousEasy has episodes of one length, PositionOnlyCartPoleEasy of any length up to 200. Three seeds together,
+three levels of return: when is each reached?
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for env, preset in PRESETS.items():
-            for fill in ("episodes", "context", "stream"):
+            for fill in ("episodes", "stream"):
                 fields = load_config(preset).model_dump()
                 fields |= {"num_seeds": arguments.seeds, "eval_episodes": 0, "total_steps": arguments.total_steps}
                 fields["ppo"]["fill"] = fill

@@ -7,8 +7,8 @@
 Forward is one `scan` of the batch, backward the gradient of the mean square of the outputs by parameters and
 inputs. Both sides get the same inputs and start flags. Each side is compiled once; then the sides take turns
 in one process, and a ratio is the median over the turns of their time over ours, so that other load on the
-machine meets both. Temporary memory is what XLA's own analysis of the compiled forward and backward pass
-says.
+machine meets both; "in processor time" is the same of the time that all cores together spent. Temporary memory is
+what XLA's own analysis of the compiled forward and backward pass says.
 
 The column "beside" tells what stands beside a model:
 
@@ -102,8 +102,12 @@ def tree_recurrence(a, b, h0, starts):
 
 def turning_tree(re, im, b, h0, starts):
     """The same in place of `ops.turning_recurrence`."""
-    hs = tree_recurrence(jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape), jax.lax.complex(b[:, 0], b[:, 1]),
-                         jax.lax.complex(*h0), starts)
+    hs = tree_recurrence(
+        jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape),
+        jax.lax.complex(b[:, 0], b[:, 1]),
+        jax.lax.complex(*h0),
+        starts,
+    )
     return jnp.stack([hs.real, hs.imag], axis=1)
 
 
@@ -184,13 +188,13 @@ def cases() -> Iterator[Case]:
     for window in (20, 128):
         for name, position in (("attention", None), ("rope_attention", "rope"), ("alibi_attention", "alibi")):
             sizes = {"recurrent_size": WIDTH, "window_size": window, "positional_embedding": position}
-            yield beside_memax(
-                name, {"window": window}, f"{semi}.attn", "Attention", "one head, no W_o there", **sizes
-            )
+            yield beside_memax(name, {"window": window}, f"{semi}.attn", "Attention", "one head, no W_o there", **sizes)
     for window in (20, 128):
         sizes = {"recurrent_size": WIDTH, "window_size": window}
         same = {"window": window, "frame_size": WIDTH}
-        yield beside_memax("frame_stack", same, f"{semi}.stack", "Stack", "the input itself is the frame there", **sizes)
+        yield beside_memax(
+            "frame_stack", same, f"{semi}.stack", "Stack", "the input itself is the frame there", **sizes
+        )
         small = "frames of 128 features there, of 16 here"
         yield beside_memax("frame_stack", {"window": window}, f"{semi}.stack", "Stack", small, **sizes)
 
@@ -238,14 +242,17 @@ def compile_side(side: Side, steps: int, batch: int) -> Compiled:
     )
 
 
-def seconds_of(program: Callable, inputs: tuple) -> float:
-    """Return the time of one call."""
-    begin = time.perf_counter()
+def seconds_of(program: Callable, inputs: tuple) -> tuple[float, float]:
+    """Return the time of one call by the clock, and the processor time that it took on all cores."""
+    begin, used = time.perf_counter(), time.process_time()
     jax.block_until_ready(program(*inputs))
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - used
 
 
-def take_turns(sides: list[Compiled], seconds: float, least: int) -> tuple[list[list[float]], list[list[float]]]:
+Turns = list[list[tuple[float, float]]]
+
+
+def take_turns(sides: list[Compiled], seconds: float, least: int) -> tuple[Turns, Turns]:
     """Return the times of forward and of backward, [turns][sides]: the sides take turns for about `seconds`."""
     for side in sides:
         seconds_of(side.backward, side.inputs)
@@ -254,8 +261,8 @@ def take_turns(sides: list[Compiled], seconds: float, least: int) -> tuple[list[
     while len(backward) < least or (time.perf_counter() - begin < seconds and len(backward) < 100):
         # Each side goes first in every other turn.
         order = list(enumerate(sides))[:: 1 if len(backward) % 2 else -1]
-        backward.append([0.0] * len(sides))
-        forward.append([0.0] * len(sides))
+        backward.append([(0.0, 0.0)] * len(sides))
+        forward.append([(0.0, 0.0)] * len(sides))
         for i, side in order:
             backward[-1][i] = seconds_of(side.backward, side.inputs)
         for i, side in order:
@@ -283,14 +290,16 @@ def measure(case: Case, steps: int, batch: int, seconds: float, least: int, limi
             row["note"] = f"not run: {other.temporary_mb / 1000:.0f} GB there; {case.note}".rstrip("; ")
     forward, backward = take_turns(sides, seconds, least)
     for prefix, i in (("", 0), ("other ", 1))[: len(sides)]:
-        row[f"{prefix}forward ms"] = 1e3 * statistics.median(turn[i] for turn in forward)
-        low, middle, high = quartiles([1e3 * turn[i] for turn in backward])
+        row[f"{prefix}forward ms"] = 1e3 * statistics.median(turn[i][0] for turn in forward)
+        low, middle, high = quartiles([1e3 * turn[i][0] for turn in backward])
         row |= {f"{prefix}fwd+bwd ms": middle, f"{prefix}fwd+bwd quartiles": f"{low:.2f}-{high:.2f}"}
     row |= {"compile s": sides[0].compile_seconds, "MB": sides[0].temporary_mb, "turns": len(backward)}
     if len(sides) == 2:
-        row["forward ratio"] = statistics.median(theirs / ours for ours, theirs in forward)
-        low, middle, high = quartiles([theirs / ours for ours, theirs in backward])
+        row["forward ratio"] = statistics.median(theirs[0] / ours[0] for ours, theirs in forward)
+        low, middle, high = quartiles([theirs[0] / ours[0] for ours, theirs in backward])
         row |= {"ratio": middle, "ratio quartiles": f"{low:.1f}-{high:.1f}"}
+        # A call that is over within a tick of the clock has no processor time to speak of.
+        row["processor ratio"] = statistics.median(theirs[1] / max(ours[1], 1e-6) for ours, theirs in backward)
     return row
 
 
@@ -310,6 +319,7 @@ COLUMNS = (
     ("forward ratio", "times faster, fwd", "{:.1f}"),
     ("ratio", "times faster, fwd+bwd", "{:.1f}"),
     ("ratio quartiles", "quartiles", "{}"),
+    ("processor ratio", "in processor time", "{:.1f}"),
     ("memory ratio", "times less memory", "{:.1f}"),
     ("note", "differs", "{}"),
 )
@@ -322,8 +332,9 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def print_row(texts: list[str]) -> None:
     """Print one line of the table on the terminal."""
-    widths = (34, 5, 5, 7, 10, 9, 7, 10, 10, 14, 13, 9, 17, 21, 12, 17)
-    print("  ".join(f"{t:{w}}" if i in (0, 7) else f"{t:>{w}}" for i, (t, w) in enumerate(zip(texts, widths))), texts[-1])
+    widths = (46, 5, 5, 7, 10, 9, 7, 10, 10, 14, 13, 9, 17, 21, 12, 17, 17)
+    columns = [f"{text:{width}}" for text, width in zip(texts[:-1], widths, strict=True)]
+    print("  ".join([*columns, texts[-1]]).rstrip())
     sys.stdout.flush()
 
 
@@ -339,6 +350,34 @@ def write(rows: list[dict[str, Any]], folder: Path, machine: str) -> None:
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     (folder / "memory.md").write_text("\n".join(lines) + "\n")
     draw(rows, folder / "memory.png", machine)
+    if len({(row["T"], row["batch"]) for row in rows}) > 1:
+        draw_sizes(rows, folder / "memory_sizes.png", machine)
+
+
+def draw_sizes(rows: list[dict[str, Any]], path: Path, machine: str) -> None:
+    """Draw for each batch our time against T, a line a model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    batches = sorted({row["batch"] for row in rows})
+    figure, axes = plt.subplots(
+        1, len(batches), figsize=(5 * len(batches) + 3, 6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, batch in zip(axes[0], batches, strict=True):
+        lines: dict[str, dict[int, float]] = {}
+        for row in rows:
+            if row["batch"] == batch:
+                lines.setdefault(row["model"], {})[row["T"]] = row["fwd+bwd ms"]
+        for i, (model, times) in enumerate(lines.items()):
+            axis.plot(list(times), list(times.values()), ["o-", "s--", "^:", "d-."][i // 10 % 4], label=model, ms=3)
+        axis.set(title=f"batch {batch}", xlabel="T", xscale="log", yscale="log")
+        axis.grid(which="both", alpha=0.2)
+    axes[0, 0].set_ylabel("forward and backward, ms")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=6)
+    figure.suptitle(machine, fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def draw(rows: list[dict[str, Any]], path: Path, machine: str) -> None:

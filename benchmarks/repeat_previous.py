@@ -2,8 +2,8 @@
 
     python benchmarks/repeat_previous.py --out docs/repeat_previous
 
-Trains each row with three seeds together on this machine, evaluates 256 fresh episodes of each seed, prints a table in
-Markdown and draws the learning curves. Seconds are of the wall clock, with compilation, for all three seeds at once.
+Trains each row with three seeds, one after the other, evaluates 256 fresh episodes of each, prints a table in Markdown
+and draws the learning curves. Seconds are of the wall clock, with compilation, for each seed by itself.
 """
 
 import argparse
@@ -30,24 +30,22 @@ SETTINGS = {
 BEST_OF_PAPER = {"Easy": 1.0, "Medium": 0.789, "Hard": 0.191}
 
 
-def run(fields: dict, folder: Path) -> tuple[Run, dict, float]:
-    """Train and evaluate; return the run, its evaluation, and the seconds that training took."""
+def run(fields: dict, folder: Path) -> tuple[Run, float, float]:
+    """Train and evaluate one seed; return the run, its mean return, and the seconds that training took."""
     start = time.perf_counter()
     result = train(make_config(fields), out=folder)
     seconds = time.perf_counter() - start
-    return result, evaluate(result.folder), seconds
+    return result, evaluate(result.folder)["return"]["mean"]["value"], seconds
 
 
-def curve(one: Run) -> tuple[np.ndarray, np.ndarray]:
+def curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     """Return environment steps [updates] and mean return [updates, seeds]."""
-    rows = one.metrics()
-    seeds = sorted({row["seed"] for row in rows})
-    columns = [[row for row in rows if row["seed"] == seed] for seed in seeds]
+    columns = [one.metrics() for one in runs]
     steps = np.array([row["env_steps"] for row in columns[0]])
     return steps, np.array([[row["episode/return"] for row in column] for column in columns]).T
 
 
-def draw(curves: list[tuple[str, Run, float]], path: Path) -> None:
+def draw(curves: list[tuple[str, list[Run], float]], path: Path) -> None:
     """Draw return against environment steps, a band from the lowest to the highest seed."""
     import matplotlib
 
@@ -55,8 +53,8 @@ def draw(curves: list[tuple[str, Run, float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for label, one, best in curves:
-        steps, returns = curve(one)
+    for label, runs, best in curves:
+        steps, returns = curve(runs)
         (line,) = axis.plot(steps, returns.mean(axis=1), label=f"{label}, LRU")
         axis.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.25, color=line.get_color())
         axis.axhline(best, color=line.get_color(), linestyle=":", linewidth=1.2)
@@ -79,32 +77,32 @@ def main() -> None:
     arguments = parser.parse_args()
     curves = []
     with tempfile.TemporaryDirectory() as folder:
-        print("| environment | memory | network | steps | seconds, all seeds | mean return | each seed |")
-        print("|---|---|---|---|---|---|---|")
+        print("| environment | memory | network | steps | mean return, each seed | seconds, each seed |")
+        print("|---|---|---|---|---|---|")
 
-        def row(level: str, memory: str) -> Run:
+        def row(level: str, memory: str) -> list[Run]:
             fields = load_config(f"ppo/repeat_previous_{level.lower()}").model_dump()
             settings = dict(SETTINGS[memory]) if level == "Easy" else {}
             changed = settings.pop("network", {})
             network = fields["network"] | {"memory": memory} | changed
-            fields |= {"num_seeds": arguments.seeds, "eval_episodes": 0, **settings, "network": network}
-            one, result, seconds = run(fields, Path(folder) / f"{level}-{memory}")
-            r = result["return"]["mean"]
-            each = ", ".join(f"{m:.3f}" for m in result["mean_return_per_seed"])
-            steps = f"{fields['total_steps']:,}"
+            fields |= {"eval_episodes": 0, **settings, "network": network}
+            label = f"{level}-{memory}"
+            seeds = range(arguments.seeds)
+            runs, returns, seconds = zip(
+                *(run(fields | {"seed": i}, Path(folder) / f"{label}-{i}") for i in seeds), strict=True
+            )
             shape = f"width {network['width']}, depth {network['depth']}"
             shape += "".join(f", {name} {value:g}" for name, value in network["memory_options"].items())
-            interval = f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})"
-            print(
-                f"| RepeatPrevious{level} | {memory} | {shape} | {steps} | {seconds:.0f} | {interval} | {each} |",
-                flush=True,
-            )
-            return one
+            results = ", ".join(f"{r:.3f}" for r in returns)
+            times = ", ".join(f"{s:.0f}" for s in seconds)
+            steps = f"{fields['total_steps']:,}"
+            print(f"| RepeatPrevious{level} | {memory} | {shape} | {steps} | {results} | {times} |", flush=True)
+            return list(runs)
 
         for memory in arguments.memories:
-            one = row("Easy", memory)
+            runs = row("Easy", memory)
             if memory == "lru":
-                curves.append(("Easy", one, BEST_OF_PAPER["Easy"]))
+                curves.append(("Easy", runs, BEST_OF_PAPER["Easy"]))
         for level in arguments.levels:
             curves.append((level, row(level, "lru"), BEST_OF_PAPER[level]))
         if arguments.out:

@@ -188,7 +188,16 @@ METHODS = {"tapes": DQN, "segments": Segments, "stored": Stored}
 
 def make_agent(method: str, env: Any, env_params: Any, arguments: argparse.Namespace) -> DQN:
     """Return the agent of a method on an environment."""
-    config = DQNConfig(num_envs=16, rows=16, slots=128, update_to_data=4.0, replay_slots=16 * 32 * 128, discount=0.5)
+    config = DQNConfig(
+        num_envs=16,
+        rows=16,
+        slots=128,
+        update_to_data=4.0,
+        replay_slots=16 * 32 * 128,
+        discount=0.5,
+        q_lambda=None,
+        target_period=100,
+    )
     sizes = NetworkConfig(memory=arguments.memory)
     network = partial(_network, sizes)
     agent = METHODS[method](env, env_params, network, config, arguments.total_steps)

@@ -83,7 +83,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
-    parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes", "context"])
+    parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes"])
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each row after compilation")
     arguments = parser.parse_args()
     rate = gemm_rate()

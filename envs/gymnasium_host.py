@@ -8,6 +8,7 @@ or a bad value is reported as text instead of being raised.
 
 import math
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -212,12 +213,12 @@ class Group(gymnasium.Env):
     """Several copies in one process, which are made when they are first told something.
 
     Its action is (commands, seeds, actions), arrays of the copies; its observation is a `Transition` laid flat. What
-    goes wrong stands in `info["failure"]`.
+    goes wrong stands in `info["failure"]`. `owner` is the process that learns, `first` the index of the first copy.
     """
 
-    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], copies: int, first: int):
-        if multiprocessing.parent_process() is not None:
-            # Ctrl-C reaches every process of the terminal; the main one decides what comes of it.
+    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], copies: int, owner: int, first: int):
+        if os.getpid() != owner:
+            # A worker. Ctrl-C reaches every process of the terminal; the owner decides what comes of it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.environment_spec, self.arguments, self.copies, self.first = spec, dict(arguments), copies, first
         self.vector: SyncVectorEnv | None = None
@@ -296,11 +297,14 @@ class Pool:
         self.group: Group | None = None
         self.workers: AsyncVectorEnv | None = None
         if processes == 0:
-            self.group = Group(spec, arguments, size, 0)
+            self.group = Group(spec, arguments, size, os.getpid(), 0)
             return
         # Every group is of one size, so the last may have copies too many.
         self.workers = AsyncVectorEnv(
-            [partial(Group, spec, arguments, self.per_process, i) for i in range(0, size, self.per_process)],
+            [
+                partial(Group, spec, arguments, self.per_process, os.getpid(), i)
+                for i in range(0, size, self.per_process)
+            ],
             # A fork of this process could deadlock: JAX runs many threads in it.
             context="forkserver",
             autoreset_mode=AutoresetMode.DISABLED,

@@ -15,7 +15,8 @@ from memax_rl.networks import Inputs, NetworkConfig, QValues, make_q_network
 ROWS, SLOTS = 4, 16
 
 
-def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, **settings) -> DQN:
+def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, past=True, **settings) -> DQN:
+    """Return an agent; without `past` its network is shown the observation alone."""
     settings = {
         "num_envs": 4,
         "rows": ROWS,
@@ -24,11 +25,12 @@ def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, **set
         "warm_up": 40,
         "schedule": "constant",
         "update_to_data": 2.0,
+        "q_lambda": None,
     } | settings
     config = DQNConfig(**settings)
 
     def network(observation_space, action_space, key):
-        sizes = NetworkConfig(memory=name, width=width)
+        sizes = NetworkConfig(memory=name, width=width, previous_action=past, previous_reward=past, start=past)
         return make_q_network(sizes, observation_space, action_space, duelling=config.duelling, key=key)
 
     return DQN(env, env_params, network, config, total_steps)
@@ -322,7 +324,8 @@ def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
 def test_value_at_an_end(ending, want, n_step, key):
     """Rows 4 and 5: one step a episode, reward 1, discount 0.8. Q -> 1 / (1 - 0.8) if truncated, 1 if terminated."""
     probe = Probe(longest=1, ending=ending, constant=True)
-    agent = _agent(probe, "mlp", 8, discount=0.8, learning_rate=1e-2, target_period=1, n_step=n_step)
+    # All observations are alike, so the final one, which is never learnt from, has the value of the first.
+    agent = _agent(probe, "mlp", 8, past=False, discount=0.8, learning_rate=1e-2, target_period=1, n_step=n_step)
     _, metrics = _updates(agent, agent.init(key), 250)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.25)
 
@@ -375,7 +378,7 @@ def test_mistakes_in_the_settings_are_explained(key):
     with pytest.raises(ValueError, match="set either n_step or q_lambda"):
         DQNConfig(n_step=2, q_lambda=0.5)
     with pytest.raises(ValueError, match="watkins is about lambda-returns"):
-        DQNConfig(watkins=True)
+        DQNConfig(watkins=True, q_lambda=None)
     env, params = make("popgym/PositionOnlyPendulumEasy")
     with pytest.raises(ValueError, match=r"dqn cannot act in the action space .*; expected Discrete or MultiDiscrete"):
         _agent(env, env_params=params)

@@ -1,6 +1,7 @@
 """Wrappers: what each does around an environment in JAX and on the host, with lengths and last observations."""
 
 from functools import partial
+from typing import Literal
 
 import _host_environments  # noqa: F401
 import equinox as eqx
@@ -258,8 +259,8 @@ def test_wrappers_on_the_command_line():
     config = override(TrainConfig(), ["--env-wrappers", "[{name: sticky_actions}, {name: frame_skip, frames: 4}]"])
     assert [wrapper.name for wrapper in config.env_wrappers] == ["sticky_actions", "frame_skip"]
     again = override(config, ["--env-wrappers.0.probability", "0.5", "--env-wrappers.1.frames=2"])
-    assert again.env_wrappers[0].probability == 0.5
-    assert again.env_wrappers[1].frames == 2
+    assert again.env_wrappers[0].model_dump()["probability"] == 0.5
+    assert again.env_wrappers[1].model_dump()["frames"] == 2
     with pytest.raises(ValueError, match=r"unknown field --env-wrappers\.2\.frames"):
         override(config, ["--env-wrappers.2.frames", "2"])
     assert make_config(config.model_dump(mode="json")) == config
@@ -268,7 +269,7 @@ def test_wrappers_on_the_command_line():
 # Normalised observations
 
 
-def normalizing_agent(key, fill="episodes"):
+def normalizing_agent(key, fill: Literal["episodes", "stream"] = "episodes"):
     env, params = wrappers.wrap(
         Counter(4), Counter(4).default_params, "own/Counter", make_config({"env_wrappers": [NORMALIZE]}).env_wrappers
     )
@@ -303,10 +304,9 @@ def test_statistics_are_those_of_everything_seen(key):
     np.testing.assert_allclose(normalizer(x[0]), np.clip((x[0] - seen.mean(0)) / seen.std(0), -2, 2), rtol=1e-4)
 
 
-@pytest.mark.parametrize("fill", ["stream", "context"])
-def test_the_ratio_is_one_on_a_fresh_tape(fill, key):
+def test_the_ratio_is_one_on_a_fresh_tape(key):
     """The statistics that the agent learns with are those it acted with, also once they have changed."""
-    agent, state = normalizing_agent(key, fill)
+    agent, state = normalizing_agent(key, "stream")
     state, _ = eqx.filter_jit(agent.update)(state)
     head = state.network.policy_head
     state = eqx.tree_at(lambda s: s.network.policy_head.weight, state, head.weight * 100)
@@ -323,7 +323,9 @@ def test_statistics_change_once_an_update_and_by_nothing_else(key):
     after, _ = eqx.filter_jit(agent.update)(state)
     seen = np.asarray(rows.tape.observation)[np.asarray(rows.tape.valid)]
     for torso in (after.network.torso, after.network.value_torso):
+        assert torso is not None
         (normalizer,) = torso.encoder.normalizers
+        assert normalizer is not None
         assert int(normalizer.count) == len(seen)
         np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-5)
         np.testing.assert_allclose(normalizer.variance, seen.var(0), rtol=1e-4)

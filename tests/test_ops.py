@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl.ops import linear_attention, linear_recurrence, nonlinear_recurrence
+from memax_rl.ops import linear_attention, linear_recurrence, nonlinear_recurrence, turning_recurrence
 
 
 def _starts(seed, length, rate=0.15):
@@ -51,6 +51,64 @@ def test_linear_recurrence(method, dtype, length, key):
         return jax.lax.scan(step, h0, (a, b, starts))[1]
 
     _compare(lambda *x: linear_recurrence(*x, starts=starts, method=method), naive, (a, b, h0))
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("length", [1, 2, 63])
+def test_linear_recurrence_with_one_decay_for_all_steps(method, length, key):
+    starts = _starts(length, length)
+    keys = jax.random.split(key, 4)
+    a, b, h0 = (
+        1j * jax.random.normal(keys[0], (3,)),
+        jax.random.normal(keys[1], (length, 3)),
+        jnp.ones(3, jnp.complex64),
+    )
+    a = 0.5 * (a + jax.random.normal(keys[2], (3,)))
+
+    def broadcast(a, b, h0):
+        return linear_recurrence(jnp.broadcast_to(a, b.shape), b, h0, starts, method="parallel")
+
+    _compare(lambda *x: linear_recurrence(*x, starts=starts, method=method), broadcast, (a, b + 0j, h0))
+
+
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("length", [1, 2, 63])
+def test_turning_recurrence(method, length, key):
+    starts = _starts(length, length)
+    keys = jax.random.split(key, 4)
+    re, im = jax.random.uniform(keys[0], (2, 3), minval=-0.7, maxval=0.7)
+    b, h0 = jax.random.normal(keys[1], (length, 2, 3)), jax.random.normal(keys[2], (2, 3))
+
+    def complex_numbers(re, im, b, h0):
+        def step(h, now):
+            b, start = now
+            h = jnp.where(start, 0, jax.lax.complex(re, im) * h) + b
+            return h, h
+
+        hs = jax.lax.scan(step, jax.lax.complex(*h0), (jax.lax.complex(b[:, 0], b[:, 1]), starts))[1]
+        return jnp.stack([hs.real, hs.imag], axis=1)
+
+    _compare(lambda *x: turning_recurrence(*x, starts=starts, method=method), complex_numbers, (re, im, b, h0))
+
+
+@pytest.mark.parametrize("in_axes", [(None, 0, 0), (0, 0, 0), (None, 1, 1)])
+def test_recurrences_in_a_batch_of_batches(in_axes, key):
+    """Rows are put in place under any number of `vmap`s, wherever the batch lies and whatever has one."""
+    starts = jnp.asarray(np.random.default_rng(1).random((2, 3, 9)) < 0.2)
+    a = jax.random.uniform(key, (2, 3, 4))[(0, 0) if in_axes[0] is None else (slice(None), slice(None))]
+    b = jax.random.normal(key, (2, 3, 9, 4))
+    want = jnp.stack(
+        [
+            jnp.stack(
+                [linear_recurrence(a[i, j] if a.ndim == 3 else a, b[i, j], jnp.ones(4), starts[i, j]) for j in range(3)]
+            )
+            for i in range(2)
+        ]
+    )
+    moved = [jnp.moveaxis(x, (0, 1), (1, 2)) if in_axes[1] else x for x in (b, starts)]
+    inner = jax.vmap(lambda a, b, s: linear_recurrence(a, b, jnp.ones(4), s), in_axes=in_axes)
+    outer = jax.vmap(inner, in_axes=(in_axes[0], in_axes[1], in_axes[2]))
+    np.testing.assert_allclose(outer(a, *moved), want, atol=1e-6)
 
 
 def test_linear_recurrence_with_real_decay_and_complex_state(key):
@@ -178,5 +236,7 @@ def test_bad_arguments_are_named():
         linear_recurrence.__wrapped__(x, x, x[0], jnp.zeros(4, bool), method="fast")
     with pytest.raises(ValueError, match=r"h0 \[4, 2\]"):
         linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
+    with pytest.raises(ValueError, match=r"b \[4, 2\] and h0 \[2\]"):
+        turning_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"chunk must be a whole number of at least 1, got 0"):
         linear_attention(x, x, x, None, jnp.ones((2, 2)), jnp.zeros(4, bool), chunk=0)

@@ -13,8 +13,29 @@ from memax_rl.memory._contract import Memory
 
 # They move numbers and compute none.
 _MOVES = frozenset(
-    "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice dynamic_update_slice gather "
-    "imag pad real reshape rev scatter select_n slice split squeeze stop_gradient transpose".split()
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "device_put",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "gather",
+        "imag",
+        "pad",
+        "real",
+        "reshape",
+        "rev",
+        "scatter",
+        "select_n",
+        "slice",
+        "split",
+        "squeeze",
+        "stop_gradient",
+        "transpose",
+    ]
 )
 
 
@@ -26,10 +47,10 @@ def state_size(memory: Memory) -> int:
 
 
 def training_flops(memory: Memory, *, steps: int = 256) -> float:
-    """Return the floating-point operations a step of learning takes: forward, and the gradient by parameters and inputs.
+    """Return the floating-point operations of a step of learning: forward, and the gradient by parameters and inputs.
 
-    Counted in the traced program of `steps` steps for the backend that runs now. A multiply-add counts as two operations,
-    any function of an element as one. What loops until it has converged counts as one turn.
+    Counted in the traced program of `steps` steps for the backend that runs now. A multiply-add counts as two
+    operations, any function of an element as one. What loops until it has converged counts as one turn.
     """
     arrays, static = eqx.partition(memory, _is_array)
     floats, rest = eqx.partition(arrays, lambda x: jnp.issubdtype(x.dtype, jnp.inexact))

@@ -1,10 +1,11 @@
 """Small parts that the models with a matrix state a head share."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory._layers import check_size
 
@@ -24,6 +25,25 @@ def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> F
     """Return each head divided by its root mean square, side by side, times a weight."""
     x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5)
     return x.reshape(-1) * weight
+
+
+def delta_step(
+    s: Float[Array, "heads k v"], k: Float[Array, "heads k"], v: Float[Array, "heads v"], beta: Float[Array, " heads"]
+) -> Float[Array, "heads k v"]:
+    """Return S + beta k (v - S^T k)^T for each head."""
+    error = v - jnp.einsum("hk,hkv->hv", k, s)
+    return s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+
+
+def each_head(
+    op: Callable,
+    inputs: tuple[Float[Array, "T heads ..."] | None, ...],
+    state: Float[Array, "heads k v"],
+    starts: Bool[Array, " T"],
+) -> tuple[Float[Array, "heads k v"], Float[Array, "T heads v"]]:
+    """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
+    axes = tuple(None if x is None else 1 for x in inputs)
+    return jax.vmap(op, in_axes=(*axes, 0, None), out_axes=(0, 1))(*inputs, state, starts)
 
 
 def check_flag(name: str, value: object) -> bool:

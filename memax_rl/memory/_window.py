@@ -1,8 +1,10 @@
-"""What the attention models share: projections to heads, and the ring of past keys and values.
+"""What the attention models share: projections to heads, the ring of past keys and values, and attention to it.
 
 The ring holds what the last window - 1 steps left, oldest first and right-aligned, and how many of its rows
 count. Rows that do not count are zero, so that nothing of an earlier episode is kept.
 """
+
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl.memory._layers import check_size, normal
+from memax_rl.ops import window_attention
 
 
 class Heads(eqx.Module):
@@ -39,6 +42,68 @@ class Heads(eqx.Module):
     def merge(self, ys: Float[Array, "*T heads head_size"]) -> Float[Array, "*T out_size"]:
         """Return the output from what the heads read."""
         return ys.reshape(*ys.shape[:-2], -1) @ self.w_o
+
+
+def empty_rings(heads: Heads, window: int) -> tuple["Ring", "Ring"]:
+    """Return empty rings of keys and values."""
+    shape = (window - 1, heads.heads, heads.head_size)
+    return empty_ring(*shape), empty_ring(*shape)
+
+
+def _as_it_is(x: Array, first: int) -> Array:
+    del first
+    return x
+
+
+def attend_step(
+    heads: Heads,
+    state: tuple["Ring", "Ring"],
+    x: Float[Array, " in_size"],
+    start: Bool[Array, ""],
+    *,
+    turn: Callable[[Array, int], Array] = _as_it_is,
+    bias: Float[Array, "heads window"] | None = None,
+) -> tuple[tuple["Ring", "Ring"], Float[Array, " out_size"]]:
+    """Push the new key and value, then attend to all in the rings.
+
+    `turn(ks, first)` is applied to the keys before they meet the query, `first` being the position of the first of them
+    where that of the query is 0; `bias` is added to the score of the key that lies 0, 1, ... steps back.
+    """
+    q, k, v = heads.split(x)
+    past_k, past_v = (ring.reset(start) for ring in state)
+    seen = jnp.append(past_k.valid(), True)
+    past_k, ks = past_k.push(k)
+    past_v, vs = past_v.push(v)
+    scores = jnp.einsum("hd,whd->hw", q, turn(ks, 1 - len(ks))) * heads.head_size**-0.5
+    if bias is not None:
+        scores = scores + bias[:, ::-1]
+    weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
+    return (past_k, past_v), heads.merge(jnp.einsum("hw,whd->hd", weights, vs))
+
+
+def attend_scan(
+    heads: Heads,
+    state: tuple["Ring", "Ring"],
+    xs: Float[Array, "T in_size"],
+    starts: Bool[Array, " T"],
+    window: int,
+    *,
+    turn: Callable[[Array, int], Array] = _as_it_is,
+    bias: Float[Array, "heads window"] | None = None,
+) -> tuple[tuple["Ring", "Ring"], Float[Array, "T out_size"]]:
+    """All steps of `attend_step` by `ops.window_attention`, one call a head."""
+    q, k, v = heads.split(xs)
+    past_k, past_v = state
+    valid = past_k.valid()
+
+    def attend(q, k, v, past_k, past_v, bias):
+        past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
+        return window_attention(q, k, v, starts, window, bias=bias, **past)
+
+    # Only the distance matters, so that the position on the tape does as well as that in the episode.
+    turned = turn(q, 0), turn(k, 0), v, turn(past_k.rows, 1 - window), past_v.rows
+    ys = jax.vmap(attend, in_axes=(1, 1, 1, 1, 1, None if bias is None else 0), out_axes=1)(*turned, bias)
+    return (past_k.extend(k, starts), past_v.extend(v, starts)), heads.merge(ys)
 
 
 class Ring(eqx.Module):

@@ -11,14 +11,11 @@ State: rings of the last window - 1 keys and values, [window - 1, heads, head_si
 emptied.
 """
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size
-from memax_rl.memory._window import Heads, empty_ring
-from memax_rl.ops import window_attention
+from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
 
 
 class Attention(Memory):
@@ -45,29 +42,12 @@ class Attention(Memory):
 
     def initial_state(self):
         """Return empty rings of keys and values."""
-        shape = (self.window - 1, self.heads.heads, self.heads.head_size)
-        return empty_ring(*shape), empty_ring(*shape)
+        return empty_rings(self.heads, self.window)
 
     def step(self, state, x, start):
         """Push the new key and value, then attend to all in the rings."""
-        q, k, v = self.heads.split(x)
-        past_k, past_v = (ring.reset(start) for ring in state)
-        seen = jnp.append(past_k.valid(), True)
-        past_k, k = past_k.push(k)
-        past_v, v = past_v.push(v)
-        scores = jnp.einsum("hd,whd->hw", q, k) * self.heads.head_size**-0.5
-        weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
-        return (past_k, past_v), self.heads.merge(jnp.einsum("hw,whd->hd", weights, v))
+        return attend_step(self.heads, state, x, start)
 
     def scan(self, state, xs, starts):
         """All steps by `ops.window_attention`, one call a head."""
-        q, k, v = self.heads.split(xs)
-        past_k, past_v = state
-        valid = past_k.valid()
-
-        def attend(q, k, v, past_k, past_v):
-            past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
-            return window_attention(q, k, v, starts, self.window, **past)
-
-        ys = jax.vmap(attend, in_axes=1, out_axes=1)(q, k, v, past_k.rows, past_v.rows)
-        return (past_k.extend(k, starts), past_v.extend(v, starts)), self.heads.merge(ys)
+        return attend_scan(self.heads, state, xs, starts, self.window)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_flag, check_heads, rms_norm, unit
+from memax_rl.memory._heads import check_flag, check_heads, delta_step, each_head, rms_norm, unit
 from memax_rl.memory._layers import normal
 from memax_rl.ops import delta_rule
 
@@ -81,9 +81,7 @@ class DeltaNet(Memory):
         s, tail = state
         tail, qkv = self.conv.step(tail, self._project(x), start)
         q, k, v, beta = self._gates(x, *qkv)
-        s = jnp.where(start, 0, s)
-        error = v - jnp.einsum("hk,hkv->hv", k, s)
-        s = s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+        s = delta_step(jnp.where(start, 0, s), k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s))
 
     def scan(self, state, xs, starts):
@@ -91,6 +89,5 @@ class DeltaNet(Memory):
         s, tail = state
         tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
         q, k, v, beta = jax.vmap(self._gates)(xs, *qkv)
-        run = jax.vmap(delta_rule, in_axes=(1, 1, 1, 1, None, 0, None), out_axes=(0, 1))
-        s, reads = run(q, k, v, beta, None, s, starts)
+        s, reads = each_head(delta_rule, (q, k, v, beta, None), s, starts)
         return (s, tail), jax.vmap(self._read)(reads)

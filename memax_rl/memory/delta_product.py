@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_flag, check_heads, decay_rates, rms_norm, unit
+from memax_rl.memory._heads import check_flag, check_heads, decay_rates, delta_step, each_head, rms_norm, unit
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.ops import delta_rule
 
@@ -102,8 +102,7 @@ class DeltaProduct(Memory):
         q, ks, vs, betas, log_decay = self._gates(x, *streams)
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
         for k, v, beta in zip(ks, vs, betas, strict=True):
-            error = v - jnp.einsum("hk,hkv->hv", k, s)
-            s = s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+            s = delta_step(s, k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
     def scan(self, state, xs, starts):
@@ -120,6 +119,5 @@ class DeltaProduct(Memory):
 
         q = jnp.repeat(q, self.substeps, axis=0)
         k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
-        run = jax.vmap(delta_rule, in_axes=(1, 1, 1, 1, 1, 0, None), out_axes=(0, 1))
-        s, reads = run(q, k, v, beta, only_first(log_decay), s, only_first(starts))
+        s, reads = each_head(delta_rule, (q, k, v, beta, only_first(log_decay)), s, only_first(starts))
         return (s, tail), jax.vmap(self._read)(reads[self.substeps - 1 :: self.substeps], xs)

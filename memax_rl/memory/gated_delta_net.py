@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_flag, check_heads, decay_rates, rms_norm, unit
+from memax_rl.memory._heads import check_flag, check_heads, decay_rates, delta_step, each_head, rms_norm, unit
 from memax_rl.memory._layers import normal
 from memax_rl.ops import delta_rule
 
@@ -89,9 +89,7 @@ class GatedDeltaNet(Memory):
         s, tail = state
         tail, qkv = self.conv.step(tail, self._project(x), start)
         q, k, v, beta, log_decay = self._gates(x, *qkv)
-        s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
-        error = v - jnp.einsum("hk,hkv->hv", k, s)
-        s = s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+        s = delta_step(jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s), k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
     def scan(self, state, xs, starts):
@@ -99,6 +97,5 @@ class GatedDeltaNet(Memory):
         s, tail = state
         tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
         q, k, v, beta, log_decay = jax.vmap(self._gates)(xs, *qkv)
-        run = jax.vmap(delta_rule, in_axes=(1, 1, 1, 1, 1, 0, None), out_axes=(0, 1))
-        s, reads = run(q, k, v, beta, log_decay, s, starts)
+        s, reads = each_head(delta_rule, (q, k, v, beta, log_decay), s, starts)
         return (s, tail), jax.vmap(self._read)(reads, xs)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads, rms_norm
+from memax_rl.memory._heads import check_heads, each_head, rms_norm
 from memax_rl.memory._layers import normal
 from memax_rl.ops import linear_attention
 
@@ -75,6 +75,5 @@ class GLA(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_attention`, one call a head."""
         q, k, v, log_decay = jax.vmap(self._project)(xs)
-        run = jax.vmap(linear_attention, in_axes=(1, 1, 1, 1, 0, None), out_axes=(0, 1))
-        s, reads = run(q, k, v, log_decay, state, starts)
+        s, reads = each_head(linear_attention, (q, k, v, log_decay), state, starts)
         return s, jax.vmap(self._read)(reads, xs)

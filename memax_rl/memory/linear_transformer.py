@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.memory._heads import each_head
+from memax_rl.memory._layers import check_between, check_size, matrix
 from memax_rl.memory._rotary import turn
 from memax_rl.ops import linear_attention
 
@@ -40,10 +41,10 @@ class LinearTransformer(Memory):
     heads: int
     head_size: int
     rotary_base: float
-    w_q: Float[Array, "in_size inner"]
-    w_k: Float[Array, "in_size inner"]
-    w_v: Float[Array, "in_size inner"]
-    w_o: Float[Array, "inner out_size"]
+    w_q: Float[Array, "inner in_size"]
+    w_k: Float[Array, "inner in_size"]
+    w_v: Float[Array, "inner in_size"]
+    w_o: Float[Array, "out_size inner"]
 
     def __init__(
         self,
@@ -66,16 +67,19 @@ class LinearTransformer(Memory):
         self.heads = max(1, out_size // head_size) if heads is None else check_size("heads", heads)
         inner = self.heads * self.head_size
         keys = jax.random.split(key, 4)
-        self.w_q, self.w_k, self.w_v = (normal(k, in_size, inner) for k in keys[:3])
-        self.w_o = normal(keys[3], inner, out_size)
+        self.w_q, self.w_k, self.w_v = (matrix(k, in_size, inner) for k in keys[:3])
+        self.w_o = matrix(keys[3], inner, out_size)
 
-    def _project(self, x):
-        """Return phi(q), phi(k) and [v, 1], each [heads, size]."""
-        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+    def _project(self, xs):
+        """Return phi(q), phi(k) and [v, 1], each [..., heads, size]."""
+        # One product for the three: it reads the inputs once, and so does its gradient.
+        qkv = xs @ jnp.concatenate([self.w_q, self.w_k, self.w_v]).T
+        q, k, v = (u.reshape(*u.shape[:-1], self.heads, self.head_size) for u in jnp.split(qkv, 3, axis=-1))
         return _phi(q), _phi(k), jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 
     def _read(self, reads):
-        return (reads[:, :-1] / (reads[:, -1:] + _EPS)).reshape(-1) @ self.w_o
+        ys = reads[..., :-1] / (reads[..., -1:] + _EPS)
+        return ys.reshape(*ys.shape[:-2], -1) @ self.w_o.T
 
     def initial_state(self):
         """Return S = 0 and n = 0 for each head."""
@@ -99,14 +103,13 @@ class LinearTransformer(Memory):
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_attention`, one call a head."""
-        q, k, v = jax.vmap(self._project)(xs)
-        attend = jax.vmap(linear_attention, in_axes=(1, 1, 1, None, 0, None), out_axes=(0, 1))
+        q, k, v = self._project(xs)
         if not self.rotary_base:
-            state, reads = attend(q, k, v, None, state, starts)
-            return state, jax.vmap(self._read)(reads)
+            state, reads = each_head(linear_attention, (q, k, v, None), state, starts)
+            return state, self._read(reads)
         # In a frame that turns with R the sum has no decay: keys and queries are turned to their position on the tape.
         turned = [turn(u, 1, self.rotary_base) for u in (q, k)]
-        s, reads = attend(*turned, v[..., :-1], None, state[..., :-1], starts)
-        n, weights = attend(q, k, v[..., -1:], None, state[..., -1:], starts)
-        state = jnp.concatenate([self._turn(s, -xs.shape[0]), n], axis=-1)
-        return state, jax.vmap(self._read)(jnp.concatenate([reads, weights], axis=-1))
+        s, reads = each_head(linear_attention, (*turned, v[..., :-1], None), state[..., :-1], starts)
+        n, weights = each_head(linear_attention, (q, k, v[..., -1:], None), state[..., -1:], starts)
+        state = jnp.concatenate([self._turn(s, -len(xs)), n], axis=-1)
+        return state, self._read(jnp.concatenate([reads, weights], axis=-1))

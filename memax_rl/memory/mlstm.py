@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads
+from memax_rl.memory._heads import check_heads, each_head
 from memax_rl.memory._layers import normal
 from memax_rl.ops import linear_attention
 
@@ -90,8 +90,9 @@ class MLSTM(Memory):
         q, k, v, i_log, f_log = jax.vmap(self._project)(xs)
         m = _running_max(i_log, f_log, m0, starts)
         m_before = jnp.where(starts[:, None], 0, jnp.concatenate([jax.lax.stop_gradient(m0)[None], m[:-1]]))
-        run = jax.vmap(linear_attention, in_axes=(1, 1, 1, 1, 0, None), out_axes=(0, 1))
-        c, reads = run(q, jnp.exp(i_log - m)[:, :, None] * k, v, f_log + m_before - m, c, starts)
+        c, reads = each_head(
+            linear_attention, (q, jnp.exp(i_log - m)[:, :, None] * k, v, f_log + m_before - m), c, starts
+        )
         return (c, m[-1]), jax.vmap(self._read)(reads, m, xs)
 
 

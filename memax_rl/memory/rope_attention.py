@@ -12,17 +12,18 @@ were before turning. State: rings of the last window - 1 keys and values, [windo
 Reset: the rings are emptied.
 """
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size
 from memax_rl.memory._rotary import turn
-from memax_rl.memory._window import Heads, empty_ring
-from memax_rl.ops import window_attention
+from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
 
 _BASE = 10_000.0
+
+
+def _turn(x: Float[Array, "T heads head_size"], first: int) -> Float[Array, "T heads head_size"]:
+    return turn(x, first, _BASE)
 
 
 class RopeAttention(Memory):
@@ -51,31 +52,12 @@ class RopeAttention(Memory):
 
     def initial_state(self):
         """Return empty rings of keys and values."""
-        shape = (self.window - 1, self.heads.heads, self.heads.head_size)
-        return empty_ring(*shape), empty_ring(*shape)
+        return empty_rings(self.heads, self.window)
 
     def step(self, state, x, start):
         """Push the new key and value, then attend to all in the rings."""
-        q, k, v = self.heads.split(x)
-        past_k, past_v = (ring.reset(start) for ring in state)
-        seen = jnp.append(past_k.valid(), True)
-        past_k, k = past_k.push(k)
-        past_v, v = past_v.push(v)
-        # Position 0 is now: q stays as it is.
-        scores = jnp.einsum("hd,whd->hw", q, turn(k, 1 - self.window, _BASE)) * self.heads.head_size**-0.5
-        weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf), axis=-1)
-        return (past_k, past_v), self.heads.merge(jnp.einsum("hw,whd->hd", weights, v))
+        return attend_step(self.heads, state, x, start, turn=_turn)
 
     def scan(self, state, xs, starts):
         """All steps by `ops.window_attention`, one call a head."""
-        q, k, v = self.heads.split(xs)
-        past_k, past_v = state
-        valid = past_k.valid()
-
-        def attend(q, k, v, past_k, past_v):
-            past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
-            return window_attention(q, k, v, starts, self.window, **past)
-
-        each = jax.vmap(attend, in_axes=1, out_axes=1)
-        ys = each(turn(q, 0, _BASE), turn(k, 0, _BASE), v, turn(past_k.rows, 1 - self.window, _BASE), past_v.rows)
-        return (past_k.extend(k, starts), past_v.extend(v, starts)), self.heads.merge(ys)
+        return attend_scan(self.heads, state, xs, starts, self.window, turn=_turn)

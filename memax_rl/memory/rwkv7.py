@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads, unit
+from memax_rl.memory._heads import check_heads, each_head, unit
 from memax_rl.memory._layers import normal
 from memax_rl.ops import generalized_delta_rule
 
@@ -108,6 +108,5 @@ class RWKV7(Memory):
         s, x_prev = state
         x_prev = jnp.where(starts[:, None], 0, jnp.concatenate([x_prev[None], xs[:-1]]))
         r, k, v, kappa, a, log_decay, g = jax.vmap(self._project)(xs, x_prev)
-        run = jax.vmap(generalized_delta_rule, in_axes=(1, 1, 1, 1, 1, 1, 0, None), out_axes=(0, 1))
-        s, reads = run(r, k, v, kappa, -a * kappa, log_decay, s, starts)
+        s, reads = each_head(generalized_delta_rule, (r, k, v, kappa, -a * kappa, log_decay), s, starts)
         return (s, xs[-1]), jax.vmap(self._read)(reads, r, k, v, g)

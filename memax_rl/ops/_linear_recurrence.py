@@ -19,7 +19,7 @@ Method = Literal["sequential", "parallel"]
 
 
 def linear_recurrence(
-    a: Inexact[Array, " T *shape"] | Inexact[Array, " *shape"],
+    a: Inexact[Array, "..."],
     b: Inexact[Array, " T *shape"],
     h0: Inexact[Array, " *shape"],
     starts: Bool[Array, " T"],
@@ -35,7 +35,7 @@ def linear_recurrence(
 
     **Arguments:**
 
-    - `a`: the decay, real or complex: one a step, or without T one for all steps, which is faster than the same
+    - `a`: the decay, real or complex: one a step, [T, ...], or one for all steps, [...], which is faster than the same
         broadcast.
     - `b`: what is written in each step.
     - `h0`: the state before the first step; it counts until the first start flag.

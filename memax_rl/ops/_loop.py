@@ -82,9 +82,7 @@ def _put(axis: int) -> Callable:
     @put.def_vmap
     def batched(size, is_batched, x, r, t):
         _only_rows(is_batched[2])
-        x, r = (
-            a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip((x, r), is_batched[:2], strict=True)
-        )
+        x, r = (a if b else jnp.broadcast_to(a, (size, *a.shape)) for a, b in zip((x, r), is_batched[:2], strict=True))
         return _put(axis + 1)(x, r, t), True
 
     return put
