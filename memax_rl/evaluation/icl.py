@@ -144,7 +144,7 @@ def trained_episodes(env: Any, env_name: str) -> int:
     if not isinstance(env, Trials):
         raise _no_trials(env_name)
     params = env.default_params
-    episodes = params.episodes if env.steps is None else -(-env.steps // env.tasks.episode_length)
+    episodes = int(params.episodes) if env.steps is None else -(-env.steps // env.tasks.episode_length)
     if episodes < 2:
         raise ValueError(
             f"the run was trained on trials of one episode of {env_name}, so it has learnt to adapt to nothing; train "
