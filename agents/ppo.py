@@ -31,7 +31,7 @@ from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
 from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
 from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
-from memax_rl.tape import Tape, previous
+from memax_rl.tape import Tape, previous, value_ends
 
 
 class PPOConfig(BaseModel):
@@ -285,7 +285,7 @@ class PPO:
             tape.reward,
             value,
             next_value,
-            tape.terminated,
+            value_ends(tape),
             tape.truncated,
             self.config.discount,
             self.config.gae_lambda,
@@ -443,6 +443,7 @@ def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
         truncated=false,
         valid=false,
         log_prob=jnp.zeros(()),
+        value_stops=None if row.value_stops is None else false,
     )
     extended = jax.tree.map(extend, row, last)
     # A row that ends within an episode is bootstrapped there, as at a time limit.

@@ -29,6 +29,8 @@ class Environment(environment.Environment):
     - `step(key, state, action, params) -> (obs, state, reward, terminated, truncated, info)`; at the end of
       an episode `obs` and `state` already belong to the next one and `info["final_observation"]` is the last
       observation of this one. At every other step it equals `obs`.
+    - `info["value_stops"]`, if there, is true where no return looks beyond this step although the episode
+      goes on, as between the episodes of a trial.
     - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
       from `step`, so that they can be carried through `jax.lax.scan`. Observations have the dtype of
       `observation_space(params)`. The reward is float32.
@@ -78,11 +80,11 @@ class Environment(environment.Environment):
 
         Returns:
             The observation, state, reward, whether the episode ended by itself, whether it was cut by a time
-            limit (both may hold at once), and `{"final_observation": ...}`.
+            limit (both may hold at once), and `{"final_observation": ...}` with what `step_env` adds.
         """
         if params is None:
             params = self.default_params
-        final_obs, next_state, reward, terminated, _ = self.step_env(key, state, action, params)
+        final_obs, next_state, reward, terminated, info = self.step_env(key, state, action, params)
         truncated = self.is_truncated(next_state, params)
         done = terminated | truncated
         first_obs, first_state = self.reset_env(key, params)
@@ -91,7 +93,7 @@ class Environment(environment.Environment):
             (first_obs, first_state),
             (final_obs, next_state),
         )
-        return obs, next_state, reward, terminated, truncated, {"final_observation": final_obs}
+        return obs, next_state, reward, terminated, truncated, {**info, "final_observation": final_obs}
 
 
 def noise_keys(key: PRNGKeyArray, noise: float) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:

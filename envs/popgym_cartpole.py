@@ -27,7 +27,7 @@ from memax_rl.envs.base import Environment, EnvParams, noise_keys
 
 GRAVITY = 9.8  # m/s^2
 POLE_MASS = 0.1  # kg
-TOTAL_MASS = 1.1  # kg, cart and pole
+CART_MASS = 1.0  # kg
 HALF_LENGTH = 0.5  # m, of the pole
 FORCE = 10.0  # N
 TIME_STEP = 0.02  # s
@@ -45,13 +45,18 @@ class CartPoleState(eqx.Module):
     theta_dot: Float32[Array, ""]
 
 
-def advance(state: CartPoleState, force: Float32[Array, ""]) -> CartPoleState:
-    """One explicit Euler step under a force [N]."""
+def advance(
+    state: CartPoleState,
+    force: Float32[Array, ""],
+    pole_mass: float | Float32[Array, ""] = POLE_MASS,
+    half_length: float | Float32[Array, ""] = HALF_LENGTH,
+) -> CartPoleState:
+    """One explicit Euler step under a force [N], for a pole of a mass [kg] and half length [m]."""
     cos, sin = jnp.cos(state.theta), jnp.sin(state.theta)
-    pole = POLE_MASS * HALF_LENGTH
-    push = (force + pole * state.theta_dot**2 * sin) / TOTAL_MASS
-    theta_acceleration = (GRAVITY * sin - cos * push) / (HALF_LENGTH * (4.0 / 3.0 - POLE_MASS * cos**2 / TOTAL_MASS))
-    x_acceleration = push - pole * theta_acceleration * cos / TOTAL_MASS
+    pole, total_mass = pole_mass * half_length, CART_MASS + pole_mass
+    push = (force + pole * state.theta_dot**2 * sin) / total_mass
+    theta_acceleration = (GRAVITY * sin - cos * push) / (half_length * (4.0 / 3.0 - pole_mass * cos**2 / total_mass))
+    x_acceleration = push - pole * theta_acceleration * cos / total_mass
     return CartPoleState(
         time=state.time + 1,
         x=state.x + TIME_STEP * state.x_dot,

@@ -171,7 +171,10 @@ class TimeLimitConfig(WrapperConfig):
 
 
 class FrameSkip(Wrapper):
-    """Takes every action `frames` times, or until the episode ends, and adds up the rewards."""
+    """Takes every action `frames` times, or until the episode ends, and adds up the rewards.
+
+    Its `step` raises `ValueError` where the inner environment gives `info["value_stops"]`.
+    """
 
     def __init__(self, inner: Environment, frames: int):
         super().__init__(inner)
@@ -193,6 +196,11 @@ class FrameSkip(Wrapper):
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, first, state, action, params)
         if not others:
             return obs, state, reward, terminated, truncated, info
+        if "value_stops" in info:
+            raise ValueError(
+                "env_wrappers: frame_skip would add up rewards on both sides of an episode's end within a trial, where "
+                "the return is to stop; set env_options.discount_across_episodes to true, or leave frame_skip out"
+            )
 
         def again(carry, key):
             obs, state, reward, terminated, truncated, final = carry
@@ -325,7 +333,7 @@ class ObservationWrapper(Wrapper):
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, key, state, action, params)
         final = self.observe(_key(key, 3), info["final_observation"], params)
         obs = where(terminated | truncated, self.observe(_key(key, 2), obs, params), final)
-        return obs, state, reward, terminated, truncated, {"final_observation": final}
+        return obs, state, reward, terminated, truncated, {**info, "final_observation": final}
 
     def reset_if(
         self, active: Bool[Array, ""], key: PRNGKeyArray, obs: Any, state: Any, params: Any

@@ -1,4 +1,4 @@
-"""The command line: `memax-rl train | evaluate | list`.
+"""The command line: `memax-rl train | evaluate | icl | inspect | list`.
 
 Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
 message on standard error and exit status 2.
@@ -30,27 +30,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"memax_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train an agent; without arguments, the README's example", add_help=False)
-    evaluate = commands.add_parser("evaluate", help="play fresh episodes with a trained agent")
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="play fresh episodes with a trained agent",
+        epilog="--env-options.NAME VALUE changes an option of the environment, for example the length of a corridor",
+    )
     evaluate.add_argument("run", type=Path, help="the run folder")
     evaluate.add_argument("--episodes", type=int, default=256, help="fresh episodes a seed (default: 256)")
-    evaluate.add_argument(
-        "--greedy",
-        action=argparse.BooleanOptionalAction,
-        help="take the best action at every step, or not (default: yes with dqn, no with ppo, which samples)",
-    )
+    _add_greedy(evaluate)
     evaluate.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    icl = commands.add_parser("icl", help="measure whether an agent trained on trials adapts within its memory")
+    icl.add_argument("run", type=Path, help="the run folder; icl.json and icl.png are written into it")
+    icl.add_argument("--tasks", type=int, default=512, help="tasks of each split (default: 512)")
+    icl.add_argument("--episodes", type=int, help="episodes a trial (default: as in training)")
+    _add_greedy(icl)
+    icl.add_argument("--seed", type=int, help="seed of the tasks (default: the run's)")
+    icl.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    icl.add_argument("--out", type=Path, help="write into this folder instead")
+    look = commands.add_parser("inspect", help="measure how far back a trained agent's outputs depend on the past")
+    look.add_argument("run", type=Path, help="the run folder; inspect.json, .csv and .png are written into it")
+    look.add_argument("--steps", type=int, help="steps of an episode to look at (default: all, at most 256)")
+    look.add_argument("--rows", type=int, default=16, help="fresh episodes a seed (default: 16)")
+    look.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
+    look.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    look.add_argument("--out", type=Path, help="write into this folder instead")
     listing = commands.add_parser("list", help="list memories, environments or presets")
     listing.add_argument("what", choices=("memories", "envs", "presets"))
-    listing.add_argument("-v", "--verbose", action="store_true", help="with papers, options and costs, or with scores")
+    more = "with papers, options and costs, or with spaces, scores and options"
+    listing.add_argument("-v", "--verbose", action="store_true", help=more)
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command != "train" and rest:
+    if arguments.command not in ("train", "evaluate") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if arguments.command == "train":
             return _train(rest)
         if arguments.command == "evaluate":
-            return _evaluate(arguments)
+            return _evaluate(arguments, rest)
+        if arguments.command == "icl":
+            return _icl(arguments)
+        if arguments.command == "inspect":
+            return _inspect(arguments)
         return _list(arguments)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
@@ -59,6 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a listing went away, as `head` does. Nothing more can be printed.
         sys.stderr.close()
         return 0
+
+
+def _add_greedy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--greedy",
+        action=argparse.BooleanOptionalAction,
+        help="take the best action at every step, or not (default: yes with dqn, no with ppo, which samples)",
+    )
 
 
 def _fail(error: Exception) -> int:
@@ -112,18 +140,66 @@ def _agent(fields: Sequence[str]) -> str:
     return next((name for name in reversed(asked) if name in EXAMPLES), "ppo")
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Evaluate: `rest` holds options of the environment that differ from those of training."""
     from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.evaluation import evaluate, print_table
+    from memax_rl.training import Run
+    from memax_rl.training.config import override_env_options
 
     try:
-        result = evaluate(arguments.run, episodes=arguments.episodes, greedy=arguments.greedy, seed=arguments.seed)
+        result = evaluate(
+            arguments.run,
+            episodes=arguments.episodes,
+            greedy=arguments.greedy,
+            seed=arguments.seed,
+            env_options=override_env_options(Run.open(arguments.run).config(), rest) if rest else None,
+        )
     except (ValueError, EnvironmentFailure) as error:
         return _fail(error)
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
         print_table(result)
+    return 0
+
+
+def _icl(arguments: argparse.Namespace) -> int:
+    from memax_rl.evaluation.icl import evaluate_in_context, print_icl_table, write_results
+
+    try:
+        result = evaluate_in_context(
+            arguments.run,
+            tasks=arguments.tasks,
+            episodes=arguments.episodes,
+            greedy=arguments.greedy,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        return _fail(error)
+    written = write_results(result, arguments.out or arguments.run)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_icl_table(result)
+        print("written: " + ", ".join(map(str, written)))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from memax_rl.envs.base import EnvironmentFailure
+    from memax_rl.evaluation.inspect import inspect, print_inspection, write_inspection
+
+    try:
+        result = inspect(arguments.run, steps=arguments.steps, rows=arguments.rows, seed=arguments.seed)
+    except (ValueError, EnvironmentFailure) as error:
+        return _fail(error)
+    written = write_inspection(result, arguments.out or arguments.run)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_inspection(result)
+        print("written: " + ", ".join(map(str, written)))
     return 0
 
 
@@ -151,7 +227,18 @@ def _list_envs(verbose: bool) -> None:
         print(_ENV_LINE.format("name", "observation", "action", "horizon", "chance", "best"))
     for name in envs.names():
         print(_describe_env(name) if verbose else name)
+        if verbose:
+            _print_options(name)
     print("gym/ID: any environment of Gymnasium, as gym/CartPole-v1; gym/package:ID imports the package first")
+    if verbose:
+        _print_options("gym/ID")
+
+
+def _print_options(env_id: str) -> None:
+    from memax_rl import envs
+
+    for option, (default, meaning) in envs.options(env_id).items():
+        print(f"    {option}: {meaning.rstrip('.')} (default: {json.dumps(default)})")
 
 
 _ENV_LINE = "{:40s} {:34s} {:22s} {:>7s} {:>7s} {:>7s}"

@@ -219,6 +219,14 @@ class Encoder(eqx.Module):
 
     def __call__(self, inputs: Inputs) -> Float[Array, " width"]:
         """Return the features of one step."""
+        return self.embed(self.flatten(inputs))
+
+    def embed(self, flat: Float[Array, " inputs"]) -> Float[Array, " width"]:
+        """Return the features of a step from its flat inputs."""
+        return jax.nn.gelu(self.project(flat))
+
+    def flatten(self, inputs: Inputs) -> Float[Array, " inputs"]:
+        """Return all inputs of one step as one vector: observation, previous action, previous reward, start flag."""
         leaves = jax.tree.leaves(inputs.observation)
         leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
         parts = [
@@ -234,7 +242,7 @@ class Encoder(eqx.Module):
             parts.append(inputs.previous_reward[None])
         if start:
             parts.append(inputs.start[None].astype(jnp.float32))
-        return jax.nn.gelu(self.project(jnp.concatenate(parts)))
+        return jnp.concatenate(parts)
 
     def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "Encoder":
         """Return the encoder after its running statistics have seen the valid slots of a tape."""

@@ -31,6 +31,8 @@ class Tape(eqx.Module):
         observation.
     - `valid`: true where the slot enters a loss.
     - `log_prob`: log-probability of the action under the policy that took it, or None.
+    - `value_stops`: true where no return looks beyond this transition although the episode, and the memory, go on: the
+        end of an episode within a trial, if returns are discounted within episodes only. None: nowhere.
     """
 
     observation: PyTree[Array]
@@ -41,6 +43,12 @@ class Tape(eqx.Module):
     truncated: Bool[Array, "*axes"]
     valid: Bool[Array, "*axes"]
     log_prob: Float[Array, "*axes"] | None = None
+    value_stops: Bool[Array, "*axes"] | None = None
+
+
+def value_ends(tape: Tape) -> Bool[Array, "*axes"]:
+    """Return true where no value follows a transition: it was terminated, or the value stops there."""
+    return tape.terminated if tape.value_stops is None else tape.terminated | tape.value_stops
 
 
 def segment_ids(start: Bool[Array, " T"]) -> Int[Array, " T"]:

@@ -321,7 +321,7 @@ def _run(folder: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
 
 def main() -> int:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Put known mistakes into a copy of the code, and see the tests fail.")
     parser.add_argument("--rows", nargs="*", type=int, help="only mistakes of these kinds")
     arguments = parser.parse_args()
     chosen = [mistake for mistake in MISTAKES if not arguments.rows or mistake.row in arguments.rows]

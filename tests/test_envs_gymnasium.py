@@ -1,5 +1,6 @@
 """Environments on the host: one call for all streams, ends and seeds, faults, and what a run makes of them."""
 
+import json
 import multiprocessing
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from memax_rl.envs.host_options import HostOptions
 from memax_rl.evaluation import evaluate
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.training import Run, TrainingError, make_config, train
+from memax_rl.training.config import override
 
 COUNTER = "gym/memax_test/Counter-v0"
 
@@ -31,8 +33,7 @@ def make():
     made = []
 
     def one(env_id=COUNTER, processes=0, step_timeout=60.0, **arguments):
-        options = HostOptions(processes=processes, step_timeout=step_timeout, arguments=arguments)
-        made.append(envs.make(env_id, options))
+        made.append(envs.make(env_id, processes=processes, step_timeout=step_timeout, arguments=arguments))
         return made[-1]
 
     yield one
@@ -260,9 +261,41 @@ def test_mistakes_are_one_line():
             make_config({"env": env_id})
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"cannot be made: .*unexpected keyword argument 'depth'"):
-        envs.make(COUNTER, HostOptions(arguments={"depth": 3}))
-    with pytest.raises(ValueError, match="env_options: an option for gym/ environments only"):
+        envs.make(COUNTER, arguments={"depth": 3})
+    with pytest.raises(ValueError, match="popgym/RepeatPreviousEasy has no option 'processes'; it takes none"):
         make_config({"env_options": {"processes": 2}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_seconds": 3}, "has no option 'step_seconds'; its options are processes, step_timeout, arguments"),
+        ({"step_timeout": 0}, "env_options.step_timeout: input should be greater than 0, got 0"),
+        ({"processes": True}, "env_options.processes: input should be a valid integer, got True"),
+        ({"arguments": 3}, "env_options.arguments: input should be a valid dictionary, got 3"),
+    ],
+)
+def test_wrong_options_are_one_line(options, message):
+    for refuse in (
+        lambda: make_config({"env": COUNTER, "env_options": options}),
+        lambda: envs.make(COUNTER, **options),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            refuse()
+        assert "\n" not in str(error.value)
+
+
+def test_options_from_the_command_line_are_stored_completely():
+    plain = make_config({})
+    config = override(plain, ["--env", COUNTER, "--env-options.arguments.length", "5", "--env-options.processes=2"])
+    assert config.env_options == {"processes": 2, "step_timeout": 60.0, "arguments": {"length": 5}}
+    config = override(config, ["--env-options.arguments.ending", "truncated"])
+    assert config.env_options["arguments"] == {"length": 5, "ending": "truncated"}
+    assert override(config, ["--env-options.arguments", "{length: 3}"]).env_options["arguments"] == {"length": 3}
+    # Defaults of one environment are not asked of another; what was chosen is.
+    assert override(make_config({"env": COUNTER}), ["--env", plain.env]).env_options == {}
+    with pytest.raises(ValueError, match="has no option 'processes'"):
+        override(config, ["--env", plain.env])
 
 
 @pytest.mark.filterwarnings("ignore:Maze environments:DeprecationWarning")
@@ -294,6 +327,12 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     assert result["mean_length"] == 4
     assert result["unfinished_episodes"] == 0
     assert (result["chance"], result["best"]) == (None, None)
+    longer = ["--env-options.arguments.length", "6", "--episodes", "3", "--json"]
+    assert main(["evaluate", str(run.folder), *longer]) == 0
+    assert json.loads(capsys.readouterr().out)["mean_length"] == 6
+    assert main(["evaluate", str(run.folder), "--seed-of", "6"]) == 2
+    assert "--seed-of" in capsys.readouterr().err
+    assert not multiprocessing.active_children()
     before = len(run.metrics())
     fields = yaml.safe_load(run.config_path.read_text()) | {"total_steps": 150}
     run.config_path.write_text(yaml.safe_dump(fields))

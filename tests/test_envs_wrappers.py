@@ -13,7 +13,6 @@ import pytest
 from memax_rl import envs
 from memax_rl.agents.ppo import PPO, PPOConfig, evaluate_rows
 from memax_rl.envs import base, spaces, wrappers
-from memax_rl.envs.host_options import HostOptions
 from memax_rl.envs.registry import _OWN
 from memax_rl.networks import NetworkConfig, RunningNormalizer, make_actor_critic
 from memax_rl.training import make_config, override
@@ -68,8 +67,7 @@ def make(request):
 
     def one(*configs, length=4):
         if request.param == "host":
-            options = HostOptions(arguments={"length": length, "ending": "truncated"})
-            env, params = envs.make(COUNTER, options)
+            env, params = envs.make(COUNTER, arguments={"length": length, "ending": "truncated"})
         else:
             env = Counter(length)
             params = env.default_params

@@ -22,8 +22,8 @@ from memax_rl.tape import previous, segment_ids
 
 def _agent(env, name="gru", width=16, env_params=None, sees_last_step=True, **settings) -> PPO:
     settings = {"num_envs": 4, "minibatches": 2, "epochs": 2, "schedule": "constant"} | settings
-    shown = {"previous_action": sees_last_step, "previous_reward": sees_last_step, "start": sees_last_step}
-    network = NetworkConfig(memory=name, width=width, **shown)
+    shown = sees_last_step
+    network = NetworkConfig(memory=name, width=width, previous_action=shown, previous_reward=shown, start=shown)
     return PPO(env, env_params, partial(_network, network), PPOConfig(**settings), 10_000)
 
 

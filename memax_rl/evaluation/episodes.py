@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memax_rl import envs
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
 from memax_rl.envs.references import find_scores
 from memax_rl.envs.wrappers import NormalizeObservationConfig
@@ -53,22 +54,35 @@ def play(
 
 
 def evaluate_state(
-    agent: Any, networks: Any, config: Any, *, episodes: int = 256, greedy: bool | None = None, seed: int | None = None
+    agent: Any,
+    networks: Any,
+    config: Any,
+    *,
+    episodes: int = 256,
+    greedy: bool | None = None,
+    seed: int | None = None,
+    env: Any = None,
+    env_params: Any = None,
 ) -> dict[str, Any]:
-    """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns."""
+    """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns.
+
+    `env`, `env_params` replace the agent's own environment if given; `config` says which one it is.
+    """
     greedy = agent.plays_greedily if greedy is None else greedy
+    if env is None:
+        env, env_params = agent.env, agent.env_params
     # Far from the keys of training, which are those of small seeds.
     keys = jax.random.split(
         jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )
-    max_steps = agent.env.horizon(agent.env_params) or 10_000
+    max_steps = env.horizon(env_params) or 10_000
 
     @eqx.filter_jit
     def run(networks, keys):
         def one(network, key):
             return play(
-                agent.env,
-                agent.env_params,
+                env,
+                env_params,
                 agent.act(network, greedy),
                 network.initial_state(),
                 key,
@@ -76,19 +90,20 @@ def evaluate_state(
                 max_steps=max_steps + 1,
             )
 
-        if host_of(agent.env) is None:
+        if host_of(env) is None:
             return eqx.filter_vmap(one)(networks, keys)
         # On the host one seed after the other: JAX takes no call to it into a loop whose end differs by seed.
         arrays, static = eqx.partition(networks, eqx.is_array)
         return jax.lax.map(lambda x: one(eqx.combine(x[0], static), x[1]), (arrays, keys))
 
-    with closing_new_copies(agent.env):
+    with closing_new_copies(env):
         returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
-    if (failed := failure(agent.env)) is not None:
+    if (failed := failure(env)) is not None:
         raise EnvironmentFailure(failed)
     # A wrapper makes another task of it; a normalised observation is the same task.
     is_plain = all(isinstance(wrapper, NormalizeObservationConfig) for wrapper in config.env_wrappers)
-    chance, best = (find_scores(config.env) if is_plain and not config.env_options.arguments else None) or (None, None)
+    is_plain = is_plain and not config.env_options.get("arguments")
+    chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
     per_seed = [float(np.mean(r)) for r in returns]
     return {
         "env": config.env,
@@ -106,7 +121,12 @@ def evaluate_state(
 
 
 def evaluate(
-    folder: str | Path, *, episodes: int = 256, greedy: bool | None = None, seed: int | None = None
+    folder: str | Path,
+    *,
+    episodes: int = 256,
+    greedy: bool | None = None,
+    seed: int | None = None,
+    env_options: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Play fresh episodes with the agents of a run and return statistics of their returns.
 
@@ -117,14 +137,16 @@ def evaluate(
     - `greedy`: whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN).
         By default DQN does and PPO does not.
     - `seed`: of the episodes; by default the run's own.
+    - `env_options`: options of the environment, in place of those of training.
 
     **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals;
     `"chance"` and `"best"` the mean returns of random actions and of a strong scripted strategy, None where unknown.
 
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1;
+    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1, or
+    the options are wrong or give another observation or action space than the agent was trained for;
     `EnvironmentFailure` if an environment on the host fails.
     """
-    from memax_rl.training.loop import init_state, make_agent, restore
+    from memax_rl.training.loop import init_state, make_agent, make_environment, restore
     from memax_rl.training.run import Run
 
     if episodes < 1:
@@ -135,10 +157,35 @@ def evaluate(
     arrays, static = init_state(config, agent)
     arrays, _ = restore(run, agent, arrays)
     networks = eqx.combine(arrays, static).network
+    settings: dict[str, Any] = {"episodes": episodes, "greedy": greedy, "seed": seed}
     try:
-        return evaluate_state(agent, networks, config, episodes=episodes, greedy=greedy, seed=seed)
+        if not env_options:
+            return evaluate_state(agent, networks, config, **settings)
+        options = envs.complete_options(config.env, config.env_options | env_options)
+        changed = {name: value for name, value in options.items() if value != config.env_options[name]}
+        config = config.model_copy(update={"env_options": options})
+        env, env_params = make_environment(config)
+        try:
+            _check_spaces(agent, env, env_params, changed)
+            return evaluate_state(agent, networks, config, **settings, env=env, env_params=env_params)
+        finally:
+            close(env)
     finally:
         close(agent.env)
+
+
+def _check_spaces(agent: Any, env: Any, env_params: Any, changed: dict[str, Any]) -> None:
+    spaces = (
+        ("observation", agent.observation_space, env.observation_space(env_params)),
+        ("action", agent.action_space, env.action_space(env_params)),
+    )
+    for name, trained, now in spaces:
+        # Spaces compare by identity; what they say of themselves is all there is to compare.
+        if repr(trained) != repr(now):
+            raise ValueError(
+                f"env_options {changed} change the {name} space from {trained!r} to {now!r}, which the "
+                "agent was not made for"
+            )
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from memax_rl import envs
 from memax_rl.agents.dqn import DQNConfig
 from memax_rl.agents.ppo import PPOConfig
-from memax_rl.envs.host_options import HostOptions
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
@@ -24,8 +23,8 @@ class TrainConfig(BaseModel):
 
     env: str = "popgym/RepeatPreviousEasy"
     """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
-    env_options: HostOptions = HostOptions()
-    """How an environment of Gymnasium is run."""
+    env_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """Options of the environment, for example --env-options.size 7; see `memax-rl list envs -v`."""
     env_wrappers: tuple[AnyWrapper, ...] = ()
     """Wrappers, the innermost first, for example '[{name: sticky_actions, probability: 0.25}]'."""
     agent: Literal["ppo", "dqn"] = "ppo"
@@ -60,11 +59,11 @@ class TrainConfig(BaseModel):
             raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
         return name
 
-    @model_validator(mode="after")
-    def _check_env_options(self) -> "TrainConfig":
-        if self.env_options != HostOptions() and not self.env.startswith("gym/"):
-            raise ValueError(f"env_options: an option for gym/ environments only, but env is {self.env!r}")
-        return self
+    @field_validator("env_options")
+    @classmethod
+    def _complete_env_options(cls, options: dict[str, Any], info: Any) -> dict[str, Any]:
+        # If the environment itself is wrong, that is what the user is told.
+        return envs.complete_options(info.data["env"], options) if "env" in info.data else options
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -169,10 +168,25 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
 
     **Raises:** `ValueError` that names the argument, for an unknown field or a value of the wrong type or range.
     """
-    fields = config.model_dump()
-    for name, value in _pairs(arguments):
+    fields, pairs = config.model_dump(), list(_pairs(arguments))
+    if any(name == "env" and value != config.env for name, value in pairs):
+        # What nobody chose for the old environment is not asked of the new one.
+        defaults = envs.complete_options(config.env, {})
+        fields["env_options"] = {name: x for name, x in config.env_options.items() if x != defaults[name]}
+    for name, value in pairs:
         _set(fields, name, value)
     return make_config(fields)
+
+
+def override_env_options(config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the environment's options with those in command-line arguments such as `--env-options.length 10`.
+
+    **Raises:** `ValueError` for any other argument, and for a wrong option.
+    """
+    for name, _ in _pairs(arguments):
+        if name.partition(".")[0] != "env-options":
+            raise ValueError(f"unrecognized argument --{name}; only options of the environment may be changed here")
+    return override(config, arguments).env_options
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -211,18 +225,22 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     full = (_SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
     *path, last = full.split(".")
     part: Any = fields
+    in_env_options = path[:1] == ["env_options"]
     for key in path:
         if isinstance(part, list | tuple):
             # An item of a list, such as --env-wrappers.0.probability.
             part = part[int(key)] if key.isdigit() and int(key) < len(part) else None
         else:
+            if in_env_options and part.get(key) is None:
+                # An option that holds options, such as --env-options.arguments.length, and was not given yet.
+                part[key] = {}
             part = part.get(key)
         if not isinstance(part, dict | list | tuple):
             raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-    is_option = path[-1:] in (["memory_options"], ["arguments"])
     if not isinstance(part, dict):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-    is_mapping = last in ("memory_options", "arguments") and isinstance(value, dict)
+    is_option = in_env_options or path[-1:] == ["memory_options"]
+    is_mapping = last in ("memory_options", "env_options") and isinstance(value, dict)
     if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
     if value is True and not is_option and not isinstance(part[last], bool):

@@ -38,9 +38,14 @@ class TrainingError(RuntimeError):
 Agent = PPO | DQN
 
 
+def make_environment(config: TrainConfig) -> tuple[Any, Any]:
+    """Return the environment of a configuration in its wrappers, and its parameters. Raises `ValueError` as they do."""
+    return wrap(*envs.make(config.env, **config.env_options), config.env, config.env_wrappers)
+
+
 def make_agent(config: TrainConfig) -> Agent:
     """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
-    env, env_params = wrap(*envs.make(config.env, config.env_options), config.env, config.env_wrappers)
+    env, env_params = make_environment(config)
     if config.agent == "ppo":
 
         def actor_critic(observation_space, action_space, key):

@@ -1,0 +1,280 @@
+"""Trials: several episodes of one hidden task, for agents that learn inside their memory.
+
+Duan et al. 2016, "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning",
+https://arxiv.org/abs/1611.02779. To the agent a trial is *one* episode: it begins with the start flag, which resets the
+memory, and ends for good. Where one of the inner episodes ends, the next begins with the same task and the memory goes
+on; a flag in the observation says so, and the last action and reward are shown as always.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, PyTree
+
+from memax_rl.envs import spaces
+from memax_rl.envs.base import Environment
+
+SPLITS = ("train", "test")
+# More than any trial has.
+UNLIMITED = 2**30
+
+
+class TaskEnvironment(abc.ABC):
+    """Episodes of a task, which is a pytree of arrays drawn from a key and hidden from the agent.
+
+    Instances are hashed by identity and hold nothing that changes. Dtypes never weak, as in `Environment`.
+
+    **Attributes:**
+
+    - `episode_length`: the longest episode, in steps; the trial cuts an episode there.
+    - `ends_early`: whether an episode can end before that.
+    - `has_boundaries`: whether anything happens at an episode's end. A bandit's episode is only a block of pulls, for
+        the evaluation to count by: the agent is shown no flag.
+    - `observation_space`, `action_space`: of the task.
+    """
+
+    episode_length: int
+    ends_early: bool = False
+    has_boundaries: bool = True
+    observation_space: Any
+    action_space: Any
+
+    @abc.abstractmethod
+    def draw_task(self, key: PRNGKeyArray) -> PyTree[Array]:
+        """Draw a task. A family whose tasks can be counted draws from the list of its split."""
+
+    @abc.abstractmethod
+    def reset_episode(self, key: PRNGKeyArray, task: PyTree[Array]) -> tuple[Any, Any]:
+        """Begin an episode of the task: first observation and state."""
+
+    @abc.abstractmethod
+    def step_episode(
+        self, key: PRNGKeyArray, task: PyTree[Array], state: Any, action: Any
+    ) -> tuple[Any, Any, Float32[Array, ""], Bool[Array, ""]]:
+        """One transition: observation, state, reward, and whether the episode ended by itself."""
+
+    def best_return(self, task: PyTree[Array]) -> Float32[Array, ""] | None:
+        """The largest expected return of an episode for one who knows the task, or None if it is not known."""
+        del task
+        return None
+
+
+class TrialParams(eqx.Module):
+    """When a trial ends: after so many episodes, or so many steps, whichever comes first."""
+
+    episodes: int | Int32[Array, ""]
+    max_steps_in_episode: int | Int32[Array, ""]
+
+
+class TrialState(eqx.Module):
+    """The hidden task; episodes ended and steps taken in this trial; steps taken in this episode; its state."""
+
+    task: PyTree[Array]
+    episode: Int32[Array, ""]
+    steps: Int32[Array, ""]
+    time: Int32[Array, ""]
+    inner: PyTree[Array]
+
+
+class Trials(Environment):
+    """Trials of the tasks of one split.
+
+    Observation: the task's own, in `{"observation": ..., "episode_start": [1.0] at an episode's first step, else
+    [0.0]}`; the task's alone where it has no boundaries. A trial ends by termination: what would follow does not count.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskEnvironment,
+        *,
+        episodes: int | None,
+        steps: int | None = None,
+        split: str = "train",
+        split_seed: int = 0,
+        num_tasks: int | None = None,
+        discount_across_episodes: bool = True,
+    ):
+        """Make trials.
+
+        Args:
+            tasks: The family of tasks.
+            episodes: Episodes a trial; None if it has so many steps instead.
+            steps: Steps a trial; the last episode may be cut. None if it has so many episodes instead.
+            split: "train" or "test". Tasks of the two are drawn from different keys.
+            split_seed: Seed of the split.
+            num_tasks: Draw from only so many tasks; None for as many as there are.
+            discount_across_episodes: Whether a return goes on into the next episode of the trial. If not, the value
+                stops at an episode's end while the memory goes on.
+
+        Raises:
+            ValueError: If an argument is out of range, or both or none of `episodes` and `steps` are given.
+        """
+        if (episodes is None) == (steps is None):
+            raise ValueError(f"give either episodes or steps of a trial, got episodes={episodes} and steps={steps}")
+        for name, value in (("episodes", episodes), ("steps", steps), ("num_tasks", num_tasks)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if split not in SPLITS:
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        self.tasks = tasks
+        self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
+        self.split, self.split_seed = split, split_seed
+        self.discount_across_episodes = discount_across_episodes
+
+    @property
+    def default_params(self) -> TrialParams:
+        """The size of a trial that was asked for."""
+        return TrialParams(
+            episodes=UNLIMITED if self.episodes is None else self.episodes,
+            max_steps_in_episode=UNLIMITED if self.steps is None else self.steps,
+        )
+
+    def with_episodes(self, episodes: int) -> TrialParams:
+        """The parameters for trials of another number of episodes, each as long as it takes."""
+        return dataclasses.replace(self.default_params, episodes=episodes, max_steps_in_episode=UNLIMITED)
+
+    def horizon(self, params: TrialParams) -> int | None:
+        """The most steps of a trial."""
+        return min(int(params.max_steps_in_episode), int(params.episodes) * self.tasks.episode_length)
+
+    def fixed_length(self, params: TrialParams) -> int | None:
+        """The number of steps of a trial, where no episode can end early or the trial has a number of steps."""
+        horizon = self.horizon(params)
+        shortest = int(params.episodes) * (1 if self.tasks.ends_early else self.tasks.episode_length)
+        return horizon if int(params.max_steps_in_episode) <= shortest or shortest == horizon else None
+
+    def action_space(self, params: TrialParams) -> Any:
+        """The task's."""
+        return self.tasks.action_space
+
+    def observation_space(self, params: TrialParams) -> Any:
+        """The task's, and the flag of an episode's start."""
+        space = self.tasks.observation_space
+        if not self.tasks.has_boundaries:
+            return space
+        return spaces.Dict({"observation": space, "episode_start": spaces.Box(0.0, 1.0, (1,), jnp.float32)})
+
+    def is_truncated(self, state: TrialState, params: TrialParams) -> Bool[Array, ""]:
+        """Never: a trial is over when it is over."""
+        return jnp.zeros((), bool)
+
+    def draw_task(self, key: PRNGKeyArray) -> PyTree[Array]:
+        """Draw a task of the split: a random index decides which key of the split makes it."""
+        index = jax.random.bits(key)
+        if self.num_tasks is not None:
+            index = index % jnp.uint32(self.num_tasks)
+        split_key = jax.random.fold_in(jax.random.key(self.split_seed), SPLITS.index(self.split))
+        return self.tasks.draw_task(jax.random.fold_in(split_key, index))
+
+    def _observe(self, observation: Any, first: Bool[Array, ""]) -> Any:
+        if not self.tasks.has_boundaries:
+            return observation
+        return {"observation": observation, "episode_start": first.astype(jnp.float32)[None]}
+
+    def reset_env(self, key: PRNGKeyArray, params: TrialParams) -> tuple[Any, TrialState]:
+        """Draw a task and begin its first episode."""
+        task = self.draw_task(jax.random.fold_in(key, 2))
+        observation, inner = self.tasks.reset_episode(jax.random.fold_in(key, 3), task)
+        zero = jnp.zeros((), jnp.int32)
+        return self._observe(observation, jnp.ones((), bool)), TrialState(task, zero, zero, zero, inner)
+
+    def step_env(
+        self, key: PRNGKeyArray, state: TrialState, action: Any, params: TrialParams
+    ) -> tuple[Any, TrialState, Float32[Array, ""], Bool[Array, ""], dict[str, Any]]:
+        """One step; where it ends an episode but not the trial, the next episode begins."""
+        observation, inner, reward, terminated = self.tasks.step_episode(key, state.task, state.inner, action)
+        steps, time = state.steps + 1, state.time + 1
+        ended = terminated | (time >= self.tasks.episode_length)
+        episode = state.episode + ended
+        trial_ended = (episode >= params.episodes) | (steps >= params.max_steps_in_episode)
+        begins = ended & ~trial_ended
+        first = self.tasks.reset_episode(jax.random.fold_in(key, 1), state.task)
+        observation, inner = jax.tree.map(lambda a, b: jnp.where(begins, a, b), first, (observation, inner))
+        info = {} if self.discount_across_episodes else {"value_stops": ended}
+        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner)
+        return self._observe(observation, begins), after, reward, trial_ended, info
+
+
+class FromReset(TaskEnvironment):
+    """Any environment whose reset draws the task: the task is the key, and every episode is reset with it.
+
+    So the first state of an episode is the same throughout a trial, where that is random too.
+    """
+
+    ends_early = True
+
+    def __init__(self, env: Any, params: Any):
+        """Wrap an environment of `memax_rl.envs.make` and its parameters.
+
+        Raises:
+            ValueError: If the environment states no longest episode.
+        """
+        self.env, self.params = env, params
+        horizon = env.horizon(params)
+        if horizon is None:
+            raise ValueError("env: a trial needs the longest length of an episode, and this environment states none")
+        self.episode_length = horizon
+        self.ends_early = env.fixed_length(params) is None
+        self.observation_space, self.action_space = env.observation_space(params), env.action_space(params)
+
+    def draw_task(self, key: PRNGKeyArray) -> PyTree[Array]:
+        """The bits of a key."""
+        return jax.random.key_data(key)
+
+    def reset_episode(self, key: PRNGKeyArray, task: PyTree[Array]) -> tuple[Any, Any]:
+        """Reset with the task's key."""
+        return self.env.reset(jax.random.wrap_key_data(task), self.params)
+
+    def step_episode(
+        self, key: PRNGKeyArray, task: PyTree[Array], state: Any, action: Any
+    ) -> tuple[Any, Any, Float32[Array, ""], Bool[Array, ""]]:
+        """The environment's step; its automatic reset is not used."""
+        _, state, reward, terminated, truncated, info = self.env.step(key, state, action, self.params)
+        return info["final_observation"], state, reward, terminated | truncated
+
+
+class FromParams(FromReset):
+    """Any environment whose parameters hold the task: some of them are drawn uniformly from ranges, once a trial."""
+
+    def __init__(self, env: Any, params: Any, ranges: dict[str, tuple[float, float]]):
+        """Wrap an environment and its default parameters.
+
+        Args:
+            env: From `memax_rl.envs.make`.
+            params: Its parameters, a dataclass.
+            ranges: For each parameter that differs between tasks, its least and largest value.
+
+        Raises:
+            ValueError: If a parameter does not exist or its range is empty.
+        """
+        super().__init__(env, params)
+        known = {field.name for field in dataclasses.fields(params)}
+        for name, (low, high) in ranges.items():
+            if name not in known:
+                raise ValueError(f"vary: there is no parameter {name!r}; there are {', '.join(sorted(known))}")
+            if not low < high:
+                raise ValueError(f"vary: {name} must lie between two numbers, the smaller first, got {[low, high]}")
+        self.ranges = ranges
+
+    def draw_task(self, key: PRNGKeyArray) -> dict[str, Float32[Array, ""]]:
+        """The parameters that differ."""
+        draws = jax.random.uniform(key, (len(self.ranges),))
+        return {name: low + draws[i] * (high - low) for i, (name, (low, high)) in enumerate(self.ranges.items())}
+
+    def _params(self, task: dict[str, Float32[Array, ""]]) -> Any:
+        return dataclasses.replace(self.params, **task)
+
+    def reset_episode(self, key: PRNGKeyArray, task: PyTree[Array]) -> tuple[Any, Any]:
+        """A fresh episode under the task's parameters."""
+        return self.env.reset(key, self._params(task))
+
+    def step_episode(
+        self, key: PRNGKeyArray, task: PyTree[Array], state: Any, action: Any
+    ) -> tuple[Any, Any, Float32[Array, ""], Bool[Array, ""]]:
+        """The environment's step under the task's parameters."""
+        _, state, reward, terminated, truncated, info = self.env.step(key, state, action, self._params(task))
+        return info["final_observation"], state, reward, terminated | truncated

@@ -1,0 +1,213 @@
+"""The in-context evaluation and the look inside: statistics, controls, files, and mistakes that are explained."""
+
+import csv
+import json
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memax_rl import envs
+from memax_rl.cli import main
+from memax_rl.envs import spaces
+from memax_rl.evaluation.icl import (
+    evaluate_in_context,
+    play_trials,
+    print_icl_table,
+    summarize_trials,
+    trained_episodes,
+)
+from memax_rl.evaluation.inspect import action_change_by_lag, collect, gradients_by_lag, total_variation
+from memax_rl.networks import ActionDistribution, NetworkConfig, make_actor_critic
+from memax_rl.training import Run, make_config, train
+
+SMALL = {
+    "env": "meta/BernoulliBandit",
+    "env_options": {"arms": 3, "episode_length": 2, "episodes": 3},
+    "total_steps": 48,
+    "network": {"memory": "min_gru", "width": 8},
+    "ppo": {"num_envs": 4, "slots": 6, "epochs": 1, "minibatches": 2},
+    "eval_episodes": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run on trials, of two seeds."""
+    return train(make_config(SMALL | {"num_seeds": 2}), out=tmp_path_factory.mktemp("runs") / "trials")
+
+
+def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
+    assert main(["icl", str(run.folder), "--tasks", "8", "--out", str(tmp_path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads((tmp_path / "icl.json").read_text())
+    assert (tmp_path / "icl.png").read_bytes().startswith(b"\x89PNG")
+    assert (result["episodes"], result["trained_episodes"], result["seeds"]) == (3, 3, [0, 1])
+    for split in ("train", "test"):
+        for who in ("agent", "wiped"):
+            summary = result[split][who]
+            assert len(summary["return_by_episode"]) == 3
+            assert summary["area"]["value"] == pytest.approx(sum(e["value"] for e in summary["return_by_episode"]))
+            assert summary["regret"] is not None
+    assert [len(result["longer"][n]["return_by_episode"]) for n in ("2", "4")] == [6, 12]
+    assert set(result["strategies"]) == {"random", "greedy", "UCB1", "Thompson sampling", "Gittins index"}
+    assert result["strategies"]["Gittins index"]["area"]["value"] > 0
+    print_icl_table(result)
+    assert "held-out, memory wiped" in capsys.readouterr().out
+
+
+def test_a_wiped_memory_forgets_and_a_kept_one_remembers(key):
+    """An agent that repeats its first action of a trial for ever, on a bandit whose arms pay 1 and 0."""
+    env, _ = envs.make("meta/BernoulliBandit", arms=2, payouts=[0.0, 1.0], episode_length=1, episodes=4)
+
+    def act(memory, inputs, k):
+        # A pull that paid is repeated, one that did not is left; what is remembered is the arm to pull.
+        paid = inputs.previous_reward > 0
+        better = jnp.where(paid, inputs.previous_action, 1 - inputs.previous_action)
+        action = jnp.where(inputs.start, 0, better).astype(jnp.int32)
+        return memory, action, jnp.zeros(())
+
+    def play(wiped):
+        return play_trials(env, act, lambda task: None, key, tasks=50, episodes=4, most_episodes=4, wiped=wiped).mean(
+            axis=0
+        )
+
+    kept, wiped = (np.asarray(eqx.filter_jit(play)(jnp.asarray(w))) for w in (False, True))
+    assert 0.2 < kept[0] < 0.8
+    np.testing.assert_array_equal(kept[1:], 1)
+    np.testing.assert_array_equal(wiped, np.repeat(kept[0], 4))
+
+
+def test_summary_of_trials_by_hand():
+    returns = np.array([[[0.0, 1.0, 2.0], [2.0, 2.0, 2.0]]])
+    summary = summarize_trials(returns, np.array([2.0, 2.0]))
+    assert [e["value"] for e in summary["return_by_episode"]] == [1, 1.5, 2]
+    assert summary["gain"]["value"] == 1
+    assert (summary["gain"]["low"], summary["gain"]["high"]) == (0, 2)
+    assert summary["area"]["value"] == 4.5
+    assert summary["regret"]["value"] == 12 / 2 - 4.5
+    assert summarize_trials(returns, None)["regret"] is None
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    """200 samples of 40 tasks: 95 % coverage has a deviation of 1.5 %; the bootstrap of 40 is a little too narrow."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        entry = summarize_trials(rng.normal(1, 2, (1, 40, 2)), None, resamples=300)["return_by_episode"][0]
+        covered += entry["low"] <= 1 <= entry["high"]
+    assert 0.88 < covered / 200 < 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("popgym/RepeatFirstEasy", {}, "trained on popgym/RepeatFirstEasy, which has no hidden tasks"),
+        ("meta/EndlessTMaze", {}, "trained on meta/EndlessTMaze, which has no hidden tasks to adapt to; train on"),
+        ("meta/DarkRoom", {"episodes": 1}, "trials of one episode of meta/DarkRoom, .* --env-options.episodes 2"),
+    ],
+)
+def test_a_run_without_trials_is_told_what_to_do(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        trained_episodes(envs.make(name, **options)[0], name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["icl", "--tasks", "1"], "tasks must be at least 2, got 1"),
+        (["icl", "--episodes", "1"], "episodes must be at least 2"),
+        (["inspect", "--rows", "1"], "rows must be at least 2"),
+        (["inspect", "--steps", "1"], "steps must be at least 2"),
+    ],
+)
+def test_wrong_arguments_are_one_message(run, arguments, message, capsys):
+    command, *rest = arguments
+    assert main([command, str(run.folder), *rest]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_icl_measures_an_agent_of_dqn_and_inspect_does_not(tmp_path, capsys):
+    dqn = {"num_envs": 2, "rows": 2, "slots": 8, "update_to_data": 1.0, "replay_slots": 64, "warm_up": 8}
+    run = train(make_config(SMALL | {"agent": "dqn", "dqn": dqn | {"save_replay": False}}), out=tmp_path / "run")
+    assert main(["icl", str(run.folder), "--tasks", "4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["policy"] == "greedy"
+    assert len(result["test"]["agent"]["return_by_episode"]) == 3
+    assert main(["inspect", str(run.folder)]) == 2
+    assert "which agents of ppo have; this run's agent is 'dqn'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (SMALL | {"env_wrappers": [{"name": "sticky_actions"}]}, "env_wrappers sticky_actions, and trials are played"),
+        ({"env": "gym/CartPole-v1"}, "trained on gym/CartPole-v1, which has no hidden tasks"),
+    ],
+)
+def test_icl_refuses_a_run_that_it_cannot_measure(fields, message, tmp_path):
+    run = Run.create(tmp_path / "run", make_config(fields))
+    with pytest.raises(ValueError, match=message):
+        evaluate_in_context(run.folder)
+
+
+def test_trials_cut_by_steps_count_as_the_episodes_they_hold():
+    assert trained_episodes(envs.make("meta/ProjectedCartPole", steps=500)[0], "meta/ProjectedCartPole") == 3
+
+
+def test_inspect_writes_lags(run, tmp_path, capsys):
+    assert main(["inspect", str(run.folder), "--rows", "3", "--out", str(tmp_path)]) == 0
+    assert "gradient of value" in capsys.readouterr().out
+    result = json.loads((tmp_path / "inspect.json").read_text())
+    with (tmp_path / "inspect.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["value_gradient"]) for row in rows] == [entry["value_gradient"] for entry in result["lags"]]
+    assert [entry["lag"] for entry in result["lags"]] == [0, 1, 2, 3, 4, 5]
+    assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
+
+
+def look(memory, key, **options):
+    """Gradients of policy and value and change of the action by lag, over two trials of ten pulls."""
+    env, params = envs.make("meta/BernoulliBandit", episode_length=5, episodes=2)
+    config = NetworkConfig(memory=memory, width=8, memory_options=options)
+    network = make_actor_critic(config, env.observation_space(params), env.action_space(params), key=key)
+    # Away from the nearly uniform first policy.
+    network = eqx.tree_at(lambda n: n.policy_head.weight, network, network.policy_head.weight * 100)
+
+    @eqx.filter_jit
+    def measure(network):
+        def act(memory, inputs, k):
+            memory, distribution, _ = network.step(memory, inputs)
+            return memory, *distribution.sample(k)
+
+        tape = collect(env, params, act, network.initial_state(), key, rows=4, steps=20)
+        return *gradients_by_lag(network, tape), action_change_by_lag(network, tape)
+
+    return [np.asarray(x) for x in measure(network)]
+
+
+def test_a_memory_of_three_steps_owes_nothing_to_what_lies_before(key):
+    policy, value, pairs, change = look("frame_stack", key, window=3)
+    for curve in (policy, value, change):
+        assert (curve[:3] > 1e-4).all()
+        np.testing.assert_array_equal(curve[3:10], 0)
+        # A lag counts within an episode: trials of ten steps know nine.
+        assert np.isnan(curve[10:]).all()
+    np.testing.assert_array_equal(pairs[:10], 4 * 2 * (10 - np.arange(10)))
+
+
+def test_total_variation_by_hand():
+    discrete = spaces.Discrete(2)
+    p = ActionDistribution(discrete, jnp.log(jnp.array([0.5, 0.5])), None)
+    q = ActionDistribution(discrete, jnp.log(jnp.array([0.9, 0.1])), None)
+    assert float(total_variation(p, q)) == pytest.approx(0.4, abs=1e-6)
+    both = spaces.MultiDiscrete([2, 2])
+    p = ActionDistribution(both, jnp.log(jnp.array([0.5, 0.5, 0.5, 0.5])), None)
+    q = ActionDistribution(both, jnp.log(jnp.array([0.9, 0.1, 0.5, 0.5])), None)
+    assert float(total_variation(p, q)) == pytest.approx(0.2, abs=1e-6)
+    box = spaces.Box(-1.0, 1.0, (2,))
+    p = ActionDistribution(box, jnp.zeros(2), jnp.log(jnp.array([2.0, 1.0])))
+    q = ActionDistribution(box, jnp.array([4.0, 0.0]), jnp.log(jnp.array([2.0, 1.0])))
+    # Two standard deviations apart: 2 Phi(1) - 1.
+    assert float(total_variation(p, q)) == pytest.approx(0.682689, abs=1e-5)
