@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py                                      every model, T = 1024, batch 8
     python benchmarks/memory.py --models lru gru --T 256 1024 --batch 1 8
-    python benchmarks/memory.py --out docs/memory                    writes memory.csv, memory.md and memory.png
+    python benchmarks/memory.py --out results                        writes memory.csv, memory.md and memory.png
+    python benchmarks/memory.py --out docs/memory --page docs/memory.md   refreshes the table of that page too
 
 Forward is one `scan` of the batch, backward the gradient of the mean square of the outputs by parameters and
 inputs. Both sides get the same inputs and start flags. Each side is compiled once; then the sides take turns
@@ -42,6 +43,7 @@ from memax_rl import memory, ops
 WIDTH = 128
 HEAD = 64
 START_PROBABILITY = 1 / 200
+MARK = "<!-- measured: what follows is written by benchmarks/memory.py -->"
 
 # f(params, xs, starts) -> outputs, and its params.
 Side = tuple[Callable, Any]
@@ -338,8 +340,8 @@ def print_row(texts: list[str]) -> None:
     sys.stdout.flush()
 
 
-def write(rows: list[dict[str, Any]], folder: Path, machine: str) -> None:
-    """Write the table as CSV and markdown, and the picture."""
+def write(rows: list[dict[str, Any]], folder: Path, page: Path | None, machine: str) -> None:
+    """Write the table as CSV and markdown, and the picture; the table into a page also."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = ["model", *dict.fromkeys(key for row in rows for key in row if key != "model")]
     with (folder / "memory.csv").open("w", newline="") as file:
@@ -349,6 +351,9 @@ def write(rows: list[dict[str, Any]], folder: Path, machine: str) -> None:
     lines = [machine, "", "| " + " | ".join(title for _, title, _ in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     (folder / "memory.md").write_text("\n".join(lines) + "\n")
+    if page:
+        text = page.read_text().split(MARK)[0] + MARK + "\n\n" + "\n".join(lines) + "\n"
+        page.write_text(text)
     draw(rows, folder / "memory.png", machine)
     if len({(row["T"], row["batch"]) for row in rows}) > 1:
         draw_sizes(rows, folder / "memory_sizes.png", machine)
@@ -434,7 +439,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row's turns (default: 4)")
     parser.add_argument("--memory-limit", type=float, default=12.0, help="run nothing that needs more GB (default: 12)")
     parser.add_argument("--out", type=Path, help="folder for memory.csv, memory.md and memory.png")
+    parser.add_argument("--page", type=Path, help=f"with --out: a page that has the line {MARK}, before the table")
     arguments = parser.parse_args()
+    if arguments.page and not (arguments.out and arguments.page.is_file() and MARK in arguments.page.read_text()):
+        parser.error(f"--page takes a file that has the line {MARK}, and --out a folder, got {arguments.page}")
     unknown = set(arguments.models or ()) - set(memory.names())
     if unknown:
         parser.error(f"unknown models: {', '.join(sorted(unknown))}; see `memax-rl list memories`")
@@ -459,7 +467,7 @@ def main() -> None:
                 print_row(cells(rows[-1]))
                 jax.clear_caches()
     if arguments.out:
-        write(rows, arguments.out, machine)
+        write(rows, arguments.out, arguments.page, machine)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""Train presets with several memories and seeds, and print a table in Markdown: what they reach, in how many seconds.
+
+    python benchmarks/table.py --presets dqn/repeat_previous_easy dqn/repeat_first_easy \\
+        --memories gru lru gated_delta_net
+    python benchmarks/table.py --presets ppo/count_recall_easy --memories gru -- --ppo.discount 0.9
+
+Every seed is trained by itself, and evaluated on 256 fresh episodes as its agent plays by default (DQN greedily, PPO
+sampled). Seconds are of the wall clock and for training, with compilation. After `--` come fields of the configuration.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from memax_rl.evaluation import evaluate
+from memax_rl.training import TrainConfig, load_config, override, train
+
+
+def measure(config: TrainConfig, folder: Path) -> tuple[dict, float]:
+    """Train one seed; return the result of its evaluation and the seconds that training took."""
+    start = time.perf_counter()
+    run = train(config, out=folder)
+    return evaluate(run.folder), time.perf_counter() - start
+
+
+def numbers(values: list[float], digits: int) -> str:
+    """Return the values, separated by commas."""
+    return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def main() -> None:
+    """Train and print."""
+    arguments, fields = sys.argv[1:], []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, fields = arguments[:at], arguments[at + 1 :]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--presets", nargs="+", required=True, help="see `memax-rl list presets`")
+    parser.add_argument("--memories", nargs="+", help="by default the preset's own")
+    parser.add_argument("--seeds", type=int, default=3)
+    chosen = parser.parse_args(arguments)
+    print("| preset | memory | steps | mean | return of each seed | chance | best known | seconds of each seed |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for preset in chosen.presets:
+        for memory in chosen.memories or [None]:
+            config = override(load_config(preset), [*(["--memory", memory] if memory else []), *fields])
+            returns, seconds, result = [], [], {}
+            for seed in range(chosen.seeds):
+                with tempfile.TemporaryDirectory() as folder:
+                    one = override(config, ["--seed", str(seed), "--eval-episodes", "0"])
+                    result, took = measure(one, Path(folder) / "run")
+                returns.append(result["return"]["mean"]["value"])
+                seconds.append(took)
+            known = ["" if result[name] is None else f"{result[name]:.3f}" for name in ("chance", "best")]
+            print(
+                f"| {preset} | {config.network.memory} | {config.total_steps:,} | {statistics.mean(returns):.3f} | "
+                f"{numbers(returns, 3)} | {known[0]} | {known[1]} | {numbers(seconds, 0)} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
