@@ -242,8 +242,8 @@ MISTAKES = (
         13,
         "evaluation counts the episodes after the first as well",
         "memax_rl/evaluation/episodes.py",
-        "first = finished.done & ~ended",
-        "first = finished.done",
+        "jax.random.split(now, (episodes, 2)), ~ended)",
+        "jax.random.split(now, (episodes, 2)), ended | True)",
         ("tests/test_evaluation.py",),
     ),
     Mistake(

@@ -43,10 +43,10 @@ def play(
         t, key, streams, (total, length, ended) = carry
         key, now = jax.random.split(key)
         step = jax.vmap(lambda s, k, active: step_stream(env, env_params, act, s, k, active))
+        # Where the first episode has ended nothing is stepped, and no other episode ends.
         streams, _, finished = step(streams, jax.random.split(now, (episodes, 2)), ~ended)
-        first = finished.done & ~ended
-        total = jnp.where(first, finished.episode_return, total)
-        length = jnp.where(first, finished.episode_length, length)
+        total = jnp.where(finished.done, finished.episode_return, total)
+        length = jnp.where(finished.done, finished.episode_length, length)
         return t + 1, key, streams, (total, length, ended | finished.done)
 
     _, _, _, result = jax.lax.while_loop(more, body, (0, key, start, nothing))
