@@ -156,7 +156,8 @@ class Trials(Environment):
         space = self.tasks.observation_space
         if not self.tasks.has_boundaries:
             return space
-        return spaces.Dict({"observation": space, "episode_start": spaces.Box(0.0, 1.0, (1,), jnp.float32)})
+        # In the order in which JAX flattens a dict, so that a sample has its leaves where an observation has them.
+        return spaces.Dict({"episode_start": spaces.Box(0.0, 1.0, (1,), jnp.float32), "observation": space})
 
     def is_truncated(self, state: TrialState, params: TrialParams) -> Bool[Array, ""]:
         """Never: a trial is over when it is over."""

@@ -14,7 +14,7 @@ from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, fa
 from memax_rl.envs.references import find_scores
 from memax_rl.envs.wrappers import NormalizeObservationConfig
 from memax_rl.evaluation.statistics import summarize
-from memax_rl.streams import Act, start_stream, step_stream
+from memax_rl.streams import Act, seed_key, start_stream, step_stream
 
 
 def play(
@@ -73,7 +73,7 @@ def evaluate_state(
         env, env_params = agent.env, agent.env_params
     # Far from the keys of training, which are those of small seeds.
     keys = jax.random.split(
-        jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31), config.num_seeds
+        jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )
     max_steps = env.horizon(env_params) or 10_000
 

@@ -21,7 +21,7 @@ from memax_rl import envs
 from memax_rl.envs.strategies import strategies
 from memax_rl.envs.trials import TrialParams, Trials
 from memax_rl.envs.wrappers import NormalizeObservationConfig
-from memax_rl.streams import Act, start_stream, step_stream
+from memax_rl.streams import Act, seed_key, start_stream, step_stream
 
 # Trials so many times as long as trained.
 LONGER = (2, 4)
@@ -213,7 +213,7 @@ def evaluate_in_context(
     arrays, static = init_state(config, agent)
     arrays, _ = restore(run, agent, arrays)
     networks, network_static = eqx.partition(eqx.combine(arrays, static).network, eqx.is_array)
-    key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31)
+    key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     most = episodes * max((1, *longer))
 
     def split(name: str, **options: Any) -> Trials:

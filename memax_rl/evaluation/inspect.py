@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
 from memax_rl.networks import ActionDistribution, ActorCritic, Encoder, Inputs
-from memax_rl.streams import Act, start_stream, step_stream
+from memax_rl.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.tape import Tape, positions, previous
 
 # Steps t, or places t - d, that are looked at in a row: enough for a mean, and few enough for many lags.
@@ -222,7 +222,7 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
     arrays, static = init_state(config, agent)
     arrays, _ = restore(run, agent, arrays)
     networks = eqx.combine(arrays, static).network
-    key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2**31)
+    key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.horizon(agent.env_params) or 256, 256) if steps is None else steps
 
     @eqx.filter_jit

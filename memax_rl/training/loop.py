@@ -22,6 +22,7 @@ from memax_rl.agents.ppo import PPO
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
+from memax_rl.streams import seed_key
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, open_logs
 from memax_rl.training.run import Run, RunError
@@ -62,7 +63,7 @@ def make_agent(config: TrainConfig) -> Agent:
 
 def seed_keys(config: TrainConfig) -> jax.Array:
     """Return one key a seed; it depends on the seed alone, not on how many train together."""
-    return jnp.stack([jax.random.key(config.seed + i) for i in range(config.num_seeds)])
+    return jnp.stack([seed_key(config.seed + i) for i in range(config.num_seeds)])
 
 
 def init_state(config: TrainConfig, agent: Agent) -> tuple[PyTree, PyTree]:
