@@ -7,9 +7,9 @@
 
 Forward is one `scan` of the batch, backward the gradient of the mean square of the outputs by parameters and
 inputs. Both sides get the same inputs and start flags. Each side is compiled once; then the sides take turns
-in one process, and a ratio is the median over the turns of their time over ours, so that other load on the
-machine meets both; "in processor time" is the same of the time that all cores together spent. Temporary memory is
-what XLA's own analysis of the compiled forward and backward pass says.
+in one process, two calls each of which the second counts, and a ratio is the median over the turns of their time over
+ours, so that other load on the machine meets both; "in processor time" is the same of the time that all cores together
+spent. Temporary memory is what XLA's own analysis of the compiled forward and backward pass says.
 
 The column "beside" tells what stands beside a model:
 
@@ -265,9 +265,12 @@ def take_turns(sides: list[Compiled], seconds: float, least: int) -> tuple[Turns
         order = list(enumerate(sides))[:: 1 if len(backward) % 2 else -1]
         backward.append([(0.0, 0.0)] * len(sides))
         forward.append([(0.0, 0.0)] * len(sides))
+        # As in training, where the same call follows itself: the memory that the other side gave back is not paid for.
         for i, side in order:
+            seconds_of(side.backward, side.inputs)
             backward[-1][i] = seconds_of(side.backward, side.inputs)
         for i, side in order:
+            seconds_of(side.forward, side.inputs)
             forward[-1][i] = seconds_of(side.forward, side.inputs)
     return forward, backward
 

@@ -24,7 +24,11 @@ SETTINGS = {
     "gru": {"total_steps": 400_000},
     "lstm": {"total_steps": 400_000},
     "min_gru": {"network": {"depth": 3}, "total_steps": 1_800_000},
-    "linear_transformer": {"network": {"memory_options": {"rotary_base": 100.0}}, "total_steps": 1_300_000},
+    "linear_transformer": {
+        "network": {"memory_options": {"rotary_base": 10.0}},
+        "ppo": {"learning_rate": 3e-3},
+        "total_steps": 1_300_000,
+    },
     "mlp": {"total_steps": 400_000},
 }
 BEST_OF_PAPER = {"Easy": 1.0, "Medium": 0.789, "Hard": 0.191}
@@ -83,9 +87,9 @@ def main() -> None:
         def row(level: str, memory: str) -> list[Run]:
             fields = load_config(f"ppo/repeat_previous_{level.lower()}").model_dump()
             settings = dict(SETTINGS[memory]) if level == "Easy" else {}
-            changed = settings.pop("network", {})
-            network = fields["network"] | {"memory": memory} | changed
-            fields |= {"eval_episodes": 0, **settings, "network": network}
+            network = fields["network"] | {"memory": memory} | settings.pop("network", {})
+            ppo = fields["ppo"] | settings.pop("ppo", {})
+            fields |= {"eval_episodes": 0, **settings, "network": network, "ppo": ppo}
             label = f"{level}-{memory}"
             seeds = range(arguments.seeds)
             runs, returns, seconds = zip(

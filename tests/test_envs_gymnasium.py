@@ -320,8 +320,12 @@ SMALL = {
 }
 
 
-def test_train_evaluate_and_resume(tmp_path, capsys):
-    run = train(make_config(SMALL | {"num_seeds": 2}), out=tmp_path / "run")
+OF_DQN = {"num_envs": 4, "rows": 4, "slots": 11, "update_to_data": 1.0, "replay_slots": 120, "warm_up": 20}
+
+
+@pytest.mark.parametrize("fields", [{}, {"agent": "dqn", "dqn": OF_DQN}], ids=["ppo", "dqn"])
+def test_train_evaluate_and_resume(fields, tmp_path, capsys):
+    run = train(make_config(SMALL | fields | {"num_seeds": 2}), out=tmp_path / "run")
     assert not multiprocessing.active_children()
     result = evaluate(run.folder, episodes=3)
     assert result["mean_length"] == 4
@@ -339,7 +343,8 @@ def test_train_evaluate_and_resume(tmp_path, capsys):
     assert main(["train", "--resume", str(run.folder)]) == 0
     assert "every stream begins a new episode" in capsys.readouterr().err
     assert len(run.metrics()) > before
-    assert {row["episode/length"] for row in run.metrics()} == {4.0}
+    # An update of DQN may be shorter than an episode.
+    assert {row["episode/length"] for row in run.metrics() if row["episode/count"] > 0} == {4.0}
 
 
 def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, capsys, monkeypatch):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from memax_rl import envs
+from memax_rl.agents.dqn import DQN, DQNConfig
 from memax_rl.agents.ppo import PPO, PPOConfig, evaluate_rows
 from memax_rl.envs import base, spaces, wrappers
 from memax_rl.envs.registry import _OWN
-from memax_rl.networks import NetworkConfig, RunningNormalizer, make_actor_critic
+from memax_rl.networks import NetworkConfig, RunningNormalizer, make_actor_critic, make_q_network
 from memax_rl.training import make_config, override
 from memax_rl.training.config import TrainConfig
 
@@ -338,6 +339,29 @@ def test_statistics_change_once_an_update_and_by_nothing_else(key):
         assert int(normalizer.count) == len(seen)
         np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-5)
         np.testing.assert_allclose(normalizer.variance, seen.var(0), rtol=1e-4)
+
+
+def test_statistics_of_dqn_are_those_of_what_was_collected(key):
+    """In the network that acts and in the target network: else the two would see the same observation differently."""
+    env, params = wrappers.wrap(
+        Counter(4), Counter(4).default_params, "own/Counter", make_config({"env_wrappers": [NORMALIZE]}).env_wrappers
+    )
+
+    def make_network(observation_space, action_space, key):
+        network = NetworkConfig(memory="gru", width=8)
+        return make_q_network(network, observation_space, action_space, duelling=True, key=key)
+
+    settings = DQNConfig(num_envs=4, rows=4, slots=12, update_to_data=1.0, replay_slots=160, warm_up=10)
+    agent = DQN(env, params, make_network, settings, 10_000)
+    state = eqx.filter_jit(agent.init)(key)
+    _, new, _, _ = eqx.filter_jit(agent._collect)(state, jax.random.split(state.key, 3)[1])
+    after, _ = eqx.filter_jit(agent.update)(state)
+    seen = np.asarray(new.observation)[np.asarray(new.valid)]
+    for network in (after.network, after.target):
+        (normalizer,) = network.torso.encoder.normalizers
+        assert normalizer is not None
+        assert int(normalizer.count) == len(seen)
+        np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-5)
 
 
 # One's own environment

@@ -326,6 +326,7 @@ def test_presets_build_an_agent():
         (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean 'memory'"),
         (["train", "--seed"], "--seed needs a value"),
         (["train", "--agent", "sac"], "agent: input should be 'ppo' or 'dqn', got 'sac'"),
+        (["train", "--env", "gym/Nope-v0"], "error: env: gymnasium has no environment 'Nope-v0'"),
         (["train", "--agent", "dqn", "--env", "popgym/PositionOnlyPendulumEasy"], "dqn cannot act in the action space"),
         (["train", "--config", "nowhere"], "no configuration file or preset 'nowhere'"),
         (["train", "--resume", "nowhere", "--seed", "1"], "--resume continues a run as it is configured"),
