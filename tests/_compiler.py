@@ -7,6 +7,11 @@ import sys
 _QUICK = "--xla_cpu_use_fusion_emitters=false"
 
 
+def to_the_bit() -> dict[str, bool]:
+    """Return options for `jax.jit` that undo the quick flag: without fusion equal expressions round differently."""
+    return {"xla_cpu_use_fusion_emitters": True} if _QUICK in os.environ.get("XLA_FLAGS", "") else {}
+
+
 def quick_flags() -> str:
     """Return XLA_FLAGS with a flag that cuts compile times to a third, if the installed compiler knows it.
 

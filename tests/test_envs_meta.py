@@ -192,18 +192,18 @@ def test_value_iteration_on_a_chain():
     np.testing.assert_allclose(q[0], [[1.1, 2.0], [3.0, 1.0]], rtol=1e-6)
 
 
-# Duan et al. 2016, table 2: random 100.1 and posterior sampling 138.1 over 10 episodes. Ours gets 133.6 over 300
-# trials, for it is not shown what followed an episode's last step. A trial's deviation is about 15, so that the mean of
-# 60 has a standard error of 2.
+# Duan et al. 2016, table 2: random 100.1, posterior sampling 138.1 over 10 episodes. A loop in NumPy over 1,500 trials,
+# written apart from ours, gets 134.2 with a standard error of 0.7, whether or not it learns from an episode's last
+# transition. Why the published figure is higher is not known.
 def test_mdp_strategies_reproduce_known_figures(key):
-    random = returns("meta/TabularMDP", "random", 60, key).sum(axis=1)
-    assert random.mean() == pytest.approx(100.1, abs=8)
-    sampling = returns("meta/TabularMDP", "posterior sampling", 60, key).sum(axis=1)
-    assert sampling.mean() == pytest.approx(135, abs=8)
-    known = returns("meta/TabularMDP", "known model", 60, key)
-    best = best_returns(envs.make("meta/TabularMDP")[0], key, 60)
+    random = returns("meta/TabularMDP", "random", 300, key).sum(axis=1)
+    assert random.mean() == pytest.approx(100.1, abs=3.5)
+    sampling = returns("meta/TabularMDP", "posterior sampling", 300, key).sum(axis=1)
+    assert sampling.mean() == pytest.approx(134.2, abs=3.5)
+    known = returns("meta/TabularMDP", "known model", 300, key)
+    best = best_returns(envs.make("meta/TabularMDP")[0], key, 300)
     assert best is not None
-    assert known.mean() == pytest.approx(best.mean(), abs=4 * (known.mean(axis=1) - best).std() / 60**0.5)
+    assert known.mean() == pytest.approx(best.mean(), abs=4 * (known.mean(axis=1) - best).std() / 300**0.5)
 
 
 def test_endless_t_maze(key):
