@@ -155,7 +155,7 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
 class DQN:
     """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
 
-    `name`, `longer`, `plays_greedily`, `unsaved`: see `PPO`.
+    `name`, `longer`, `plays_greedily`, `unsaved`, `shared_out`: see `PPO`. It trains on one device.
 
     **Arguments:**
 
@@ -171,6 +171,8 @@ class DQN:
     name = "dqn"
     longer = "set dqn.slots to more than the longest episode"
     plays_greedily = True
+    devices = 1
+    shared_out: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ One update:
 2. `_advantages` makes one forward pass over the tape: values, and from them advantages and returns.
 3. `_learn` makes `epochs` passes over minibatches of rows.
 
+With several devices each does this for its share of the streams, and so of every minibatch (memax_rl/devices.py).
+
 How a row is filled (`PPOConfig.fill`):
 - "episodes": a row holds whole episodes. What is open when the row is full is not learnt from yet: it is carried over
   to the front of the stream's next row, where it is continued and learnt from when it is complete.
@@ -26,7 +28,7 @@ import rlax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
-from memax_rl import envs
+from memax_rl import devices, envs
 from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
 from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
@@ -111,6 +113,14 @@ class Batch(NamedTuple):
     value: Float[Array, "rows slots"]
 
 
+class Moments(NamedTuple):
+    """How many slots of a minibatch count, and mean and standard deviation of their advantages."""
+
+    count: Float[Array, "*minibatches"]
+    mean: Float[Array, "*minibatches"]
+    deviation: Float[Array, "*minibatches"]
+
+
 def evaluate_rows(network: ActorCritic, rows: Rows) -> tuple[ActionDistribution, Float[Array, "rows slots"]]:
     """Return the distributions and values of all slots, from one pass of the network over the rows."""
     tape = rows.tape
@@ -124,7 +134,7 @@ class PPO:
 
     `name` is that of its settings in a configuration, `longer` what to do about an episode longer than a row,
     `plays_greedily` whether it is evaluated with its best actions unless told otherwise, `unsaved` what of its state
-    stays out of checkpoints.
+    stays out of checkpoints, `shared_out` what of it is shared out over devices.
 
     **Arguments:**
 
@@ -132,6 +142,7 @@ class PPO:
     - `make_network`: (observation space, action space, key) -> network.
     - `config`: settings; `num_envs` and `slots` may be None.
     - `total_steps`: environment steps over which the learning-rate schedule runs.
+    - `devices`: how many share the rows; if more than one, `update` runs inside `memax_rl.devices.over_devices`.
 
     **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
@@ -140,6 +151,7 @@ class PPO:
     longer = "set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
     plays_greedily = False
     unsaved: tuple[str, ...] = ()
+    shared_out = ("streams", "carried", "used")
 
     def __init__(
         self,
@@ -148,11 +160,13 @@ class PPO:
         make_network: Callable[[Any, Any, PRNGKeyArray], ActorCritic],
         config: PPOConfig,
         total_steps: int,
+        devices: int = 1,
     ):
+        self.devices = devices
         self.env, self.env_params, self.make_network = env, env_params, make_network
         # Taken once: spaces compare by identity, and they are static parts of the network.
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
-        self.config = resolve(config, env, env_params)
+        self.config = resolve(config, env, env_params, devices)
         self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
         self.optimizer = make_optimizer(config.max_grad_norm, config.adam_eps)
 
@@ -163,6 +177,9 @@ class PPO:
         assert num_envs is not None
         assert slots is not None
         return num_envs, slots
+
+    def _total(self, tree: Any) -> Any:
+        return devices.total(tree, self.devices)
 
     def init(self, key: PRNGKeyArray) -> PPOState:
         """Return the state before training."""
@@ -206,7 +223,7 @@ class PPO:
         learning_rate = self.schedule(state.env_steps)
         network, optimizer, learnt = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.
-        network = network.observe(rows.tape.observation, rows.tape.valid)
+        network = network.observe(*devices.gather((rows.tape.observation, rows.tape.valid), self.devices))
         env_steps = state.env_steps + collected.pop("env_steps")
         metrics = {**collected, **learnt, "learning_rate": learning_rate, "env_steps": env_steps}
         new = PPOState(network, optimizer, streams, carried, used, key, env_steps, state.updates + 1)
@@ -234,6 +251,7 @@ class PPO:
     def _collect(self, state: PPOState, key: PRNGKeyArray):
         """Fill one row a stream. Return streams, rows, the open episodes to carry, their lengths, and metrics."""
         num_envs, slots = self._size
+        rows = num_envs // self.devices
 
         def body(streams, now):
             slot_index, keys = now
@@ -243,15 +261,15 @@ class PPO:
             streams, slot, finished = step(state.network, streams, keys, active)
             return streams, (slot, finished)
 
-        steps = (jnp.arange(slots), jax.random.split(key, (slots, num_envs, 2)))
-        streams, (new, finished) = jax.lax.scan(body, state.streams, steps)
+        keys = devices.own(jax.random.split(key, (slots, num_envs, 2)), self.devices, axis=1)
+        streams, (new, finished) = jax.lax.scan(body, state.streams, (jnp.arange(slots), keys))
         new = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), new)
         row = jax.vmap(_append)(state.carried, new, state.used)
         env_steps = jnp.sum(row.valid) - jnp.sum(state.carried.valid & _before(state.used, slots))
         before = (state.streams.inputs.previous_action, state.streams.inputs.previous_reward)
 
         if self.config.fill == "stream":
-            complete = jnp.full(num_envs, slots)
+            complete = jnp.full(rows, slots)
             carried, used = state.carried, state.used
         else:
             complete = jax.vmap(_end_of_last_episode)(row)
@@ -262,13 +280,15 @@ class PPO:
         if self.config.fill == "stream":
             row = jax.vmap(_bootstrap_slot)(row, streams.inputs)
 
-        carried_share = jnp.sum(learnt & _before(state.used, slots)) / jnp.maximum(jnp.sum(learnt), 1)
+        lagging = jnp.sum(learnt & _before(state.used, slots))
+        counts = (env_steps, jnp.sum(learnt), lagging, jnp.sum(complete == 0))
+        env_steps, used_slots, lagging, overlong = self._total(counts)
         metrics = {
-            **episode_metrics(finished),
+            **episode_metrics(devices.gather(finished, self.devices, axis=1)),
             "env_steps": env_steps,
-            "tape/utilization": jnp.sum(learnt) / (num_envs * slots),
-            "tape/lag": carried_share,
-            "tape/overlong": jnp.sum(complete == 0),
+            "tape/utilization": used_slots / (num_envs * slots),
+            "tape/lag": lagging / jnp.maximum(used_slots, 1),
+            "tape/overlong": overlong,
         }
         return streams, Rows(row, state.streams.memory, before), carried, used, metrics
 
@@ -297,10 +317,11 @@ class PPO:
         config = self.config
         params, static = eqx.partition(network, eqx.is_inexact_array)
 
-        def minibatch_step(carry, indices):
+        def minibatch_step(carry, now):
             params, optimizer, stopped = carry
+            indices, moments = now
             minibatch = jax.tree.map(lambda leaf: leaf[indices], batch)
-            grads, metrics = jax.grad(self._loss, has_aux=True)(params, static, minibatch)
+            grads, metrics = self._total(jax.grad(self._loss, has_aux=True)(params, static, minibatch, moments))
             metrics["grad_norm"] = optax.tree.norm(grads)
             updates, new_optimizer = self.optimizer.update(grads, optimizer, params)
             new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
@@ -313,29 +334,46 @@ class PPO:
             metrics["stopped"] = jnp.asarray(stopped, jnp.float32)
             return (new_params, new_optimizer, stopped), metrics
 
+        if self.devices > 1:
+            key = jax.random.fold_in(key, devices.index(self.devices))
         keys = jax.random.split(key, config.epochs)
-        order = jax.vmap(lambda k: jax.random.permutation(k, self._size[0]))(keys)
+        order = jax.vmap(lambda k: jax.random.permutation(k, self._size[0] // self.devices))(keys)
         order = order.reshape(config.epochs * config.minibatches, -1)
         carry = (params, optimizer, jnp.zeros((), bool))
-        (params, optimizer, _), metrics = jax.lax.scan(minibatch_step, carry, order)
+        now = (order, self._moments(batch, order))
+        (params, optimizer, _), metrics = jax.lax.scan(minibatch_step, carry, now)
         means = {name: jnp.mean(m) for name, m in metrics.items()}
         return eqx.combine(params, static), optimizer, means
 
-    def _loss(self, params, static, batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Return the PPO loss of a minibatch of rows, a mean over the slots that count, and its parts."""
+    def _moments(self, batch: Batch, order: Int[Array, "minibatches rows"]) -> Moments:
+        """Return the moments of each minibatch, over the rows of all devices."""
+        valid, advantage = batch.rows.tape.valid[order], batch.advantage[order]
+
+        def sums(x):
+            return jnp.sum(jnp.where(valid, x, 0), axis=(1, 2))
+
+        count, advantages = self._total((sums(1.0), sums(advantage)))
+        count = jnp.maximum(count, 1)
+        mean = advantages / count
+        variance = self._total(sums((advantage - mean[:, None, None]) ** 2)) / count
+        return Moments(count, mean, jnp.sqrt(variance))
+
+    def _loss(self, params, static, batch: Batch, moments: Moments) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Return the PPO loss of a minibatch of rows, a mean over the slots that count, and its parts.
+
+        With several devices: this one's part of them, so that the sum over the devices is the mean.
+        """
         config, tape = self.config, batch.rows.tape
         distribution, value = evaluate_rows(eqx.combine(params, static), batch.rows)
         on_slots = jax.vmap(jax.vmap(lambda d, a: (d.log_prob(a), d.entropy())))
         log_prob, entropy = on_slots(distribution, tape.action)
-        valid, count = tape.valid, jnp.maximum(jnp.sum(tape.valid), 1)
+        valid, advantage = tape.valid, batch.advantage
+        if config.normalize_advantages:
+            advantage = (advantage - moments.mean) / (moments.deviation + 1e-8)
 
         def mean(x: Float[Array, "rows slots"]) -> Float[Array, ""]:
-            return jnp.sum(jnp.where(valid, x, 0)) / count
+            return jnp.sum(jnp.where(valid, x, 0)) / moments.count
 
-        advantage = batch.advantage
-        if config.normalize_advantages:
-            centred = advantage - mean(advantage)
-            advantage = centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
         # On a slot that does not count the ratio is set to 1, so that no overflow there can reach the gradient.
         log_ratio = jnp.where(valid, log_prob - tape.log_prob, 0)
         ratio = jnp.exp(log_ratio)
@@ -359,7 +397,7 @@ class PPO:
         return loss, jax.lax.stop_gradient(metrics)
 
 
-def resolve(config: PPOConfig, env: Any, env_params: Any) -> PPOConfig:
+def resolve(config: PPOConfig, env: Any, env_params: Any, devices: int = 1) -> PPOConfig:
     """Return the settings with `num_envs` and `slots` chosen where they were None.
 
     Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
@@ -384,10 +422,17 @@ def resolve(config: PPOConfig, env: Any, env_params: Any) -> PPOConfig:
     num_envs = config.num_envs
     if num_envs is None:
         num_envs = max(8, 2 ** round(math.log2(8192 / slots)))
-    if num_envs % config.minibatches != 0:
+    if num_envs % devices != 0:
         raise ValueError(
-            f"minibatches={config.minibatches} must divide num_envs={num_envs}, because a row of the tape is never "
-            f"cut; set ppo.minibatches to a divisor of {num_envs}"
+            f"devices={devices} must divide num_envs={num_envs}, because each device has as many rows of the tape; set "
+            f"devices to a divisor of {num_envs}"
+        )
+    rows = num_envs // devices
+    if rows % config.minibatches != 0:
+        whose = f"num_envs={num_envs}" if devices == 1 else f"the {rows} rows of each of {devices} devices"
+        raise ValueError(
+            f"minibatches={config.minibatches} must divide {whose}, because a row of the tape is never cut; set "
+            f"ppo.minibatches to a divisor of {rows}"
         )
     longest = fixed if fixed is not None else horizon
     if config.fill != "stream" and longest is not None and slots < longest:

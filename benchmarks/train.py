@@ -12,15 +12,21 @@ each slot collected: forward once while acting, three times for learning, and on
 """
 
 import argparse
+import itertools
+import os
 import statistics
 import time
+
+# JAX counts its devices when it is first used.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from memax_rl import devices
 from memax_rl.training import make_config
-from memax_rl.training.loop import init_state, make_agent, make_many_updates
+from memax_rl.training.loop import init_state, make_agent, make_many_updates, place
 
 
 def gemm_rate(size: int = 2048, repeats: int = 10) -> float:
@@ -41,14 +47,13 @@ def matrix_entries(network: eqx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(network) if eqx.is_inexact_array(leaf) and leaf.ndim == 2)
 
 
-def measure_ppo(memory: str, separate: bool, fill: str, seconds: float) -> tuple[float, float]:
-    """Return environment steps a second, and floating-point operations a step."""
+def measure_ppo(memory: str, separate: bool, fill: str, count: int, seconds: float) -> tuple[float, float]:
+    """Return environment steps a second on `count` devices, and floating-point operations a step."""
     ppo = {"num_envs": 16, "minibatches": 4, "epochs": 4, "fill": fill, "schedule": "constant"}
     if fill == "stream":
         ppo["slots"] = 128
-    return measure(
-        {"network": {"memory": memory, "width": 128, "separate_value": separate}, "ppo": ppo}, 2 + 3 * 4, seconds
-    )
+    network = {"memory": memory, "width": 128, "separate_value": separate}
+    return measure({"network": network, "ppo": ppo, "devices": count}, 2 + 3 * 4, seconds)
 
 
 def measure_dqn(memory: str, seconds: float, ratio: float = 1.0) -> tuple[float, float]:
@@ -67,6 +72,7 @@ def measure(fields: dict, passes: float, seconds: float) -> tuple[float, float]:
     arrays, static = init_state(config, agent)
     network = eqx.combine(jax.tree.map(lambda x: x[0], arrays), static).network
     many = make_many_updates(agent, static, config.total_steps)
+    arrays = place(agent, arrays)
     rates, begun, updates = [], time.perf_counter(), 1
     while len(rates) < 4 or time.perf_counter() - begun < seconds:
         before, start = int(arrays.env_steps[0]), time.perf_counter()
@@ -84,21 +90,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
     parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes"])
+    parser.add_argument("--devices", nargs="+", type=int, default=[1], help="of which each has its share of the rows")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each row after compilation")
     arguments = parser.parse_args()
+    devices.require(max(arguments.devices))
     rate = gemm_rate()
     print(f"{jax.devices()[0].device_kind}, {jax.default_backend()}: {rate / 1e9:.0f} GFLOP/s in a 2048 x 2048 product")
-    print(f"{'memory':20s} {'value network':14s} {'fill':10s} {'steps/s':>10s} {'of GEMM rate':>13s}")
+    print(f"{'memory':20s} {'value network':14s} {'fill':10s} {'devices':>7s} {'steps/s':>10s} {'of GEMM rate':>13s}")
 
-    def row(memory: str, kind: str, fill: str, steps: float, work: float) -> None:
-        print(f"{memory:20s} {kind:14s} {fill:10s} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
+    def row(memory: str, kind: str, fill: str, count: int, steps: float, work: float) -> None:
+        print(f"{memory:20s} {kind:14s} {fill:10s} {count:7d} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
 
     for memory in arguments.memories:
         for separate in (False, True):
-            for fill in arguments.fills:
-                kind = "separate" if separate else "shared"
-                row(memory, kind, fill, *measure_ppo(memory, separate, fill, arguments.seconds))
-        row(memory, "dqn, ratio 1", "episodes", *measure_dqn(memory, arguments.seconds))
+            kind = "separate" if separate else "shared"
+            for fill, count in itertools.product(arguments.fills, arguments.devices):
+                row(memory, kind, fill, count, *measure_ppo(memory, separate, fill, count, arguments.seconds))
+        row(memory, "dqn, ratio 1", "episodes", 1, *measure_dqn(memory, arguments.seconds))
 
 
 if __name__ == "__main__":

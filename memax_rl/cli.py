@@ -7,6 +7,7 @@ message on standard error and exit status 2.
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -117,6 +118,8 @@ def _train(argv: Sequence[str]) -> int:
         given = " ".join(argv)
         return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
 
+    # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     from memax_rl.training import RunError, TrainConfig, TrainingError, load_config, override, train
 
     try:

@@ -50,13 +50,13 @@ class Finished(eqx.Module):
     episode_length: Int[Array, "*axes"]
 
 
-def seed_key(seed: int) -> PRNGKeyArray:
+def seed_key(seed: int, impl: str = "philox4x32") -> PRNGKeyArray:
     """Return the random key of a seed.
 
     Philox (Salmon et al. 2011), not JAX's default Threefry: on a CPU each draw of that is a loop of its own, and the
     draws of a rollout took a tenth of the training time of small networks.
     """
-    return jax.random.key(seed, impl="philox4x32")
+    return jax.random.key(seed, impl=impl)
 
 
 def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray) -> Stream:

@@ -270,7 +270,8 @@ def test_value_at_an_end(fill, key):
 def _loss(agent, network, batch):
     """Return the gradient, and the metrics of the loss."""
     params, static = eqx.partition(network, eqx.is_inexact_array)
-    return jax.grad(agent._loss, has_aux=True)(params, static, batch)
+    moments = _at(agent._moments(batch, jnp.arange(len(batch.value))[None]), 0)
+    return jax.grad(agent._loss, has_aux=True)(params, static, batch, moments)
 
 
 @eqx.filter_jit

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import normal, orthogonal, select
+from memax_rl.memory._layers import matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence
 
 
@@ -22,7 +22,7 @@ def _cell(x, v, state):
 
 
 def _product(u, h):
-    return h @ u
+    return h @ u.T
 
 
 class Elman(Memory):
@@ -30,14 +30,14 @@ class Elman(Memory):
 
     in_size: int
     out_size: int
-    w: Float[Array, "in_size out_size"]
+    w: Float[Array, "out_size in_size"]
     b: Float[Array, " out_size"]
     u: Float[Array, "out_size out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         key_w, key_u = jax.random.split(key)
-        self.w, self.b = normal(key_w, in_size, out_size), jnp.zeros(out_size)
+        self.w, self.b = matrix(key_w, in_size, out_size), jnp.zeros(out_size)
         self.u = orthogonal(key_u, out_size)
 
     def initial_state(self):
@@ -47,9 +47,9 @@ class Elman(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(x @ self.w + self.b, _product(self.u, state[0]), state)
+        state = _cell(x @ self.w.T + self.b, _product(self.u, state[0]), state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
-        return nonlinear_recurrence(_cell, _product, self.u, xs @ self.w + self.b[None], state, starts)
+        return nonlinear_recurrence(_cell, _product, self.u, xs @ self.w.T + self.b[None], state, starts)

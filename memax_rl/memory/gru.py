@@ -29,7 +29,7 @@ def _cell(x, v, state):
 
 def _product(weights, h):
     u_z, u_r, u_n, c_n = weights
-    return h @ u_z, h @ u_r, h @ u_n + c_n
+    return h @ u_z.T, h @ u_r.T, h @ u_n.T + c_n
 
 
 class GRU(Memory):

@@ -30,7 +30,7 @@ def _cell(x, v, state):
 
 
 def _product(weights, h):
-    return tuple(h @ u for u in weights)
+    return tuple(h @ u.T for u in weights)
 
 
 class LSTM(Memory):

@@ -34,7 +34,7 @@ def _cell(x, v, state):
 
 
 def _product(w, s):
-    return jnp.einsum("hkv,hvu->hku", s, w)
+    return jnp.einsum("hkv,huv->hku", s, w)
 
 
 class M2RNN(Memory):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import normal, orthogonal, select
+from memax_rl.memory._layers import matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence
 
 
@@ -28,7 +28,7 @@ def _cell(x, v, state):
 
 def _product(weights, h):
     u_f, u_n, c_n = weights
-    return h @ u_f, h @ u_n + c_n
+    return h @ u_f.T, h @ u_n.T + c_n
 
 
 class MGU(Memory):
@@ -36,8 +36,8 @@ class MGU(Memory):
 
     in_size: int
     out_size: int
-    w_f: Float[Array, "in_size out_size"]
-    w_n: Float[Array, "in_size out_size"]
+    w_f: Float[Array, "out_size in_size"]
+    w_n: Float[Array, "out_size in_size"]
     b_f: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
     u_f: Float[Array, "out_size out_size"]
@@ -47,12 +47,12 @@ class MGU(Memory):
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 4)
-        self.w_f, self.w_n = (normal(k, in_size, out_size) for k in keys[:2])
+        self.w_f, self.w_n = (matrix(k, in_size, out_size) for k in keys[:2])
         self.u_f, self.u_n = (orthogonal(k, out_size) for k in keys[2:])
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
     def _inputs(self, x):
-        return x @ self.w_f + self.b_f, x @ self.w_n + self.b_n
+        return x @ self.w_f.T + self.b_f, x @ self.w_n.T + self.b_n
 
     def _recurrent(self):
         return self.u_f, self.u_n, self.c_n

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size, normal, orthogonal, select
+from memax_rl.memory._layers import check_size, matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence
 
 
@@ -37,7 +37,7 @@ def _cell(x, v, state):
 def _product(weights, h):
     heads, size, _ = weights[0].shape
     split = h.reshape(*h.shape[:-1], heads, size)
-    return tuple(jnp.einsum("...hi,hij->...hj", split, r).reshape(h.shape) for r in weights)
+    return tuple(jnp.einsum("...hi,hji->...hj", split, r).reshape(h.shape) for r in weights)
 
 
 class SLSTM(Memory):
@@ -48,7 +48,7 @@ class SLSTM(Memory):
 
     in_size: int
     out_size: int
-    w: tuple[Float[Array, "in_size out_size"], ...]
+    w: tuple[Float[Array, "out_size in_size"], ...]
     b: tuple[Float[Array, " out_size"], ...]
     r: tuple[Float[Array, "heads head_size head_size"], ...]
 
@@ -61,13 +61,13 @@ class SLSTM(Memory):
             raise ValueError(f"heads must divide out_size, got heads={heads} and out_size={out_size}")
         size = out_size // heads
         keys = jax.random.split(key, 8)
-        self.w = tuple(normal(k, in_size, out_size) for k in keys[:4])
+        self.w = tuple(matrix(k, in_size, out_size) for k in keys[:4])
         self.r = tuple(jax.vmap(orthogonal, (0, None))(jax.random.split(k, heads), size) for k in keys[4:])
         zero = jnp.zeros(out_size)
         self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
 
     def _inputs(self, x):
-        return tuple(x @ w + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(x @ w.T + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = n = m = 0."""

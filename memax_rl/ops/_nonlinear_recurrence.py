@@ -89,10 +89,14 @@ def _before(state: State, states: State, starts: Array) -> State:
 def _forward(cell, product, weights, inputs, state, starts):
     """Return the state after each step, and the products in it."""
     length = len(starts)
+    # Products are by transposed weights, h @ w.T, whose weight gradient needs no transposed copy. In a loop of small
+    # products those take twice as long as plain ones. So they are transposed once, out here; inside, the two transposes
+    # cancel.
+    turned = jax.tree.map(_turn, weights)
 
     def step(t, state, _):
         state = _reset(row(starts, t), state)
-        v = product(weights, state[0])
+        v = product(jax.tree.map(_turn, turned), state[0])
         state = cell(row(inputs, t), v, state)
         return state, (state, v)
 
@@ -133,13 +137,9 @@ def _attach_bwd(cell, product, residuals, cotangents):
         terms = [jax.tree.map(lambda d, ds=ds: d * ds, block) for block, ds in zip(blocks, dstate, strict=True)]
         return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms)
 
-    # The gradient by h multiplies by the transposed weights, which in a loop of small products takes twice as long as
-    # by plain ones. So they are transposed once, out here; inside, the two transposes cancel.
-    turned = jax.tree.map(_turn, weights)
-
     def step(t, dstate, _):
         dstate = (dstate[0] + row(dhs, t), *dstate[1:])
-        _, product_vjp = jax.vjp(lambda h: product(jax.tree.map(_turn, turned), h), jnp.zeros_like(dstate[0]))
+        _, product_vjp = jax.vjp(lambda h: product(weights, h), jnp.zeros_like(dstate[0]))
         (dh_before,) = product_vjp(pull(row(by_product, t), dstate))
         dbefore = pull(row(by_state, t), dstate)
         return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dstate

@@ -33,6 +33,8 @@ class TrainConfig(BaseModel):
     """The first seed."""
     num_seeds: int = Field(default=1, ge=1)
     """How many runs, of seeds seed, seed + 1, ..., train together."""
+    devices: int = Field(default=1, ge=1)
+    """Devices that share the rows of each update; on a CPU they are threads. Another number is another random run."""
     total_steps: int = Field(default=260_000, ge=1)
     """Environment steps of each seed; the run ends with the first update that reaches them."""
     network: NetworkConfig = NetworkConfig()

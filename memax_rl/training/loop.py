@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 import memax_rl
-from memax_rl import envs
+from memax_rl import devices, envs
 from memax_rl.agents.dqn import DQN
 from memax_rl.agents.ppo import PPO
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
@@ -30,6 +30,8 @@ from memax_rl.training.run import Run, RunError
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
 _MOST_UPDATES_A_CALL = 256
+# The axis of rows in the arrays of a state, behind that of seeds.
+_ROWS = 1
 
 
 class TrainingError(RuntimeError):
@@ -52,7 +54,12 @@ def make_agent(config: TrainConfig) -> Agent:
         def actor_critic(observation_space, action_space, key):
             return make_actor_critic(config.network, observation_space, action_space, key=key)
 
-        return PPO(env, env_params, actor_critic, config.ppo, config.total_steps)
+        if config.devices > 1 and host_of(env) is not None:
+            raise ValueError(f"devices={config.devices}, but {config.env} runs on the host; set devices to 1")
+        return PPO(env, env_params, actor_critic, config.ppo, config.total_steps, config.devices)
+
+    if config.devices > 1:
+        raise ValueError(f"devices={config.devices}, but DQN trains on one device; set devices to 1")
 
     def q_network(observation_space, action_space, key):
         duelling = config.dqn.duelling
@@ -63,7 +70,9 @@ def make_agent(config: TrainConfig) -> Agent:
 
 def seed_keys(config: TrainConfig) -> jax.Array:
     """Return one key a seed; it depends on the seed alone, not on how many train together."""
-    return jnp.stack([seed_key(config.seed + i) for i in range(config.num_seeds)])
+    # JAX 0.10 cannot compile Philox's high product for several devices ("failed to legalize mhlo.unknown").
+    impl = "philox4x32" if config.devices == 1 else "threefry2x32"
+    return jnp.stack([seed_key(config.seed + i, impl) for i in range(config.num_seeds)])
 
 
 def init_state(config: TrainConfig, agent: Agent) -> tuple[PyTree, PyTree]:
@@ -114,6 +123,7 @@ def train(
         config = make_config(fields)
     elif fields:
         raise ValueError("give either config or its fields, not both")
+    devices.require(config.devices)
     agent = make_agent(config)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
@@ -132,10 +142,12 @@ def train(
             arrays = _reopen(agent, arrays, static, progress)
         else:
             run, seconds = Run.create(out or default_folder(config), config), 0.0
+        arrays = place(agent, arrays)
         with ExitStack() as inner:
             logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
             stopped = inner.enter_context(_stop_signals())
             arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
+        arrays = jax.device_put(arrays, jax.devices()[0])
         _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
     return run
 
@@ -196,7 +208,8 @@ def default_folder(config: TrainConfig) -> Path:
 def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
     """Return (arrays, n) -> (arrays, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
 
-    It stops early at the first update by which every seed has made `total_steps`. The arrays are donated.
+    It stops early at the first update by which every seed has made `total_steps`. The arrays are donated; they must be
+    where `place` puts them.
     """
 
     def update(arrays):
@@ -227,7 +240,16 @@ def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callabl
         _, arrays, log = jax.lax.while_loop(more, body, (0, arrays, empty))
         return arrays, log
 
+    if agent.devices > 1:
+        many = devices.over_devices(many, agent.devices, agent.shared_out, _ROWS)
     return jax.jit(many, donate_argnums=0)
+
+
+def place(agent: Agent, arrays: PyTree) -> PyTree:
+    """Return the arrays of the state on the agent's devices."""
+    if agent.devices == 1:
+        return arrays
+    return devices.place(arrays, agent.devices, agent.shared_out, _ROWS)
 
 
 def _update_of(arrays: PyTree) -> int:
