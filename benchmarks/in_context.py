@@ -24,12 +24,12 @@ from memax_rl.evaluation.icl import evaluate_in_context
 from memax_rl.training import TrainConfig, load_config, override, train
 
 
-def measure(config: TrainConfig, folder: Path, tasks: int) -> tuple[dict, float]:
+def measure(config: TrainConfig, folder: Path, tasks: int, greedy: bool) -> tuple[dict, float]:
     """Train one seed; return how it adapts and the seconds that training took."""
     start = time.perf_counter()
     run = train(config, out=folder)
     took = time.perf_counter() - start
-    return evaluate_in_context(run.folder, tasks=tasks, longer=()), took
+    return evaluate_in_context(run.folder, tasks=tasks, longer=(), greedy=greedy or None), took
 
 
 def numbers(values: list[float], digits: int = 2) -> str:
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--memories", nargs="+", help="by default the preset's own")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=512, help="held-out tasks")
+    parser.add_argument("--greedy", action="store_true", help="take the best action at every step (PPO samples)")
     chosen = parser.parse_args(arguments)
     print("| preset | memory | steps | trial | mean of trials | first episode | last episode | last, wiped | seconds |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -59,7 +60,7 @@ def main() -> None:
             for seed in range(chosen.seeds):
                 with tempfile.TemporaryDirectory() as folder:
                     one = override(config, ["--seed", str(seed), "--eval-episodes", "0"])
-                    result, took = measure(one, Path(folder) / "run", chosen.tasks)
+                    result, took = measure(one, Path(folder) / "run", chosen.tasks, chosen.greedy)
                 agent, strategies = result["test"]["agent"], result["strategies"]
                 trials.append(agent["area"]["value"])
                 first.append(agent["return_by_episode"][0]["value"])

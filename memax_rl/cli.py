@@ -9,8 +9,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 # What `memax-rl train` trains when it is told neither --config nor --env, by agent.
 EXAMPLES = {"ppo": "ppo/repeat_previous_easy", "dqn": "dqn/repeat_previous_easy"}
@@ -160,11 +161,20 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     except (ValueError, EnvironmentFailure) as error:
         return _fail(error)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_table(result)
+    _report(result, arguments.json, print_table)
     return 0
+
+
+def _report(
+    result: dict[str, Any], as_json: bool, print_table: Callable[[dict[str, Any]], None], written: Iterable[Path] = ()
+) -> None:
+    """Print a result, and what files it was written to; as JSON, the result alone."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    print_table(result)
+    if written:
+        print("written: " + ", ".join(map(str, written)))
 
 
 def _icl(arguments: argparse.Namespace) -> int:
@@ -180,12 +190,7 @@ def _icl(arguments: argparse.Namespace) -> int:
         )
     except ValueError as error:
         return _fail(error)
-    written = write_results(result, arguments.out or arguments.run)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_icl_table(result)
-        print("written: " + ", ".join(map(str, written)))
+    _report(result, arguments.json, print_icl_table, write_results(result, arguments.out or arguments.run))
     return 0
 
 
@@ -197,12 +202,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         result = inspect(arguments.run, steps=arguments.steps, rows=arguments.rows, seed=arguments.seed)
     except (ValueError, EnvironmentFailure) as error:
         return _fail(error)
-    written = write_inspection(result, arguments.out or arguments.run)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_inspection(result)
-        print("written: " + ", ".join(map(str, written)))
+    _report(result, arguments.json, print_inspection, write_inspection(result, arguments.out or arguments.run))
     return 0
 
 

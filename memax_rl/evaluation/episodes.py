@@ -146,17 +146,14 @@ def evaluate(
     the options are wrong or give another observation or action space than the agent was trained for;
     `EnvironmentFailure` if an environment on the host fails.
     """
-    from memax_rl.training.loop import init_state, make_agent, make_environment, restore
+    from memax_rl.training.loop import load_agent, make_environment
     from memax_rl.training.run import Run
 
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(folder)
     config = run.config()
-    agent = make_agent(config)
-    arrays, static = init_state(config, agent)
-    arrays, _ = restore(run, agent, arrays)
-    networks = eqx.combine(arrays, static).network
+    agent, networks = load_agent(run)
     settings: dict[str, Any] = {"episodes": episodes, "greedy": greedy, "seed": seed}
     try:
         if not env_options:

@@ -188,7 +188,7 @@ def evaluate_in_context(
     **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if an argument is out of
     range, or the run was not trained on trials of several episodes, or with wrappers that change them.
     """
-    from memax_rl.training.loop import init_state, make_agent, restore
+    from memax_rl.training.loop import load_agent
     from memax_rl.training.run import Run
 
     if tasks < 2:
@@ -207,12 +207,10 @@ def evaluate_in_context(
             f"the run was trained with env_wrappers {', '.join(others)}, and trials are played without; train it "
             "without them, or use `memax-rl evaluate`"
         )
-    agent = make_agent(config)
+    agent, networks = load_agent(run)
     greedy = agent.plays_greedily if greedy is None else greedy
     episodes = trained if episodes is None else episodes
-    arrays, static = init_state(config, agent)
-    arrays, _ = restore(run, agent, arrays)
-    networks, network_static = eqx.partition(eqx.combine(arrays, static).network, eqx.is_array)
+    networks, network_static = eqx.partition(networks, eqx.is_array)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     most = episodes * max((1, *longer))
 

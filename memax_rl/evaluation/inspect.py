@@ -204,7 +204,7 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
     range, or the run's agent has no policy and value to look into (dqn); `EnvironmentFailure` if an environment on the
     host fails.
     """
-    from memax_rl.training.loop import init_state, make_agent, restore
+    from memax_rl.training.loop import load_agent
     from memax_rl.training.run import Run
 
     if rows < 2:
@@ -218,10 +218,7 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
             f"memax-rl inspect looks into a policy and a value, which agents of ppo have; this run's agent is "
             f"{config.agent!r}"
         )
-    agent = make_agent(config)
-    arrays, static = init_state(config, agent)
-    arrays, _ = restore(run, agent, arrays)
-    networks = eqx.combine(arrays, static).network
+    agent, networks = load_agent(run)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.horizon(agent.env_params) or 256, 256) if steps is None else steps
 

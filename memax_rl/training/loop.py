@@ -165,6 +165,17 @@ def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
     return saved, seconds
 
 
+def load_agent(run: Run) -> tuple[Agent, Any]:
+    """Return the agent of a run, and the networks of its seeds from the newest checkpoint, stacked along an axis.
+
+    **Raises:** `RunError`, see `Run.restore`.
+    """
+    config = run.config()
+    agent = make_agent(config)
+    arrays, static = init_state(config, agent)
+    return agent, eqx.combine(restore(run, agent, arrays)[0], static).network
+
+
 def _saved(agent: Agent, arrays: PyTree) -> PyTree:
     """Return the arrays without what the agent leaves out of checkpoints."""
     for name in agent.unsaved:
