@@ -444,7 +444,7 @@ def resolve(config: DQNConfig, env: Any, env_params: Any) -> Sizes:
     update-to-data ratio would need very long updates.
     """
     fixed = envs.fixed_length(env, env_params)
-    longest = fixed if fixed is not None else envs.horizon(env, env_params)
+    longest = fixed + envs.is_cut(env, env_params) if fixed is not None else envs.horizon(env, env_params)
     slots = config.slots
     if slots is None:
         if longest is None:
@@ -456,7 +456,7 @@ def resolve(config: DQNConfig, env: Any, env_params: Any) -> Sizes:
         slots = 32 * math.ceil(max(128, longest + 1) / 32)
     elif longest is not None and slots < longest:
         raise ValueError(
-            f"slots={slots} is shorter than the longest episode, {longest} steps; set dqn.slots to {longest + 1} or "
+            f"slots={slots} is shorter than the longest episode, {longest} slots; set dqn.slots to {longest + 1} or "
             "more"
         )
     # gradient steps in an update / steps in it, in lowest terms.

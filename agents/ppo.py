@@ -406,12 +406,14 @@ def resolve(config: PPOConfig, env: Any, env_params: Any, devices: int = 1) -> P
     **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
     horizon, fixed = envs.horizon(env, env_params), envs.fixed_length(env, env_params)
+    # An episode that a time limit cuts has its final observation on the tape too.
+    whole = None if fixed is None else fixed + envs.is_cut(env, env_params)
     slots = config.slots
     if slots is None:
         if config.fill == "stream":
             slots = 128
-        elif fixed is not None:
-            slots = fixed * max(1, round(128 / fixed))
+        elif whole is not None:
+            slots = whole * max(1, round(128 / whole))
         elif horizon is not None:
             slots = max(128, 4 * (horizon + 1))
         else:
@@ -434,10 +436,10 @@ def resolve(config: PPOConfig, env: Any, env_params: Any, devices: int = 1) -> P
             f"minibatches={config.minibatches} must divide {whose}, because a row of the tape is never cut; set "
             f"ppo.minibatches to a divisor of {rows}"
         )
-    longest = fixed if fixed is not None else horizon
+    longest = whole if whole is not None else horizon
     if config.fill != "stream" and longest is not None and slots < longest:
         raise ValueError(
-            f"slots={slots} is shorter than the longest episode, {longest} steps; set ppo.slots to {longest + 1} or "
+            f"slots={slots} is shorter than the longest episode, {longest} slots; set ppo.slots to {longest + 1} or "
             "more, or ppo.fill to 'stream'"
         )
     return config.model_copy(update={"slots": slots, "num_envs": num_envs})

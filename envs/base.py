@@ -50,6 +50,13 @@ class Environment(environment.Environment):
         """The number of steps of every episode, or None if episodes differ in length."""
         raise NotImplementedError
 
+    def is_cut(self, params: Any) -> bool:
+        """Whether an episode of the fixed length may be cut there by a time limit.
+
+        Its final observation then takes a slot of its own on a tape. True unless overridden, which is always safe.
+        """
+        return True
+
     @property
     def host(self) -> "Host | None":
         """What runs the environment outside of JAX, or None where it is written in JAX."""

@@ -118,6 +118,11 @@ class GymnasiumAdapter(Environment):
         twin = self._twin()
         return None if twin is None else registry.fixed_length(*twin)
 
+    def is_cut(self, params: Any) -> bool:
+        """Whether a time limit ends every episode; where nothing is known it may."""
+        twin = self._twin()
+        return True if twin is None else registry.is_cut(*twin)
+
     def _family(self) -> str | None:
         match = re.fullmatch(r"popgym-(\w+?)(Easy|Medium|Hard)?-v0", self.env_id)
         return match[1] if match and self.is_original else None

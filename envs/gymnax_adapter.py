@@ -90,6 +90,11 @@ class GymnaxAdapter(Environment):
         length = FIXED_LENGTHS.get(self.env_id)
         return None if length is None else min(length(self.inner, params), _time_limit(self.inner, params))
 
+    def is_cut(self, params: Any) -> bool:
+        """Whether the time limit is what ends an episode, or may be."""
+        length = FIXED_LENGTHS.get(self.env_id, _time_limit)
+        return length is _time_limit or _time_limit(self.inner, params) < length(self.inner, params)
+
     @partial(jax.jit, static_argnames=("self",))
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode."""

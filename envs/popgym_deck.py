@@ -69,3 +69,7 @@ class CardGame(Environment):
     def fixed_length(self, params: EnvParams) -> int | None:
         """The game's length, or the time limit if that is shorter."""
         return min(self.length, int(params.max_steps_in_episode))
+
+    def is_cut(self, params: EnvParams) -> bool:
+        """Whether a time limit below the game's length is set."""
+        return int(params.max_steps_in_episode) < self.length

@@ -234,3 +234,13 @@ def fixed_length(env: Any, params: Any) -> int | None:
         params: Its parameters, with concrete (not traced) values.
     """
     return env.fixed_length(params)
+
+
+def is_cut(env: Any, params: Any) -> bool:
+    """Whether an episode of the fixed length may be cut there by a time limit.
+
+    Args:
+        env: An environment from `make`.
+        params: Its parameters, with concrete (not traced) values.
+    """
+    return env.is_cut(params)

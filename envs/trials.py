@@ -147,6 +147,10 @@ class Trials(Environment):
         shortest = int(params.episodes) * (1 if self.tasks.ends_early else self.tasks.episode_length)
         return horizon if int(params.max_steps_in_episode) <= shortest or shortest == horizon else None
 
+    def is_cut(self, params: TrialParams) -> bool:
+        """Never: a trial is over when it is over."""
+        return False
+
     def action_space(self, params: TrialParams) -> Any:
         """The task's."""
         return self.tasks.action_space

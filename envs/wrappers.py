@@ -53,6 +53,10 @@ class Wrapper(Environment):
         """The inner environment's, unless overridden."""
         return registry.fixed_length(self.inner, params)
 
+    def is_cut(self, params: Any) -> bool:
+        """The inner environment's, unless overridden."""
+        return registry.is_cut(self.inner, params)
+
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
         return self.inner.reset(key, params)
@@ -117,6 +121,11 @@ class TimeLimit(Wrapper):
         """The inner length, cut at the limit."""
         fixed = self.inner.fixed_length(params)
         return None if fixed is None else min(fixed, self.steps)
+
+    def is_cut(self, params: Any) -> bool:
+        """Whether this limit comes first, or the inner environment is cut."""
+        fixed = self.inner.fixed_length(params)
+        return self.inner.is_cut(params) or (fixed is not None and self.steps < fixed)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, TimeLimitState]:
         """Begin an episode."""

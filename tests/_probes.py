@@ -31,6 +31,9 @@ class Probe:
     def fixed_length(self, params: Any) -> int | None:
         return None if self.random or self.ending == "truncated" else self.longest
 
+    def is_cut(self, params: Any) -> bool:
+        return self.ending == "truncated"
+
     def observation_space(self, params: Any) -> spaces.Box:
         return spaces.Box(0.0, 100.0, (1,))
 

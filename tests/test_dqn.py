@@ -369,7 +369,7 @@ def test_an_episode_longer_than_the_tape_is_noticed(slots, fits, key):
 
 
 def test_mistakes_in_the_settings_are_explained(key):
-    with pytest.raises(ValueError, match=r"slots=4 is shorter than the longest episode, 5 steps; set dqn.slots to 6"):
+    with pytest.raises(ValueError, match=r"slots=4 is shorter than the longest episode, 5 slots; set dqn.slots to 6"):
         _agent(Probe(), slots=4)
     with pytest.raises(ValueError, match=r"replay_slots=100 gives each of 4 environments 25 slots"):
         _agent(Probe(), replay_slots=100, update_to_data=1.0)

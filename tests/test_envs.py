@@ -156,6 +156,8 @@ def test_lengths_and_final_observations(env_id, key):
         np.testing.assert_array_equal(
             np.flatnonzero(done[:, 0]) + 1, np.arange(1, steps // fixed_length + 1) * fixed_length
         )
+        # A row of the tape is measured by it.
+        assert envs.is_cut(env, params) == bool(np.any(truncated & ~terminated))
 
 
 def test_observations_have_the_dtype_of_their_space(key):

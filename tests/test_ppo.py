@@ -493,6 +493,16 @@ def test_learns_to_remember(name, key):
 def test_mistakes_in_the_settings_are_explained():
     with pytest.raises(ValueError, match=r"minibatches=3 must divide num_envs=4"):
         _agent(Probe(), minibatches=3, slots=12)
-    with pytest.raises(ValueError, match=r"slots=4 is shorter than the longest episode, 5 steps; set ppo.slots to 6"):
+    with pytest.raises(ValueError, match=r"slots=4 is shorter than the longest episode, 5 slots; set ppo.slots to 6"):
         _agent(Probe(), slots=4)
     _agent(Probe(), slots=4, fill="stream")
+
+
+@pytest.mark.parametrize(
+    ("name", "slots"),
+    [("PositionOnlyPendulumEasy", 201), ("PositionOnlyPendulumHard", 101), ("RepeatPreviousEasy", 3 * 51)],
+)
+def test_rows_by_default_hold_whole_episodes_and_final_observations(name, slots):
+    """An episode that a time limit cuts takes one slot more than it has steps."""
+    env, params = make(f"popgym/{name}")
+    assert _agent(env, env_params=params, slots=None).config.slots == slots
