@@ -13,8 +13,8 @@ from memax_rl.envs.registry import DOWNLOADS as DOWNLOADS
 from memax_rl.envs.registry import check as check
 from memax_rl.envs.registry import complete_options as complete_options
 from memax_rl.envs.registry import fixed_length as fixed_length
-from memax_rl.envs.registry import is_cut as is_cut
 from memax_rl.envs.registry import horizon as horizon
+from memax_rl.envs.registry import is_cut as is_cut
 from memax_rl.envs.registry import make as make
 from memax_rl.envs.registry import names as names
 from memax_rl.envs.registry import options as options
