@@ -53,15 +53,15 @@ def _diagonal(u, d):
 def _elman(p, xs):
     h = np.zeros(OUT)
     for x in xs:
-        h = np.tanh(x @ p.w + p.b + h @ p.u)
+        h = np.tanh(p.w @ x + p.b + p.u @ h)
         yield h
 
 
 def _mgu(p, xs):
     h = np.zeros(OUT)
     for x in xs:
-        f = _sigmoid(x @ p.w_f + p.b_f + h @ p.u_f)
-        n = np.tanh(x @ p.w_n + p.b_n + f * (h @ p.u_n + p.c_n))
+        f = _sigmoid(p.w_f @ x + p.b_f + p.u_f @ h)
+        n = np.tanh(p.w_n @ x + p.b_n + f * (p.u_n @ h + p.c_n))
         h = (1 - f) * h + f * n
         yield h
 
@@ -70,8 +70,8 @@ def _slstm(p, xs):
     heads, size, _ = p.r[0].shape
     y = c = n = np.zeros(OUT)
     for x in xs:
-        recurrent = [np.concatenate([y[j * size : (j + 1) * size] @ r[j] for j in range(heads)]) for r in p.r]
-        z, i, f, o = (x @ w + b + r for w, b, r in zip(p.w, p.b, recurrent, strict=True))
+        recurrent = [np.concatenate([r[j] @ y[j * size : (j + 1) * size] for j in range(heads)]) for r in p.r]
+        z, i, f, o = (w @ x + b + r for w, b, r in zip(p.w, p.b, recurrent, strict=True))
         # Without the stabiliser.
         c = _sigmoid(f) * c + np.exp(i) * np.tanh(z)
         n = _sigmoid(f) * n + np.exp(i)
@@ -86,7 +86,7 @@ def _m2rnn(p, xs):
         f = np.exp(-np.exp(p.a_log) * _softplus(x @ p.w_f + p.f_bias))
         reads = []
         for j in range(p.heads):
-            written = np.tanh(s[j] @ p.w[j] + np.outer(k[j], v[j]) / np.sqrt(p.head_size))
+            written = np.tanh(s[j] @ p.w[j].T + np.outer(k[j], v[j]) / np.sqrt(p.head_size))
             s[j] = f[j] * s[j] + (1 - f[j]) * written
             read = s[j].T @ q[j] / np.sqrt(p.head_size) + p.d[j] * v[j]
             reads.append(read / np.sqrt(np.mean(read**2) + 1e-5))
@@ -341,7 +341,8 @@ def test_a_first_input_is_recalled_after_1000_steps(name, key):
         shut = other.copy()
         shut[2] = -40
         w, b = list(model.w), list(model.b)
-        w[0], w[1], w[2] = jnp.asarray(write), jnp.asarray(shut), jnp.asarray(other)
+        # slstm holds its weights transposed.
+        w[0], w[1], w[2] = (jnp.asarray(x.T if name == "slstm" else x) for x in (write, shut, other))
         b[2] = jnp.full(OUT, 12.0)
         model = eqx.tree_at(lambda m: (m.w, m.b, m.r), model, (tuple(w), tuple(b), tuple(map(jnp.zeros_like, model.r))))
     high, low = (_cue(model, jnp.array([sign * cue, 1.0, 0.0])) for sign in (1, -1))

@@ -8,8 +8,8 @@ recurrence as given second-hand, without the convolution of its block, not confi
     S = f S + (1 - f) tanh(S W + k v^T)
     y = W_o (norm(S^T q + D o v) o silu(W_g x))
 
-norm divides each head by its root mean square. W starts as the identity. State: per head S [head_size,
-head_size]. Reset: S = 0. `scan` forms S for one chunk of time at once, and again for the gradient.
+norm divides each head by its root mean square. W starts as the identity; `w` holds it transposed. State: per head S
+[head_size, head_size]. Reset: S = 0. `scan` forms S for one chunk of time at once, and again for the gradient.
 """
 
 import math
