@@ -266,8 +266,8 @@ MISTAKES = (
         14,
         "the networks of the seeds are averaged in evaluation",
         "memax_rl/evaluation/episodes.py",
-        "    max_steps = agent.env.horizon(agent.env_params) or 10_000",
-        "    max_steps = agent.env.horizon(agent.env_params) or 10_000\n    networks = jax.tree.map("
+        "    max_steps = env.horizon(env_params) or 10_000",
+        "    max_steps = env.horizon(env_params) or 10_000\n    networks = jax.tree.map("
         "lambda x: jnp.broadcast_to(x.mean(0), x.shape) if eqx.is_inexact_array(x) else x, networks)",
         ("tests/test_evaluation.py",),
     ),
