@@ -12,13 +12,14 @@ and for training, with compilation. After `--` come fields of the configuration.
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 # For --devices: JAX counts its devices when it is first used.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+
+from table import numbers, split_arguments
 
 from memax_rl.evaluation.icl import evaluate_in_context
 from memax_rl.training import TrainConfig, load_config, override, train
@@ -32,17 +33,9 @@ def measure(config: TrainConfig, folder: Path, tasks: int, greedy: bool) -> tupl
     return evaluate_in_context(run.folder, tasks=tasks, longer=(), greedy=greedy or None), took
 
 
-def numbers(values: list[float], digits: int = 2) -> str:
-    """Return the values, separated by commas."""
-    return ", ".join(f"{value:.{digits}f}" for value in values)
-
-
 def main() -> None:
     """Train and print."""
-    arguments, fields = sys.argv[1:], []
-    if "--" in arguments:
-        at = arguments.index("--")
-        arguments, fields = arguments[:at], arguments[at + 1 :]
+    arguments, fields = split_arguments()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--presets", nargs="+", required=True, help="see `memax-rl list presets`")
     parser.add_argument("--memories", nargs="+", help="by default the preset's own")
@@ -68,8 +61,8 @@ def main() -> None:
                 wiped.append(result["test"]["wiped"]["return_by_episode"][-1]["value"])
                 seconds.append(took)
             print(
-                f"| {preset} | {config.network.memory} | {config.total_steps:,} | {numbers(trials)} | "
-                f"{statistics.mean(trials):.2f} | {numbers(first)} | {numbers(last)} | {numbers(wiped)} | "
+                f"| {preset} | {config.network.memory} | {config.total_steps:,} | {numbers(trials, 2)} | "
+                f"{statistics.mean(trials):.2f} | {numbers(first, 2)} | {numbers(last, 2)} | {numbers(wiped, 2)} | "
                 f"{numbers(seconds, 0)} |",
                 flush=True,
             )

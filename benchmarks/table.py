@@ -31,12 +31,16 @@ def numbers(values: list[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
+def split_arguments() -> tuple[list[str], list[str]]:
+    """Return the script's own arguments, and the fields of the configuration after `--`."""
+    arguments = sys.argv[1:]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
 def main() -> None:
     """Train and print."""
-    arguments, fields = sys.argv[1:], []
-    if "--" in arguments:
-        at = arguments.index("--")
-        arguments, fields = arguments[:at], arguments[at + 1 :]
+    arguments, fields = split_arguments()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--presets", nargs="+", required=True, help="see `memax-rl list presets`")
     parser.add_argument("--memories", nargs="+", help="by default the preset's own")
