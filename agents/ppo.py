@@ -16,6 +16,7 @@ How a row is filled (`PPOConfig.fill`):
   For episodes longer than any tape.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -316,12 +317,16 @@ class PPO:
         """Return network and optimiser after all epochs, and the mean metrics of their minibatches."""
         config = self.config
         params, static = eqx.partition(network, eqx.is_inexact_array)
+        gradients = jax.grad(self._loss, has_aux=True)
+        pairs = self._in_pairs(network)
+        if pairs:
+            batch, gradients = devices.gather_pairs(batch, self.devices), self._gradients_in_pairs
 
         def minibatch_step(carry, now):
             params, optimizer, stopped = carry
             indices, moments = now
             minibatch = jax.tree.map(lambda leaf: leaf[indices], batch)
-            grads, metrics = self._total(jax.grad(self._loss, has_aux=True)(params, static, minibatch, moments))
+            grads, metrics = self._total(gradients(params, static, minibatch, moments))
             metrics["grad_norm"] = optax.tree.norm(grads)
             updates, new_optimizer = self.optimizer.update(grads, optimizer, params)
             new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
@@ -335,18 +340,35 @@ class PPO:
             return (new_params, new_optimizer, stopped), metrics
 
         if self.devices > 1:
-            key = jax.random.fold_in(key, devices.index(self.devices))
+            key = jax.random.fold_in(key, devices.index(self.devices) // (2 if pairs else 1))
         keys = jax.random.split(key, config.epochs)
-        order = jax.vmap(lambda k: jax.random.permutation(k, self._size[0] // self.devices))(keys)
+        order = jax.vmap(lambda k: jax.random.permutation(k, len(batch.value)))(keys)
         order = order.reshape(config.epochs * config.minibatches, -1)
         carry = (params, optimizer, jnp.zeros((), bool))
-        now = (order, self._moments(batch, order))
+        now = (order, self._moments(batch, order, 2 if pairs else 1))
         (params, optimizer, _), metrics = jax.lax.scan(minibatch_step, carry, now)
         means = {name: jnp.mean(m) for name, m in metrics.items()}
         return eqx.combine(params, static), optimizer, means
 
-    def _moments(self, batch: Batch, order: Int[Array, "minibatches rows"]) -> Moments:
-        """Return the moments of each minibatch, over the rows of all devices."""
+    def _in_pairs(self, network: ActorCritic) -> bool:
+        """Return whether two devices learn from the same rows, one of them the policy and one the values.
+
+        They can where the two networks share nothing. A recurrence takes hardly longer for twice the rows, but twice as
+        long for two networks.
+        """
+        return network.value_torso is not None and self.devices % 2 == 0
+
+    def _gradients_in_pairs(self, params, static, batch: Batch, moments: Moments):
+        """Return gradients and metrics as those of `_loss`, with zeros for what the other of the pair computes."""
+
+        def part(name):
+            loss = functools.partial(self._loss, static=static, batch=batch, moments=moments, part=name)
+            return lambda params: jax.grad(loss, has_aux=True)(params)
+
+        return jax.lax.cond(devices.index(self.devices) % 2 == 0, part("policy"), part("value"), params)
+
+    def _moments(self, batch: Batch, order: Int[Array, "minibatches rows"], copies: int) -> Moments:
+        """Return the moments of each minibatch, over the rows of all devices, of which `copies` hold the same."""
         valid, advantage = batch.rows.tape.valid[order], batch.advantage[order]
 
         def sums(x):
@@ -356,12 +378,15 @@ class PPO:
         count = jnp.maximum(count, 1)
         mean = advantages / count
         variance = self._total(sums((advantage - mean[:, None, None]) ** 2)) / count
-        return Moments(count, mean, jnp.sqrt(variance))
+        return Moments(count / copies, mean, jnp.sqrt(variance))
 
-    def _loss(self, params, static, batch: Batch, moments: Moments) -> tuple[Float[Array, ""], dict[str, Array]]:
+    def _loss(
+        self, params, static, batch: Batch, moments: Moments, part: Literal["both", "policy", "value"] = "both"
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Return the PPO loss of a minibatch of rows, a mean over the slots that count, and its parts.
 
-        With several devices: this one's part of them, so that the sum over the devices is the mean.
+        With several devices: this one's part of them, so that the sum over the devices is the mean. With a `part`, all
+        else is zero, and not computed where the networks are separate.
         """
         config, tape = self.config, batch.rows.tape
         distribution, value = evaluate_rows(eqx.combine(params, static), batch.rows)
@@ -385,16 +410,24 @@ class PPO:
             value_loss = jnp.maximum(value_loss, rlax.l2_loss(clipped, batch.returns))
         value_loss = mean(jnp.asarray(value_loss))
         entropy = mean(entropy)
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        metrics = {
-            "loss": loss,
+        of_policy = {
             "policy_loss": policy_loss,
-            "value_loss": value_loss,
             "entropy": entropy,
             "kl": mean(ratio - 1 - log_ratio),
             "clip_fraction": mean((jnp.abs(ratio - 1) > config.clip).astype(jnp.float32)),
         }
-        return loss, jax.lax.stop_gradient(metrics)
+        of_value = {"value_loss": value_loss}
+        if part == "policy":
+            of_value = jax.tree.map(jnp.zeros_like, of_value)
+        if part == "value":
+            of_policy = jax.tree.map(jnp.zeros_like, of_policy)
+        metrics = of_policy | of_value
+        loss = (
+            metrics["policy_loss"]
+            + config.value_coef * metrics["value_loss"]
+            - config.entropy_coef * metrics["entropy"]
+        )
+        return loss, jax.lax.stop_gradient({"loss": loss} | metrics)
 
 
 def resolve(config: PPOConfig, env: Any, env_params: Any, devices: int = 1) -> PPOConfig:

@@ -55,6 +55,12 @@ def gather(tree: T, devices: int, axis: int = 0) -> T:
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, _AXIS, axis=axis, tiled=True), tree)
 
 
+def gather_pairs(tree: T, devices: int) -> T:
+    """Return the arrays of this device and of its neighbour, devices 0 and 1, 2 and 3, ..., along the first axis."""
+    pairs = [[i, i + 1] for i in range(0, devices, 2)]
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, _AXIS, axis_index_groups=pairs, tiled=True), tree)
+
+
 def own(tree: T, devices: int, axis: int = 0) -> T:
     """Return this device's share along `axis`."""
     if devices == 1:

@@ -1,4 +1,4 @@
-"""Rows shared out over several devices give the update of one device. conftest.py makes two CPU devices."""
+"""Rows shared out over several devices give the update of one device. conftest.py makes four CPU devices."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ NORMALIZED = {"env_wrappers": [{"name": "normalize_observation"}]}
 
 
 def _after(updates: int, fields: dict, on: int):
-    """Return the state and the metrics after some updates on one or two devices, from the same start."""
+    """Return the state and the metrics after some updates on so many devices, from the same start."""
     config = make_config(SMALL | fields | {"total_steps": 10**9, "devices": on})
     agent = make_agent(config)
     # The keys are of the kind that two devices can use.
@@ -30,20 +30,26 @@ def _after(updates: int, fields: dict, on: int):
     return arrays, {name: np.asarray(m)[:updates] for name, m in metrics.items()}
 
 
-def _compare(fields: dict, updates: int = 3) -> None:
-    (one, one_metrics), (two, two_metrics) = (_after(updates, fields, on) for on in (1, 2))
-    assert len(two.used.devices()) == 2, "the rows are on two devices"
+def _compare(fields: dict, on: int = 2, updates: int = 3) -> None:
+    (one, one_metrics), (many, many_metrics) = (_after(updates, fields, count) for count in (1, on))
+    assert len(many.used.devices()) == on, "the rows are on all devices"
     for name in one_metrics:
-        np.testing.assert_allclose(two_metrics[name], one_metrics[name], rtol=2e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=2e-3, atol=1e-5, err_msg=name)
     assert one_metrics["grad_norm"].min() > 1e-3, "something was learnt"
     for path, leaf in jax.tree.leaves_with_path(one.network):
-        other = dict(jax.tree.leaves_with_path(two.network))[path]
+        other = dict(jax.tree.leaves_with_path(many.network))[path]
         np.testing.assert_allclose(other, leaf, rtol=1e-3, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize("fill", ["episodes", "stream"])
 def test_two_devices_make_the_update_of_one(fill):
     _compare({"ppo": ROWS | {"fill": fill}})
+
+
+@pytest.mark.parametrize("on", [2, 4])
+def test_devices_with_a_network_each_make_the_update_of_one(on):
+    # Each row is on two devices, and still counts once.
+    _compare({"network": SMALL["network"] | {"separate_value": True}, "ppo": ROWS}, on)
 
 
 def test_two_devices_see_all_observations_and_stop_together():
@@ -79,5 +85,5 @@ def test_what_cannot_be_shared_out_is_said():
     ]:
         with pytest.raises(ValueError, match=message):
             make_agent(make_config({"devices": 2} | fields))
-    with pytest.raises(ValueError, match=r"devices=3, but JAX has 2 \(cpu\).*JAX_NUM_CPU_DEVICES=3"):
-        devices.require(3)
+    with pytest.raises(ValueError, match=r"devices=5, but JAX has 4 \(cpu\).*JAX_NUM_CPU_DEVICES=5"):
+        devices.require(5)
