@@ -25,7 +25,6 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 from memax_rl.evaluation import evaluate
 from memax_rl.training import TrainConfig, load_config, override, train
 
-
 EPOCH = 65_536
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from memax_rl import memory as memories
 from memax_rl.envs import spaces
 from memax_rl.memory import Memory
+from memax_rl.ops import project
 
 Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spaces.Dict
 
@@ -73,7 +74,7 @@ class Dense(eqx.Module):
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, " out_size"]:
         """Apply the layer to one vector."""
-        return x @ self.weight.T + self.bias
+        return project(x, self.weight.T) + self.bias
 
 
 def leaf_spaces(space: spaces.Space) -> list[Any]:

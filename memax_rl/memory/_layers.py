@@ -20,11 +20,7 @@ def normal(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -
 
 
 def matrix(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -> Float[Array, "out_size in_size"]:
-    """Return a matrix W for `x @ W.T`, with the entries of `normal`.
-
-    Its gradient comes out of one product without a transposed copy of the factors: under `vmap` over time and batch the
-    forward and backward pass of a layer was up to 1.6 times faster on a CPU than with `x @ W`.
-    """
+    """Return a matrix W for `x @ W.T`, with the entries of `normal`."""
     return jax.random.normal(key, (out_size, in_size)) * (scale * in_size**-0.5)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, normal, select
-from memax_rl.ops import Maps, elementwise_recurrence, linear_recurrence
+from memax_rl.ops import Maps, elementwise_recurrence, linear_recurrence, project
 
 
 def _maximum(weights, s, state):
@@ -57,12 +57,12 @@ class Aaren(Memory):
 
     def _project(self, x):
         """Return the scores [heads] and [v, 1] for each head: u is the running sum of ones."""
-        k, v = ((x @ w).reshape(self.query.shape) for w in (self.w_k, self.w_v))
+        k, v = (project(x, w).reshape(self.query.shape) for w in (self.w_k, self.w_v))
         s = jnp.sum(self.query * k, axis=-1) * k.shape[-1] ** -0.5
         return s, jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=-1)
 
     def _read(self, wu):
-        return (wu[:, :-1] / wu[:, -1:]).reshape(-1) @ self.w_o
+        return project((wu[:, :-1] / wu[:, -1:]).reshape(-1), self.w_o)
 
     def initial_state(self):
         """Return m = -inf and [w, u] = 0 for each head."""

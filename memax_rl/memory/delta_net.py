@@ -21,7 +21,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._heads import check_flag, check_heads, delta_step, each_head, rms_norm, unit
 from memax_rl.memory._layers import normal
-from memax_rl.ops import delta_rule
+from memax_rl.ops import delta_rule, project
 
 
 class DeltaNet(Memory):
@@ -61,16 +61,16 @@ class DeltaNet(Memory):
         self.w_o = normal(keys[5], inner, out_size)
 
     def _project(self, x):
-        return tuple(x @ w for w in self.w_qkv)
+        return tuple(project(x, w) for w in self.w_qkv)
 
     def _gates(self, x, q, k, v):
         """Return unit q, unit k and v [heads, head_size] after the convolution, and beta [heads]."""
         q, k, v = (jax.nn.silu(u).reshape(self.heads, self.head_size) for u in (q, k, v))
-        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta)
+        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
         return unit(q), unit(k), v, 2 * beta if self.negative_eigenvalues else beta
 
     def _read(self, reads):
-        return rms_norm(reads, self.norm) @ self.w_o
+        return project(rms_norm(reads, self.norm), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""

@@ -21,7 +21,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._heads import check_flag, check_heads, decay_rates, delta_step, each_head, rms_norm, unit
 from memax_rl.memory._layers import check_size, normal
-from memax_rl.ops import delta_rule
+from memax_rl.ops import delta_rule, project
 
 
 class DeltaProduct(Memory):
@@ -75,7 +75,7 @@ class DeltaProduct(Memory):
         self.w_o = normal(keys[5], inner, out_size)
 
     def _project(self, x):
-        return tuple(x @ w for w in self.w_qkv)
+        return tuple(project(x, w) for w in self.w_qkv)
 
     def _gates(self, x, q, *kv):
         """Return q [heads, size]; k, v [substeps, heads, size]; beta [substeps, heads]; log_decay [heads]."""
@@ -83,13 +83,13 @@ class DeltaProduct(Memory):
         q = unit(jax.nn.silu(q).reshape(shape[1:])) * self.head_size**-0.5
         k = unit(jax.nn.silu(jnp.stack(kv[: self.substeps])).reshape(shape))
         v = jax.nn.silu(jnp.stack(kv[self.substeps :])).reshape(shape)
-        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta).reshape(shape[:2])
-        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(x @ self.w_a + self.dt_bias)
+        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta).reshape(shape[:2])
+        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_a) + self.dt_bias)
         log_decay = log_decay if self.gated else jnp.zeros_like(log_decay)
         return q, k, v, 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return (rms_norm(reads, self.norm) * jax.nn.silu(x @ self.w_g)) @ self.w_o
+        return project(rms_norm(reads, self.norm) * jax.nn.silu(project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""

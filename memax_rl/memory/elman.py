@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence
+from memax_rl.ops import nonlinear_recurrence, project
 
 
 def _cell(x, v, state):
@@ -22,7 +22,7 @@ def _cell(x, v, state):
 
 
 def _product(u, h):
-    return h @ u.T
+    return project(h, u.T)
 
 
 class Elman(Memory):
@@ -47,9 +47,9 @@ class Elman(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(x @ self.w.T + self.b, _product(self.u, state[0]), state)
+        state = _cell(project(x, self.w.T) + self.b, _product(self.u, state[0]), state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
-        return nonlinear_recurrence(_cell, _product, self.u, xs @ self.w.T + self.b[None], state, starts)
+        return nonlinear_recurrence(_cell, _product, self.u, project(xs, self.w.T) + self.b[None], state, starts)

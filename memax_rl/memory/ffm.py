@@ -19,7 +19,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, matrix
-from memax_rl.ops import turning_recurrence
+from memax_rl.ops import project, turning_recurrence
 
 _EPS = 1e-5
 
@@ -70,15 +70,15 @@ class FFM(Memory):
 
     def _write(self, x):
         """Return u, which every context gets."""
-        return (x @ self.w_p.T + self.b_p) * jax.nn.sigmoid(x @ self.w_i.T + self.b_i)
+        return (project(x, self.w_p.T) + self.b_p) * jax.nn.sigmoid(project(x, self.w_i.T) + self.b_i)
 
     def _read(self, s, x):
         """Return y from the real parts of S, then its imaginary parts, in one vector."""
-        g = jax.nn.sigmoid(x @ self.w_g.T + self.b_g)
-        gated = (s @ self.w_m.T + self.b_m) * g
+        g = jax.nn.sigmoid(project(x, self.w_g.T) + self.b_g)
+        gated = (project(s, self.w_m.T) + self.b_m) * g
         centred = gated - jnp.mean(gated)
         normed = centred * jax.lax.rsqrt(jnp.mean(centred**2) + _EPS)
-        return normed + (x @ self.w_s.T + self.b_s) * (1 - g)
+        return normed + (project(x, self.w_s.T) + self.b_s) * (1 - g)
 
     def initial_state(self):
         """Return S = 0."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.memory._window import empty_ring
+from memax_rl.ops import project
 from memax_rl.ops._checks import check_starts
 
 # Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient.
@@ -48,14 +49,14 @@ class FrameStack(Memory):
 
     def step(self, state, x, start):
         """Push the new frame, then read all in the ring. What the ring lacks is zero."""
-        state, frames = state.reset(start).push(x @ self.w_u)
-        return state, frames.reshape(-1) @ self.w_y.reshape(-1, self.out_size) + self.b
+        state, frames = state.reset(start).push(project(x, self.w_u))
+        return state, project(frames.reshape(-1), self.w_y.reshape(-1, self.out_size)) + self.b
 
     def scan(self, state, xs, starts):
         """A matrix product a group of lags, over all steps; the gradient forms the frames again."""
         length = xs.shape[0]
         check_starts(starts, length)
-        us = xs @ self.w_u
+        us = project(xs, self.w_u)
         size = us.shape[1]
         group = min(self.window, max(1, _COLUMNS // size))
         count = -(-self.window // group)
@@ -73,7 +74,7 @@ class FrameStack(Memory):
             # Column j of the group holds the frame first + j - (window - 1 + missing) steps from now.
             age = count * group - 1 - first
             columns = [jnp.where((age - j <= steps - since)[:, None], seen[j : j + length], 0) for j in range(group)]
-            return ys + jnp.concatenate(columns, axis=1) @ weight, None
+            return ys + project(jnp.concatenate(columns, axis=1), weight), None
 
         ys = jnp.broadcast_to(self.b, (length, self.out_size))
         ys, _ = jax.lax.scan(add, ys, (group * jnp.arange(count), weights))

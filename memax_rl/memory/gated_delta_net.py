@@ -20,7 +20,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._heads import check_flag, check_heads, decay_rates, delta_step, each_head, rms_norm, unit
 from memax_rl.memory._layers import normal
-from memax_rl.ops import delta_rule
+from memax_rl.ops import delta_rule, project
 
 
 class GatedDeltaNet(Memory):
@@ -67,18 +67,18 @@ class GatedDeltaNet(Memory):
         self.w_o = normal(keys[8], inner, out_size)
 
     def _project(self, x):
-        return tuple(x @ w for w in self.w_qkv)
+        return tuple(project(x, w) for w in self.w_qkv)
 
     def _gates(self, x, q, k, v):
         """Return q, k, v [heads, head_size] after the convolution, beta and log_decay [heads]."""
         q, k, v = (jax.nn.silu(u).reshape(self.heads, self.head_size) for u in (q, k, v))
-        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta)
-        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(x @ self.w_a + self.dt_bias)
+        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
+        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_a) + self.dt_bias)
         scale = self.head_size**-0.5
         return scale * unit(q), unit(k), v, 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return (rms_norm(reads, self.norm) * jax.nn.silu(x @ self.w_g)) @ self.w_o
+        return project(rms_norm(reads, self.norm) * jax.nn.silu(project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""

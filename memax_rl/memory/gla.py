@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._heads import check_heads, each_head, rms_norm
 from memax_rl.memory._layers import normal
-from memax_rl.ops import linear_attention
+from memax_rl.ops import linear_attention, project
 
 _RANK = 16
 _TEMPERATURE = 16
@@ -55,12 +55,14 @@ class GLA(Memory):
 
     def _project(self, x):
         """Return q, k, v and log_decay, each [heads, head_size]."""
-        log_decay = jax.nn.log_sigmoid(x @ self.w_1 @ self.w_2 + self.b) / _TEMPERATURE
-        q = (x @ self.w_q) * self.head_size**-0.5
-        return tuple(u.reshape(self.heads, self.head_size) for u in (q, x @ self.w_k, x @ self.w_v, log_decay))
+        log_decay = jax.nn.log_sigmoid(project(project(x, self.w_1), self.w_2) + self.b) / _TEMPERATURE
+        q = project(x, self.w_q) * self.head_size**-0.5
+        return tuple(
+            u.reshape(self.heads, self.head_size) for u in (q, project(x, self.w_k), project(x, self.w_v), log_decay)
+        )
 
     def _read(self, reads, x):
-        return (rms_norm(reads, self.norm) * jax.nn.silu(x @ self.w_g + self.b_g)) @ self.w_o
+        return project(rms_norm(reads, self.norm) * jax.nn.silu(project(x, self.w_g) + self.b_g), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head."""

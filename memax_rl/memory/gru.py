@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence
+from memax_rl.ops import nonlinear_recurrence, project
 
 
 def _cell(x, v, state):
@@ -29,7 +29,7 @@ def _cell(x, v, state):
 
 def _product(weights, h):
     u_z, u_r, u_n, c_n = weights
-    return h @ u_z.T, h @ u_r.T, h @ u_n.T + c_n
+    return project(h, u_z.T), project(h, u_r.T), project(h, u_n.T) + c_n
 
 
 class GRU(Memory):
@@ -56,7 +56,7 @@ class GRU(Memory):
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
     def _inputs(self, x):
-        return x @ self.w_z.T + self.b_z, x @ self.w_r.T + self.b_r, x @ self.w_n.T + self.b_n
+        return project(x, self.w_z.T) + self.b_z, project(x, self.w_r.T) + self.b_r, project(x, self.w_n.T) + self.b_n
 
     def _recurrent(self):
         return self.u_z, self.u_r, self.u_n, self.c_n

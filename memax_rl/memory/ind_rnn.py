@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, normal, select
-from memax_rl.ops import Maps, elementwise_recurrence
+from memax_rl.ops import Maps, elementwise_recurrence, project
 
 
 def _cell(u, x, state):
@@ -82,10 +82,12 @@ class IndRNN(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(self._recurrent(), x @ self.w + self.b, state)
+        state = _cell(self._recurrent(), project(x, self.w) + self.b, state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then `ops.elementwise_recurrence`."""
-        (hs,) = elementwise_recurrence(_cell, self._recurrent(), xs @ self.w + self.b[None], state, starts, maps=_MAPS)
+        (hs,) = elementwise_recurrence(
+            _cell, self._recurrent(), project(xs, self.w) + self.b[None], state, starts, maps=_MAPS
+        )
         return (hs[-1],), hs

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import normal
-from memax_rl.ops import linear_recurrence
+from memax_rl.ops import linear_recurrence, project
 
 
 class LRNN(Memory):
@@ -37,8 +37,8 @@ class LRNN(Memory):
 
     def _gates(self, x):
         """Return the decay g and the write (1 - g) o i."""
-        pre_g = x @ self.w_g + self.b_g
-        return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(x @ self.w_i + self.b_i)
+        pre_g = project(x, self.w_g) + self.b_g
+        return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(project(x, self.w_i) + self.b_i)
 
     def initial_state(self):
         """Return h = 0."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_between, check_size, matrix, normal
-from memax_rl.ops import turning_recurrence
+from memax_rl.ops import project, turning_recurrence
 
 
 class LRU(Memory):
@@ -73,11 +73,11 @@ class LRU(Memory):
 
     def _write(self, x):
         scale = jnp.exp(self.gamma)
-        return jax.lax.complex((x @ self.b_re.T) * scale, (x @ self.b_im.T) * scale)
+        return jax.lax.complex(project(x, self.b_re.T) * scale, project(x, self.b_im.T) * scale)
 
     def _read(self, h, x):
-        skip = x * self.d if self.d.ndim == 1 else x @ self.d
-        return h.real @ self.c_re.T - h.imag @ self.c_im.T + skip
+        skip = x * self.d if self.d.ndim == 1 else project(x, self.d)
+        return project(h.real, self.c_re.T) - project(h.imag, self.c_im.T) + skip
 
     def initial_state(self):
         """Return h = 0."""
@@ -91,9 +91,9 @@ class LRU(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.turning_recurrence`, real and imaginary parts side by side."""
         into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma), 2)[:, None]
-        writes = (xs @ into.T).reshape(len(xs), 2, -1)
+        writes = project(xs, into.T).reshape(len(xs), 2, -1)
         decay = self._decay()
         hs = turning_recurrence(decay.real, decay.imag, writes, jnp.stack([state.real, state.imag]), starts)
-        skip = xs * self.d[None] if self.d.ndim == 1 else xs @ self.d
-        ys = hs.reshape(len(xs), -1) @ jnp.concatenate([self.c_re, -self.c_im], axis=1).T + skip
+        skip = xs * self.d[None] if self.d.ndim == 1 else project(xs, self.d)
+        ys = project(hs.reshape(len(xs), -1), jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
         return jax.lax.complex(*hs[-1]), ys

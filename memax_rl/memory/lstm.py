@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence
+from memax_rl.ops import nonlinear_recurrence, project
 
 
 def _cell(x, v, state):
@@ -30,7 +30,7 @@ def _cell(x, v, state):
 
 
 def _product(weights, h):
-    return tuple(h @ u.T for u in weights)
+    return tuple(project(h, u.T) for u in weights)
 
 
 class LSTM(Memory):
@@ -50,7 +50,7 @@ class LSTM(Memory):
         self.b = (jnp.zeros(out_size), jnp.ones(out_size), jnp.zeros(out_size), jnp.zeros(out_size))
 
     def _inputs(self, x):
-        return tuple(x @ w.T + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(project(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = 0."""

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.memory._remat import scan_chunks
-from memax_rl.ops import nonlinear_recurrence
+from memax_rl.ops import nonlinear_recurrence, project
 
 _CHUNK = 32
 _EPS = 1e-5
@@ -74,14 +74,14 @@ class M2RNN(Memory):
 
     def _inputs(self, x):
         """Return q, k, v [heads, head_size] and f [heads]."""
-        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
-        f = jnp.exp(-jnp.exp(self.a_log) * jax.nn.softplus(x @ self.w_f + self.f_bias))
+        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        f = jnp.exp(-jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_f) + self.f_bias))
         return q * self.head_size**-0.5, k * self.head_size**-0.5, v, f
 
     def _read(self, read, v, x):
         read = read + self.d * v
         normed = read * jax.lax.rsqrt(jnp.mean(read**2, axis=-1, keepdims=True) + _EPS)
-        return (normed.reshape(-1) * jax.nn.silu(x @ self.w_g)) @ self.w_o
+        return project(normed.reshape(-1) * jax.nn.silu(project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head."""

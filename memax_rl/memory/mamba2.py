@@ -19,7 +19,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._heads import check_heads, decay_rates, rms_norm
 from memax_rl.memory._layers import check_size, normal
-from memax_rl.ops import linear_attention
+from memax_rl.ops import linear_attention, project
 
 
 class Mamba2(Memory):
@@ -66,17 +66,17 @@ class Mamba2(Memory):
         self.w_o = normal(keys[7], inner, out_size)
 
     def _project(self, x):
-        return tuple(x @ w for w in self.w_xbc)
+        return tuple(project(x, w) for w in self.w_xbc)
 
     def _gates(self, x, u, b, c):
         """Return x' [heads, head_size], B and C [state_size], dt and log_decay [heads]."""
         u, b, c = (jax.nn.silu(w) for w in (u, b, c))
-        dt = jax.nn.softplus(x @ self.w_dt + self.dt_bias)
+        dt = jax.nn.softplus(project(x, self.w_dt) + self.dt_bias)
         return u.reshape(self.heads, self.head_size), b, c, dt, -jnp.exp(self.a_log) * dt
 
     def _read(self, reads, u, x):
-        y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(x @ self.w_z)[None]
-        return rms_norm(y, self.norm) @ self.w_o
+        y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(project(x, self.w_z))[None]
+        return project(rms_norm(y, self.norm), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""

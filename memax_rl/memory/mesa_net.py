@@ -22,7 +22,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._heads import check_heads, rms_norm, unit
 from memax_rl.memory._layers import check_size, normal
-from memax_rl.ops import conjugate_gradients, linear_attention, regularized_solve
+from memax_rl.ops import conjugate_gradients, linear_attention, project, regularized_solve
 
 
 class MesaNet(Memory):
@@ -69,20 +69,20 @@ class MesaNet(Memory):
 
     def _project(self, x):
         w_q, w_k, w_v = self.w_qkv
-        return (x @ w_q, x @ w_k), x @ w_v
+        return (project(x, w_q), project(x, w_k)), project(x, w_v)
 
     def _gates(self, x, q, k, v):
         """Return q, k, v [heads, head_size], beta and log gamma [heads]."""
         q, k, v = (u.reshape(self.heads, self.head_size) for u in (q, k, v))
-        beta = jax.nn.sigmoid(x @ self.w_beta + self.b_beta)
-        log_gamma = jax.nn.log_sigmoid(x @ self.w_gamma + self.b_gamma)
+        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
+        log_gamma = jax.nn.log_sigmoid(project(x, self.w_gamma) + self.b_gamma)
         return unit(jax.nn.silu(q)), unit(jax.nn.silu(k)), v, beta, log_gamma
 
     def _regularizer(self):
         return jax.nn.softplus(self.lam) + 0.25
 
     def _read(self, reads):
-        return rms_norm(reads, self.norm) @ self.w_o
+        return project(rms_norm(reads, self.norm), self.w_o)
 
     def initial_state(self):
         """Return H = G = 0 for each head, and no inputs in the convolution."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence
+from memax_rl.ops import nonlinear_recurrence, project
 
 
 def _cell(x, v, state):
@@ -28,7 +28,7 @@ def _cell(x, v, state):
 
 def _product(weights, h):
     u_f, u_n, c_n = weights
-    return h @ u_f.T, h @ u_n.T + c_n
+    return project(h, u_f.T), project(h, u_n.T) + c_n
 
 
 class MGU(Memory):
@@ -52,7 +52,7 @@ class MGU(Memory):
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
     def _inputs(self, x):
-        return x @ self.w_f.T + self.b_f, x @ self.w_n.T + self.b_n
+        return project(x, self.w_f.T) + self.b_f, project(x, self.w_n.T) + self.b_n
 
     def _recurrent(self):
         return self.u_f, self.u_n, self.c_n

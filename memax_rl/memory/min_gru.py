@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix
-from memax_rl.ops import linear_recurrence
+from memax_rl.ops import linear_recurrence, project
 
 
 class MinGRU(Memory):
@@ -35,8 +35,8 @@ class MinGRU(Memory):
 
     def _gates(self, x):
         """Return the decay 1 - z and the write z o c."""
-        u = x @ self.w_h.T + self.b_h
-        pre_z = x @ self.w_z.T + self.b_z
+        u = project(x, self.w_h.T) + self.b_h
+        pre_z = project(x, self.w_z.T) + self.b_z
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
         return jax.nn.sigmoid(-pre_z), jax.nn.sigmoid(pre_z) * candidate
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._heads import check_heads, each_head
 from memax_rl.memory._layers import normal
-from memax_rl.ops import linear_attention
+from memax_rl.ops import linear_attention, project
 
 
 class MLSTM(Memory):
@@ -56,20 +56,20 @@ class MLSTM(Memory):
 
     def _project(self, x):
         """Return q, k and [v, 1], each [heads, size], and the logarithms of both gates [heads]."""
-        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
         v = jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=1)
         return (
             q,
             k * self.head_size**-0.5,
             v,
-            x @ self.w_i + self.b_i,
-            jax.nn.log_sigmoid(x @ self.w_f + self.b_f),
+            project(x, self.w_i) + self.b_i,
+            jax.nn.log_sigmoid(project(x, self.w_f) + self.b_f),
         )
 
     def _read(self, reads, m, x):
         divisor = jnp.maximum(jnp.abs(reads[:, -1:]), jnp.exp(-m)[:, None])
         h = (reads[:, :-1] / divisor).reshape(-1)
-        return (jax.nn.sigmoid(x @ self.w_o + self.b_o) * h) @ self.w_y
+        return project(jax.nn.sigmoid(project(x, self.w_o) + self.b_o) * h, self.w_y)
 
     def initial_state(self):
         """Return C = 0, n = 0 and m = 0 for each head."""

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import normal, select
-from memax_rl.ops import elementwise_recurrence
+from memax_rl.ops import elementwise_recurrence, project
 
 
 def _cell(weights, x, state):
@@ -58,7 +58,7 @@ class ParaLSTM(Memory):
         self.p = tuple(jax.random.normal(k, (out_size,)) for k in keys[6:])
 
     def _inputs(self, x):
-        return tuple(x @ w + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(project(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = 0."""

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_between, check_size, normal
-from memax_rl.ops import turning_recurrence
+from memax_rl.ops import project, turning_recurrence
 
 
 def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
@@ -98,7 +98,7 @@ class RotRNN(Memory):
         return into, jnp.einsum("hnp,hno->hpo", p, self.c)
 
     def _skip(self, x):
-        return x * self.d if self.d.ndim == 1 else x @ self.d
+        return x * self.d if self.d.ndim == 1 else project(x, self.d)
 
     def initial_state(self):
         """Return h = 0."""
@@ -121,6 +121,6 @@ class RotRNN(Memory):
         gamma = self._gamma()[:, None]
         re, im = (gamma * jnp.cos(self.theta)).reshape(-1), (gamma * jnp.sin(self.theta)).reshape(-1)
         first = state.reshape(-1, 2).T
-        hs = turning_recurrence(re, im, (xs @ into.T).reshape(len(xs), 2, -1), first, starts)
+        hs = turning_recurrence(re, im, project(xs, into.T).reshape(len(xs), 2, -1), first, starts)
         out = out.reshape(-1, 2, self.out_size).transpose(2, 1, 0).reshape(self.out_size, -1)
-        return hs[-1].T.reshape(state.shape), hs.reshape(len(xs), -1) @ out.T + jax.vmap(self._skip)(xs)
+        return hs[-1].T.reshape(state.shape), project(hs.reshape(len(xs), -1), out.T) + jax.vmap(self._skip)(xs)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_between, check_size, matrix, normal
-from memax_rl.ops import turning_recurrence
+from memax_rl.ops import project, turning_recurrence
 
 
 def _hippo(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,11 +86,11 @@ class S5(Memory):
         return lam, (lam - 1) / continuous
 
     def _write(self, x, scale):
-        return jax.lax.complex(x @ self.b_re.T, x @ self.b_im.T) * scale
+        return jax.lax.complex(project(x, self.b_re.T), project(x, self.b_im.T)) * scale
 
     def _read(self, h, x):
-        skip = x * self.d if self.d.ndim == 1 else x @ self.d
-        return 2 * (h.real @ self.c_re.T - h.imag @ self.c_im.T) + skip
+        skip = x * self.d if self.d.ndim == 1 else project(x, self.d)
+        return 2 * (project(h.real, self.c_re.T) - project(h.imag, self.c_im.T)) + skip
 
     def initial_state(self):
         """Return h = 0."""
@@ -107,9 +107,9 @@ class S5(Memory):
         lam, scale = self._discrete()
         # The factor meets B, not every step.
         b_re, b_im, re, im = self.b_re, self.b_im, scale.real[:, None], scale.imag[:, None]
-        writes = xs @ jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re]).T
+        writes = project(xs, jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re]).T)
         first = jnp.stack([state.real, state.imag])
         hs = turning_recurrence(lam.real, lam.imag, writes.reshape(len(xs), 2, -1), first, starts)
-        skip = xs * self.d[None] if self.d.ndim == 1 else xs @ self.d
-        ys = hs.reshape(len(xs), -1) @ (2 * jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
+        skip = xs * self.d[None] if self.d.ndim == 1 else project(xs, self.d)
+        ys = project(hs.reshape(len(xs), -1), 2 * jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
         return jax.lax.complex(*hs[-1]), ys

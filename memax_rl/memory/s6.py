@@ -23,7 +23,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._layers import check_between, check_size, normal
 from memax_rl.memory._remat import scan_chunks
-from memax_rl.ops import linear_recurrence
+from memax_rl.ops import linear_recurrence, project
 
 _CHUNK = 32
 
@@ -78,8 +78,8 @@ class S6(Memory):
 
     def _selection(self, u):
         """Return dt, B and C from the inputs after the convolution."""
-        dt = jax.nn.softplus((u @ self.w_down) @ self.w_up + self.dt_bias)
-        return dt, u @ self.w_b, u @ self.w_c
+        dt = jax.nn.softplus(project(project(u, self.w_down), self.w_up) + self.dt_bias)
+        return dt, project(u, self.w_b), project(u, self.w_c)
 
     def _discrete(self, dt, b, u):
         """Return the decay and the write, [inner, state_size] each."""
@@ -92,17 +92,17 @@ class S6(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         h, tail = state
-        tail, (u,) = self.conv.step(tail, (x @ self.w_u,), start)
+        tail, (u,) = self.conv.step(tail, (project(x, self.w_u),), start)
         u = jax.nn.silu(u + self.b_conv)
         dt, b, c = self._selection(u)
         decay, write = self._discrete(dt, b, u)
         h = decay * jnp.where(start, 0, h) + write
-        return (h, tail), ((h @ c + self.d * u) * jax.nn.silu(x @ self.w_z)) @ self.w_y
+        return (h, tail), project((h @ c + self.d * u) * jax.nn.silu(project(x, self.w_z)), self.w_y)
 
     def scan(self, state, xs, starts):
         """All products with weights at once, then the recurrence by `ops.linear_recurrence` in chunks."""
         h, tail = state
-        tail, (us,) = self.conv.scan(tail, (xs @ self.w_u,), starts)
+        tail, (us,) = self.conv.scan(tail, (project(xs, self.w_u),), starts)
         us = jax.nn.silu(us + self.b_conv[None])
         dts, bs, cs = jax.vmap(self._selection)(us)
 
@@ -113,5 +113,5 @@ class S6(Memory):
             return hs[-1], jnp.einsum("tdn,tn->td", hs, cs)
 
         h, reads = scan_chunks(chunk, h, (dts, bs, cs, us, starts), _CHUNK)
-        ys = ((reads + self.d[None] * us) * jax.nn.silu(xs @ self.w_z)) @ self.w_y
+        ys = project((reads + self.d[None] * us) * jax.nn.silu(project(xs, self.w_z)), self.w_y)
         return (h, tail), ys

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence
+from memax_rl.ops import nonlinear_recurrence, project
 
 
 def _cell(x, v, state):
@@ -67,7 +67,7 @@ class SLSTM(Memory):
         self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
 
     def _inputs(self, x):
-        return tuple(x @ w.T + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(project(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = n = m = 0."""

@@ -26,6 +26,7 @@ from memax_rl.memory._contract import Memory
 from memax_rl.memory._heads import check_heads
 from memax_rl.memory._layers import check_between, check_size, normal
 from memax_rl.memory._phase import unit_begins
+from memax_rl.ops import project
 from memax_rl.ops._chunks import scan_chunks, segments
 
 
@@ -85,8 +86,8 @@ class TTTLinear(Memory):
 
     def _project(self, x):
         """Return q, k, v [heads, head_size] and eta [heads]."""
-        q, k, v = ((x @ w).reshape(self.heads, self.head_size) for w in self.w_qkv)
-        return q, k, v, self.rate * jax.nn.sigmoid(x @ self.w_eta + self.b_eta) / self.head_size
+        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in self.w_qkv)
+        return q, k, v, self.rate * jax.nn.sigmoid(project(x, self.w_eta) + self.b_eta) / self.head_size
 
     def _inner(self, weight, bias, z):
         """Return LN(z) of one head."""
@@ -98,7 +99,7 @@ class TTTLinear(Memory):
         return transpose(out - target)[0]
 
     def _read(self, reads):
-        return (_layer_norm(reads).reshape(-1) * self.norm + self.norm_bias) @ self.w_o
+        return project(_layer_norm(reads).reshape(-1) * self.norm + self.norm_bias, self.w_o)
 
     def initial_state(self):
         """Return W = base = W_0 for each head, and no steps in the mini-batch."""
