@@ -1,6 +1,7 @@
 """A short causal convolution with resets, put before queries, keys and values by several models."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 _TAPS = 4
+# Steps at a time in the backward pass.
+_BLOCK = 32
 
 Streams = tuple[Float[Array, "..."], ...]
 
@@ -53,9 +56,57 @@ class ShortConvolution(eqx.Module):
 
         def one(weight: Array, tail: Array, x: Array) -> tuple[Array, Array]:
             history = jnp.concatenate([tail, x])
-            shifted = (history[_TAPS - 1 - lag :][:length] for lag in range(_TAPS))
-            y = sum(w[None] * jnp.where(s[:, None], u, 0) for w, s, u in zip(weight, same, shifted, strict=True))
-            return jnp.where(kept[:, None], history[length:], 0), jnp.asarray(y)
+            return jnp.where(kept[:, None], history[length:], 0), cast(Array, _convolve(weight, history, tuple(same)))
 
         tails, ys = zip(*map(one, self.weights, state, xs), strict=True)
         return tails, ys
+
+
+@jax.custom_vjp
+def _convolve(weight: Array, history: Array, same: tuple[Array, ...]) -> Array:
+    """Return y_t = sum_j w_j o history_{t+3-j} where same_j: [T, width] from [T + 3, width].
+
+    With its own derivative, because plain differentiation keeps a masked copy of the inputs for each tap.
+    """
+    shifted = (_from(history, _TAPS - 1 - lag, len(same[0])) for lag in range(_TAPS))
+    return sum(w[None] * jnp.where(s[:, None], u, 0) for w, s, u in zip(weight, same, shifted, strict=True))
+
+
+def _convolve_fwd(weight, history, same):
+    return _convolve(weight, history, same), (weight, history, same)
+
+
+def _convolve_bwd(residuals, dy):
+    weight, history, same = residuals
+    size = len(history)
+    padded = jnp.pad(dy, ((_TAPS - 1, _TAPS - 1), (0, 0)))
+    flags = [jnp.pad(s, _TAPS - 1) for s in same]
+    dhistory = sum(
+        w[None] * jnp.where(_from(s, lag, size)[:, None], _from(padded, lag, size), 0)
+        for lag, (w, s) in enumerate(zip(weight, flags, strict=True))
+    )
+
+    # Block by block: one sum over all of T with its mask and shift inside takes XLA on a CPU five times as long.
+    def add(i, dweight):
+        t = i * _BLOCK
+        # The padding makes whole blocks; zeros in dy take no part.
+        dy, h = (jax.lax.dynamic_slice_in_dim(x, t, n) for x, n in ((blocks, _BLOCK), (past, _BLOCK + _TAPS - 1)))
+        seen = (jax.lax.dynamic_slice_in_dim(s, t, _BLOCK) for s in masks)
+        terms = (
+            jnp.sum(jnp.where(s[:, None], dy * _from(h, _TAPS - 1 - lag, _BLOCK), 0), axis=0)
+            for lag, s in enumerate(seen)
+        )
+        return dweight + jnp.stack(list(terms))
+
+    rest = -len(dy) % _BLOCK
+    blocks, past = (jnp.pad(x, ((0, rest), (0, 0))) for x in (dy, history))
+    masks = [jnp.pad(s, (0, rest)) for s in same]
+    dweight = jax.lax.fori_loop(0, len(blocks) // _BLOCK, add, jnp.zeros_like(weight))
+    return dweight, dhistory, None
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _from(x: Array, begin: int, length: int) -> Array:
+    return x[begin : begin + length]

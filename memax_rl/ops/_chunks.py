@@ -122,12 +122,14 @@ class Decays(NamedTuple):
     from_before: Float[Array, " C"]
 
 
-def scalar_decays(log_decay: Float[Array, " C"], seg: Segments) -> Decays:
-    """Return exp(g_i - g_j) and exp(g_i).
+def decays(log_decay: Float[Array, " C"] | None, seg: Segments, dtype: Any) -> Decays:
+    """Return exp(g_i - g_j) and exp(g_i): ones, up to a start flag, where there is no decay.
 
     The sums are taken in two parts, multiples of 1/1024 and the rest. The first is exact, so that the
     difference of two large sums is as good as the sum of the few decays in between.
     """
+    if log_decay is None:
+        return Decays(seg.same.astype(dtype), seg.first.astype(dtype))
     log_decay = jnp.where(seg.starts, 0, jnp.maximum(log_decay, _LEAST_LOG_DECAY))
     coarse = jax.lax.stop_gradient(jnp.round(log_decay * _GRID) / _GRID)
     g_coarse, g_fine = (_running_sum(part, seg) for part in (coarse, log_decay - coarse))

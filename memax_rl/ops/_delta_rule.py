@@ -24,7 +24,7 @@ from memax_rl.ops._chunks import (
     channel_scores,
     chunk_size,
     loop_chunks,
-    scalar_decays,
+    decays,
     segments,
     unit_lower_solve,
 )
@@ -71,14 +71,12 @@ def delta_rule(
 
 def _delta_chunk(state, q, k, v, beta, log_decay, starts):
     seg = segments(starts)
-    decay = scalar_decays(jnp.zeros_like(beta) if log_decay is None else log_decay, seg)
-    from_before = decay.from_before[:, None]
+    within, from_before = decays(log_decay, seg, q.dtype)
     earlier = np.tri(starts.shape[0], k=-1, dtype=bool)
-    a = jnp.where(earlier, decay.within * (k @ k.T), 0) * beta[:, None]
-    u = unit_lower_solve(a, beta[:, None] * (v - from_before * (k @ state)))
-    ys = from_before * (q @ state) + (decay.within * (q @ k.T)) @ u
-    state = decay.from_before[-1] * state + (k * decay.within[-1][:, None]).T @ u
-    return state, ys
+    a = jnp.where(earlier, within * (k @ k.T), 0) * beta[:, None]
+    u = unit_lower_solve(a, beta[:, None] * (v - from_before[:, None] * (k @ state)))
+    ys = from_before[:, None] * (q @ state) + (within * (q @ k.T)) @ u
+    return from_before[-1] * state + (k * within[-1][:, None]).T @ u, ys
 
 
 def generalized_delta_rule(

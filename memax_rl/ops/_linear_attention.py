@@ -20,7 +20,7 @@ from memax_rl.ops._chunks import (
     channel_scores,
     chunk_size,
     loop_chunks,
-    scalar_decays,
+    decays,
     segments,
 )
 
@@ -68,10 +68,7 @@ def linear_attention(
 
 def _scalar_chunk(state, q, k, v, log_decay, starts):
     seg = segments(starts)
-    if log_decay is None:
-        within, from_before = seg.same.astype(q.dtype), seg.first.astype(q.dtype)
-    else:
-        within, from_before = scalar_decays(log_decay, seg)
+    within, from_before = decays(log_decay, seg, q.dtype)
     ys = from_before[:, None] * (q @ state) + (within * (q @ k.T)) @ v
     return from_before[-1] * state + (k * within[-1][:, None]).T @ v, ys
 

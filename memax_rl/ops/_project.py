@@ -39,7 +39,11 @@ def _project(x: Array, w: Array) -> Array:
 
 def _outer(x: Array, y: Array) -> Array:
     """Return the sum over all leading axes of the outer products of x and y: what W gets if x W gets y."""
-    return _rows(x).T @ _rows(y)
+    x, y = _rows(x), _rows(y)
+    if y.shape[1] == 1:
+        # As a product of a matrix and a vector, x would be copied to its transpose first.
+        return jnp.sum(x * y, axis=0)[:, None]
+    return x.T @ y
 
 
 def _primitive(name: str, run: Callable[..., Array]) -> Primitive:

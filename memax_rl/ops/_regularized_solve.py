@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from memax_rl.ops._checks import check_chunk, check_starts
-from memax_rl.ops._chunks import chunk_size, scalar_decays, scan_chunks, segments
+from memax_rl.ops._chunks import chunk_size, decays, scan_chunks, segments
 
 _TINY = 1e-20
 
@@ -92,7 +92,7 @@ def regularized_solve(
 
     def body(h, q, k, beta, log_decay, starts):
         seg = segments(starts)
-        decay = scalar_decays(log_decay, seg)
+        decay = decays(log_decay, seg, log_decay.dtype)
         written = beta[:, None] * k
 
         def product(p):
