@@ -367,7 +367,7 @@ class PPO:
 
         return jax.lax.cond(devices.index(self.devices) % 2 == 0, part("policy"), part("value"), params)
 
-    def _moments(self, batch: Batch, order: Int[Array, "minibatches rows"], copies: int) -> Moments:
+    def _moments(self, batch: Batch, order: Int[Array, "minibatches rows"], copies: int = 1) -> Moments:
         """Return the moments of each minibatch, over the rows of all devices, of which `copies` hold the same."""
         valid, advantage = batch.rows.tape.valid[order], batch.advantage[order]
 
