@@ -33,7 +33,7 @@ from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.replay import Replay, Sample
 from memax_rl.returns import lambda_returns, n_step_returns
 from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
-from memax_rl.tape import Tape, previous, value_ends
+from memax_rl.tape import Tape, learning_reward, previous, value_ends
 
 
 class DQNConfig(BaseModel):
@@ -408,7 +408,7 @@ class DQN:
 
         # Whether the next action is the best there, so that what follows it says what is to be learnt.
         is_best = _next(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
-        return jax.vmap(row)(tape.reward, next_value, value_ends(tape), cut, is_best)
+        return jax.vmap(row)(learning_reward(tape), next_value, value_ends(tape), cut, is_best)
 
     def _loss(self, online, target, static, sample: Sample) -> tuple[Float[Array, ""], tuple[Array, dict[str, Array]]]:
         """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics."""

@@ -34,7 +34,7 @@ from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
 from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
 from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
-from memax_rl.tape import Tape, previous, value_ends
+from memax_rl.tape import Tape, learning_reward, previous, value_ends
 
 
 class PPOConfig(BaseModel):
@@ -303,7 +303,7 @@ class PPO:
         # where it belongs to another episode, the transition was terminated and the value is not used.
         next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
         advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
-            tape.reward,
+            learning_reward(tape),
             value,
             next_value,
             value_ends(tape),
@@ -524,6 +524,7 @@ def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
         valid=false,
         log_prob=jnp.zeros(()),
         value_stops=None if row.value_stops is None else false,
+        bonus=None if row.bonus is None else jnp.zeros(()),
     )
     extended = jax.tree.map(extend, row, last)
     # A row that ends within an episode is bootstrapped there, as at a time limit.

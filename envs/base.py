@@ -31,6 +31,8 @@ class Environment(environment.Environment):
       observation of this one. At every other step it equals `obs`.
     - `info["value_stops"]`, if there, is true where no return looks beyond this step although the episode
       goes on, as between the episodes of a trial.
+    - `info["bonus"]`, if there, is added to the reward by the learner; the agent does not see it, and no
+      reported return has it in it.
     - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
       from `step`, so that they can be carried through `jax.lax.scan`. Observations have the dtype of
       `observation_space(params)`. The reward is float32.

@@ -8,6 +8,7 @@ on; a flag in the observation says so, and the last action and reward are shown 
 
 import abc
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
@@ -71,13 +72,17 @@ class TrialParams(eqx.Module):
 
 
 class TrialState(eqx.Module):
-    """The hidden task; episodes ended and steps taken in this trial; steps taken in this episode; its state."""
+    """The hidden task; episodes ended and steps taken in this trial; steps taken in this episode; its state.
+
+    And which observations there were in this trial, if there is a bonus for new ones.
+    """
 
     task: PyTree[Array]
     episode: Int32[Array, ""]
     steps: Int32[Array, ""]
     time: Int32[Array, ""]
     inner: PyTree[Array]
+    seen: Bool[Array, " observations"] | None = None
 
 
 class Trials(Environment):
@@ -97,6 +102,7 @@ class Trials(Environment):
         split_seed: int = 0,
         num_tasks: int | None = None,
         discount_across_episodes: bool = True,
+        exploration_bonus: float = 0.0,
     ):
         """Make trials.
 
@@ -109,9 +115,13 @@ class Trials(Environment):
             num_tasks: Draw from only so many tasks; None for as many as there are.
             discount_across_episodes: Whether a return goes on into the next episode of the trial. If not, the value
                 stops at an episode's end while the memory goes on.
+            exploration_bonus: What the learner, and it alone, adds to the reward of a step to an observation that is
+                new in this trial. An agent that is paid by tasks alone learns not to look where no task of its split
+                ever put anything; this one learns to look everywhere. For observations that can be counted.
 
         Raises:
-            ValueError: If an argument is out of range, or both or none of `episodes` and `steps` are given.
+            ValueError: If an argument is out of range, or both or none of `episodes` and `steps` are given, or there is
+                a bonus and the observations cannot be counted.
         """
         if (episodes is None) == (steps is None):
             raise ValueError(f"give either episodes or steps of a trial, got episodes={episodes} and steps={steps}")
@@ -124,6 +134,29 @@ class Trials(Environment):
         self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
         self.split, self.split_seed = split, split_seed
         self.discount_across_episodes = discount_across_episodes
+        if exploration_bonus < 0:
+            raise ValueError(f"exploration_bonus must be at least 0, got {exploration_bonus}")
+        if exploration_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
+            raise ValueError(
+                f"exploration_bonus={exploration_bonus} needs observations that can be counted, Discrete or "
+                f"MultiDiscrete, got {tasks.observation_space!r}; set it to 0"
+            )
+        self.exploration_bonus = exploration_bonus
+
+    def _place(self, observation: Array) -> Int32[Array, ""]:
+        """The observation's number among all there are."""
+        if isinstance(self.tasks.observation_space, spaces.Discrete):
+            return observation
+        sizes = tuple(int(n) for n in self.tasks.observation_space.nvec)
+        return jnp.ravel_multi_index(tuple(observation), sizes, mode="clip").astype(jnp.int32)
+
+    def _first_seen(self, observation: Array) -> Bool[Array, " observations"] | None:
+        """Only this observation was seen; None where there is no bonus."""
+        if not self.exploration_bonus:
+            return None
+        space = self.tasks.observation_space
+        count = space.n if isinstance(space, spaces.Discrete) else math.prod(int(n) for n in space.nvec)
+        return jnp.arange(count) == self._place(observation)
 
     @property
     def default_params(self) -> TrialParams:
@@ -185,13 +218,20 @@ class Trials(Environment):
         task = self.draw_task(jax.random.fold_in(key, 2))
         observation, inner = self.tasks.reset_episode(jax.random.fold_in(key, 3), task)
         zero = jnp.zeros((), jnp.int32)
-        return self._observe(observation, jnp.ones((), bool)), TrialState(task, zero, zero, zero, inner)
+        state = TrialState(task, zero, zero, zero, inner, self._first_seen(observation))
+        return self._observe(observation, jnp.ones((), bool)), state
 
     def step_env(
         self, key: PRNGKeyArray, state: TrialState, action: Any, params: TrialParams
     ) -> tuple[Any, TrialState, Float32[Array, ""], Bool[Array, ""], dict[str, Any]]:
         """One step; where it ends an episode but not the trial, the next episode begins."""
         observation, inner, reward, terminated = self.tasks.step_episode(key, state.task, state.inner, action)
+        info: dict[str, Any] = {}
+        seen = state.seen
+        if seen is not None:
+            place = self._place(observation)
+            info["bonus"] = jnp.where(seen[place], 0, self.exploration_bonus).astype(jnp.float32)
+            seen = seen.at[place].set(True)
         steps, time = state.steps + 1, state.time + 1
         ended = terminated | (time >= self.tasks.episode_length)
         episode = state.episode + ended
@@ -199,8 +239,9 @@ class Trials(Environment):
         begins = ended & ~trial_ended
         first = self.tasks.reset_episode(jax.random.fold_in(key, 1), state.task)
         observation, inner = jax.tree.map(lambda a, b: jnp.where(begins, a, b), first, (observation, inner))
-        info = {} if self.discount_across_episodes else {"value_stops": ended}
-        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner)
+        if not self.discount_across_episodes:
+            info["value_stops"] = ended
+        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen)
         return self._observe(observation, begins), after, reward, trial_ended, info
 
 

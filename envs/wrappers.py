@@ -182,7 +182,7 @@ class TimeLimitConfig(WrapperConfig):
 class FrameSkip(Wrapper):
     """Takes every action `frames` times, or until the episode ends, and adds up the rewards.
 
-    Its `step` raises `ValueError` where the inner environment gives `info["value_stops"]`.
+    Its `step` raises `ValueError` where the inner environment gives `info["value_stops"]` or `info["bonus"]`.
     """
 
     def __init__(self, inner: Environment, frames: int):
@@ -209,6 +209,12 @@ class FrameSkip(Wrapper):
             raise ValueError(
                 "env_wrappers: frame_skip would add up rewards on both sides of an episode's end within a trial, where "
                 "the return is to stop; set env_options.discount_across_episodes to true, or leave frame_skip out"
+            )
+
+        if "bonus" in info:
+            raise ValueError(
+                "env_wrappers: frame_skip would lose the bonus of all but the last of its steps; leave it out, or set "
+                "env_options.exploration_bonus to 0"
             )
 
         def again(carry, key):
@@ -307,6 +313,8 @@ class RewardScaling(Wrapper):
     def step_if(self, active: Bool[Array, ""], key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Step:
         """One transition with the reward scaled."""
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, key, state, action, params)
+        if "bonus" in info:
+            info = {**info, "bonus": info["bonus"] * jnp.float32(self.scale)}
         return obs, state, reward * jnp.float32(self.scale), terminated, truncated, info
 
 

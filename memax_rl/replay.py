@@ -164,6 +164,7 @@ def _pending(slots: Tape, observation: PyTree[Array], start: Bool[Array, " strea
         valid=false,
         log_prob=None if slots.log_prob is None else jnp.zeros_like(slots.log_prob[:, 0]),
         value_stops=None if slots.value_stops is None else false,
+        bonus=None if slots.bonus is None else jnp.zeros_like(slots.bonus[:, 0]),
     )
 
 

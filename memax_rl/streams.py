@@ -113,6 +113,7 @@ def step_stream(
         valid=acted,
         log_prob=log_prob,
         value_stops=info["value_stops"] & acted if "value_stops" in info else None,
+        bonus=jnp.where(acted, info["bonus"], 0) if "bonus" in info else None,
     )
     begins = terminated | stream.final
     shown = where(truncated, info["final_observation"], where(stream.final, stream.next_observation, observation))

@@ -1,4 +1,4 @@
-"""ops.project is `x @ w`: values, derivatives, and any nesting of vmap; and its gradient stays a product of matrices."""
+"""ops.project is `x @ w`: values, derivatives, any nesting of vmap; and its gradient stays a product of matrices."""
 
 import jax
 import jax.numpy as jnp

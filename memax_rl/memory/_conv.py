@@ -69,7 +69,8 @@ def _convolve(weight: Array, history: Array, same: tuple[Array, ...]) -> Array:
     With its own derivative, because plain differentiation keeps a masked copy of the inputs for each tap.
     """
     shifted = (_from(history, _TAPS - 1 - lag, len(same[0])) for lag in range(_TAPS))
-    return sum(w[None] * jnp.where(s[:, None], u, 0) for w, s, u in zip(weight, same, shifted, strict=True))
+    y = sum(w[None] * jnp.where(s[:, None], u, 0) for w, s, u in zip(weight, same, shifted, strict=True))
+    return jnp.asarray(y)
 
 
 def _convolve_fwd(weight, history, same):

@@ -23,8 +23,8 @@ from memax_rl.ops._chunks import (
     channel_decays,
     channel_scores,
     chunk_size,
-    loop_chunks,
     decays,
+    loop_chunks,
     segments,
     unit_lower_solve,
 )

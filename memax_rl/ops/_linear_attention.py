@@ -19,8 +19,8 @@ from memax_rl.ops._chunks import (
     channel_decays,
     channel_scores,
     chunk_size,
-    loop_chunks,
     decays,
+    loop_chunks,
     segments,
 )
 
