@@ -132,6 +132,80 @@ def test_targets_of_q_learning_go_on_or_stop_too(target, across, expected, key):
     np.testing.assert_allclose(value[:, :4], [expected] * 4, rtol=1e-5)
 
 
+class Countable(Count):
+    """The same, showing the step as a number."""
+
+    def __init__(self, space=None, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = space or spaces.Discrete(4)
+
+    def _show(self, state):
+        return state if isinstance(self.observation_space, spaces.Discrete) else jnp.stack([state % 2, state // 2])
+
+    def reset_episode(self, key, task):
+        return self._show(jnp.zeros((), jnp.int32)), jnp.zeros((), jnp.int32)
+
+    def step_episode(self, key, task, state, action):
+        _, state, reward, ended = super().step_episode(key, task, state, action)
+        return self._show(state), state, reward, ended
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 2])])
+def test_the_learner_alone_gets_a_bonus_for_what_is_new_in_a_trial(space, key):
+    """Episodes of two steps or, after action 1, of one: observations 0 1 2 | 0 1 | 0 1 2, and a trial is three of them."""
+    env = Trials(Countable(space, length=2, ends_early=True), episodes=3, exploration_bonus=0.25)
+    slot, inputs, _ = play(env, key, [0, 0, 1, 0, 0] * 2)
+    # Observation 0 was there from the start; the next trial knows nothing of this one.
+    np.testing.assert_array_equal(slot.bonus, [0.25, 0.25, 0, 0, 0] * 2)
+    np.testing.assert_array_equal(slot.reward, np.ones(10))
+    np.testing.assert_array_equal(inputs.previous_reward, [0, 1, 1, 1, 1] * 2)
+    scaled, _, _ = play(wrapped(env, name="reward_scaling", scale=2.0), key, [0, 0], env.default_params)
+    np.testing.assert_array_equal(scaled.bonus, [0.5, 0.5])
+    assert play(Trials(Countable(space), episodes=2), key, [0])[0].bonus is None
+
+
+@pytest.mark.parametrize("fill", ["episodes", "stream"])
+def test_returns_have_the_bonus_in_them_and_reports_have_not(fill, key):
+    env = Trials(Countable(length=2), episodes=2, exploration_bonus=8.0)
+    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0)
+    make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
+    agent = PPO(env, env.default_params, make_network, config, 100)
+    state = eqx.filter_jit(agent.init)(key)
+    rows, metrics = eqx.filter_jit(lambda s, k: (lambda c: (c[1], c[4]))(agent._collect(s, k)))(state, key)
+    batch = eqx.filter_jit(agent._advantages)(state.network, rows)
+    # Rewards 9 9 1 1 to the learner: two observations are new, in the first episode of each trial.
+    np.testing.assert_allclose(batch.returns[0, :8], [13.875, 9.75, 1.5, 1.0] * 2, rtol=1e-5)
+    assert metrics["episode/return"] == 4
+
+
+def test_targets_of_q_learning_have_the_bonus_in_them(key):
+    env = Trials(Countable(length=2), episodes=2, exploration_bonus=8.0)
+    sizes = {"num_envs": 2, "rows": 4, "slots": 8, "update_to_data": 2.0, "replay_slots": 64, "warm_up": 8}
+    make_network = partial(
+        lambda c, o, a, k: make_q_network(c, o, a, duelling=True, key=k), NetworkConfig(memory="gru", width=4)
+    )
+    agent = DQN(env, env.default_params, make_network, DQNConfig(**sizes, discount=0.5, q_lambda=1.0), 100)
+
+    @eqx.filter_jit
+    def targets(key):
+        state = agent.init(key)
+        sample = agent.sample(agent._collect(state, key)[2], key)
+        q = agent.unroll(state.network, sample)
+        return agent.targets(q, q, sample.tape)
+
+    np.testing.assert_allclose(targets(key)[:, :4], [[13.875, 9.75, 1.5, 1.0]] * 4, rtol=1e-5)
+
+
+def test_a_bonus_needs_observations_that_can_be_counted(key):
+    with pytest.raises(ValueError, match=r"exploration_bonus=1.0 needs observations that can be counted.*Box"):
+        Trials(Count(), episodes=2, exploration_bonus=1.0)
+    with pytest.raises(ValueError, match="exploration_bonus must be at least 0, got -1"):
+        Trials(Countable(), episodes=2, exploration_bonus=-1)
+    env = Trials(Countable(), episodes=2, exploration_bonus=1.0)
+    with pytest.raises(ValueError, match=r"frame_skip would lose the bonus .*exploration_bonus to 0"):
+        play(wrapped(env, name="frame_skip", frames=2), key, [0], env.default_params)
+
+
 def wrapped(env, **config):
     wrappers = make_config({"env_wrappers": [config]}).env_wrappers
     return wrap(env, env.default_params, "meta/Trials", wrappers)[0]
