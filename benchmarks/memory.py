@@ -15,8 +15,10 @@ The column "beside" tells what stands beside a model:
 
 - `memax`: the layer of that package (`pip install memax`, version 0.1.1 was used) at the same width and the
   same size of state. Its models differ in form from ours; the column says where that matters to the time.
-- `autodiff`: our model with its recurrence run by `jax.lax.associative_scan`, through plain differentiation.
+- `autodiff`: our model as plain JAX differentiates it: its recurrence run by `jax.lax.associative_scan`, its products
+  with weights by `@`.
 - `recurrence`: the same for the recurrence by itself, without the model's matrix products.
+- `product`: the same for one product with weights by itself.
 """
 
 import argparse
@@ -120,11 +122,12 @@ def whole_scan(body, state, inputs, chunk):
 
 
 def autodiff_side(name: str, options: dict[str, Any]) -> Side:
-    """Our model with the tree in place of `ops.linear_recurrence`."""
+    """Our model with the tree in place of `ops.linear_recurrence`, and `@` in place of `ops.project`."""
     forward, params = our_side(name, options)
     module = importlib.import_module(f"memax_rl.memory.{name}")
 
     swaps = {"linear_recurrence": tree_recurrence, "turning_recurrence": turning_tree, "scan_chunks": whole_scan}
+    swaps["project"] = jnp.matmul
     swaps = {name: swap for name, swap in swaps.items() if hasattr(module, name)}
 
     def swapped(params, xs, starts):
@@ -150,6 +153,16 @@ def recurrence_side(run: Callable, shape: tuple[int, ...], dtype: Any) -> Side:
     return forward, decays
 
 
+def product_side(run: Callable) -> Side:
+    """One product with weights by itself."""
+
+    def forward(w, xs, starts):
+        del starts
+        return jax.vmap(lambda x: run(x, w))(xs)
+
+    return forward, jax.random.normal(jax.random.key(0), (WIDTH, WIDTH)) * WIDTH**-0.5
+
+
 def cases() -> Iterator[Case]:
     """All rows, in the order of the table."""
     semi, action = "semigroups", "set_actions"
@@ -166,6 +179,8 @@ def cases() -> Iterator[Case]:
     for name in ("lru", "s5", "s6", "min_gru", "rot_rnn"):
         twin = functools.partial(autodiff_side, name, {})
         yield Case(name, {}, "autodiff", twin, note="")
+    ours, plain = functools.partial(product_side, ops.project), functools.partial(product_side, jnp.matmul)
+    yield Case("product", {}, "product", plain, ours, note="")
     for name, dtype in (("real", jnp.float32), ("complex", jnp.complex64)):
         yield Case(
             f"{name} recurrence",
@@ -190,7 +205,8 @@ def cases() -> Iterator[Case]:
     for window in (20, 128):
         for name, position in (("attention", None), ("rope_attention", "rope"), ("alibi_attention", "alibi")):
             sizes = {"recurrent_size": WIDTH, "window_size": window, "positional_embedding": position}
-            yield beside_memax(name, {"window": window}, f"{semi}.attn", "Attention", "one head, no W_o there", **sizes)
+            same = {"window": window, "heads": 1, "head_size": WIDTH}
+            yield beside_memax(name, same, f"{semi}.attn", "Attention", "no W_o there", **sizes)
     for window in (20, 128):
         sizes = {"recurrent_size": WIDTH, "window_size": window}
         same = {"window": window, "frame_size": WIDTH}

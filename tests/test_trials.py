@@ -152,7 +152,7 @@ class Countable(Count):
 
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 2])])
 def test_the_learner_alone_gets_a_bonus_for_what_is_new_in_a_trial(space, key):
-    """Episodes of two steps or, after action 1, of one: observations 0 1 2 | 0 1 | 0 1 2, and a trial is three of them."""
+    """Episodes of two steps or, after action 1, of one: 0 1 2 | 0 1 | 0 1 2 is seen, and a trial is three of them."""
     env = Trials(Countable(space, length=2, ends_early=True), episodes=3, exploration_bonus=0.25)
     slot, inputs, _ = play(env, key, [0, 0, 1, 0, 0] * 2)
     # Observation 0 was there from the start; the next trial knows nothing of this one.
