@@ -36,9 +36,9 @@ class MinGRU(Memory):
     def _gates(self, x):
         """Return the decay 1 - z and the write z o c."""
         u = project(x, self.w_h.T) + self.b_h
-        pre_z = project(x, self.w_z.T) + self.b_z
+        z = jax.nn.sigmoid(project(x, self.w_z.T) + self.b_z)
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
-        return jax.nn.sigmoid(-pre_z), jax.nn.sigmoid(pre_z) * candidate
+        return 1 - z, z * candidate
 
     def initial_state(self):
         """Return h = 0."""
