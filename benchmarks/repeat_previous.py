@@ -23,7 +23,7 @@ SETTINGS = {
     "lru": {},
     "gru": {"total_steps": 400_000},
     "lstm": {"total_steps": 400_000},
-    "min_gru": {"network": {"depth": 3}, "total_steps": 2_200_000},
+    "min_gru": {"network": {"depth": 3}, "total_steps": 2_000_000},
     "linear_transformer": {
         "network": {"memory_options": {"rotary_base": 10.0}},
         "ppo": {"learning_rate": 3e-3},
