@@ -27,7 +27,7 @@ SETTINGS = {
     "linear_transformer": {
         "network": {"memory_options": {"rotary_base": 10.0}},
         "ppo": {"learning_rate": 3e-3},
-        "total_steps": 1_000_000,
+        "total_steps": 850_000,
     },
     "mlp": {"total_steps": 300_000},
 }
