@@ -26,7 +26,7 @@ def project(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Arra
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"x must have the shape [..., n] and w [n, m], got {list(x.shape)} and {list(w.shape)}")
     dtype = jnp.result_type(x, w)
-    return cast(Array, _project_p.bind(x.astype(dtype), w.astype(dtype)))
+    return cast(Array, project_p.bind(x.astype(dtype), w.astype(dtype)))
 
 
 def _rows(x: Array) -> Array:
@@ -60,19 +60,19 @@ def _primitive(name: str, run: Callable[..., Array]) -> Primitive:
 
 
 # Both are linear in each argument, and each is the other's derivative.
-_project_p, _outer_p = _primitive("project", _project), _primitive("outer", _outer)
-ad.defbilinear(_project_p, lambda dy, x, w: _project_p.bind(dy, w.T), lambda dy, x, w: _outer_p.bind(x, dy))
-ad.defbilinear(_outer_p, lambda dw, x, y: _project_p.bind(y, dw.T), lambda dw, x, y: _project_p.bind(x, dw))
+project_p, outer_p = _primitive("project", _project), _primitive("outer", _outer)
+ad.defbilinear(project_p, lambda dy, x, w: project_p.bind(dy, w.T), lambda dy, x, w: outer_p.bind(x, dy))
+ad.defbilinear(outer_p, lambda dw, x, y: project_p.bind(y, dw.T), lambda dw, x, y: project_p.bind(x, dw))
 
 
 def _batch_project(args, axes):
     (x, w), (x_axis, w_axis) = args, axes
     if w_axis is None:
-        return _project_p.bind(jnp.moveaxis(x, x_axis, 0), w), 0
+        return project_p.bind(jnp.moveaxis(x, x_axis, 0), w), 0
     w = jnp.moveaxis(w, w_axis, 0)
     x = jnp.broadcast_to(x, (len(w), *x.shape)) if x_axis is None else jnp.moveaxis(x, x_axis, 0)
     if len(w) == 1:
-        return _project_p.bind(x[0], w[0])[None], 0
+        return project_p.bind(x[0], w[0])[None], 0
     flat = x.reshape(len(x), -1, x.shape[-1])
     return (flat @ w).reshape(*x.shape[:-1], w.shape[-1]), 0
 
@@ -84,10 +84,10 @@ def _batch_outer(args, axes):
         for a, axis in zip(args, axes, strict=True)
     )
     if size == 1:
-        return _outer_p.bind(x[0], y[0])[None], 0
+        return outer_p.bind(x[0], y[0])[None], 0
     x, y = (a.reshape(size, -1, a.shape[-1]) for a in (x, y))
     return jnp.swapaxes(x, 1, 2) @ y, 0
 
 
-batching.primitive_batchers[_project_p] = _batch_project
-batching.primitive_batchers[_outer_p] = _batch_outer
+batching.primitive_batchers[project_p] = _batch_project
+batching.primitive_batchers[outer_p] = _batch_outer
