@@ -462,9 +462,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.page and not (arguments.out and arguments.page.is_file() and MARK in arguments.page.read_text()):
         parser.error(f"--page takes a file that has the line {MARK}, and --out a folder, got {arguments.page}")
-    unknown = set(arguments.models or ()) - set(memory.names())
+    unknown = set(arguments.models or ()) - {case.name.split()[0] for case in cases()}
     if unknown:
-        parser.error(f"unknown models: {', '.join(sorted(unknown))}; see `memax-rl list memories`")
+        parser.error(
+            f"unknown models: {', '.join(sorted(unknown))}; see `memax-rl list memories`; and product, real, complex"
+        )
     if min(*arguments.T, *arguments.batch, 1) < 1:
         parser.error("--T and --batch take whole numbers of at least 1")
     have_memax = importlib.util.find_spec("memax") is not None

@@ -134,8 +134,8 @@ class Trials(Environment):
         self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
         self.split, self.split_seed = split, split_seed
         self.discount_across_episodes = discount_across_episodes
-        if exploration_bonus < 0:
-            raise ValueError(f"exploration_bonus must be at least 0, got {exploration_bonus}")
+        if not 0 <= exploration_bonus < math.inf:
+            raise ValueError(f"exploration_bonus must be a finite number of at least 0, got {exploration_bonus}")
         if exploration_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
             raise ValueError(
                 f"exploration_bonus={exploration_bonus} needs observations that can be counted, Discrete or "

@@ -199,8 +199,9 @@ def test_targets_of_q_learning_have_the_bonus_in_them(key):
 def test_a_bonus_needs_observations_that_can_be_counted(key):
     with pytest.raises(ValueError, match=r"exploration_bonus=1.0 needs observations that can be counted.*Box"):
         Trials(Count(), episodes=2, exploration_bonus=1.0)
-    with pytest.raises(ValueError, match="exploration_bonus must be at least 0, got -1"):
-        Trials(Countable(), episodes=2, exploration_bonus=-1)
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"exploration_bonus must be a finite number of at least 0, got {bad}"):
+            Trials(Countable(), episodes=2, exploration_bonus=bad)
     env = Trials(Countable(), episodes=2, exploration_bonus=1.0)
     with pytest.raises(ValueError, match=r"frame_skip would lose the bonus .*exploration_bonus to 0"):
         play(wrapped(env, name="frame_skip", frames=2), key, [0], env.default_params)
