@@ -118,7 +118,9 @@ FAMILIES: dict[str, Family] = {
     "ProjectedCartPole": Family(
         lambda o: _trials(
             ProjectedCartPole(
-                **_pick(o, "observation_size", "project_action", "vary_physics", "episode_length", "split")
+                **_pick(
+                    o, "observation_size", "project_action", "vary_physics", "start_range", "episode_length", "split"
+                )
             ),
             o,
         ),
@@ -127,6 +129,9 @@ FAMILIES: dict[str, Family] = {
             "project_action": Option(True, "swap left and right in half of the tasks"),
             "vary_physics": Option(
                 False, "draw pole mass, pole length and force too; testing lies outside of training"
+            ),
+            "start_range": Option(
+                [1.0, 0.5, 0.1, 1.5], "how far from rest an episode begins at most: x, its speed, angle, its speed"
             ),
             **_trial_options(16, Option(200, "time limit of an episode")),
         },
@@ -163,7 +168,7 @@ def make(name: str, options: Mapping[str, Any]) -> Environment:
     family = FAMILIES[name]
     for option, value in options.items():
         default = family.options[option].default
-        fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}.get(type(default))
+        fits = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list, tuple)}.get(type(default))
         if fits is not None and (not isinstance(value, fits) or (isinstance(value, bool) and bool not in fits)):
             # Steps replace episodes, so episodes may be left out.
             if option == "episodes" and value is None:

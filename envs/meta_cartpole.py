@@ -2,8 +2,12 @@
 
 After Lu et al. 2023, "Structured State Space Models for In-Context Reinforcement Learning",
 https://arxiv.org/abs/2303.03982, section 5: per trial one random orthogonal projection of what is seen, and of what is
-done. Unlike the published version, every episode begins in a fresh state.
+done. Unlike the published version, every episode begins in a fresh state, and by default so far from rest that the
+first pushes decide: an agent that must first find out which way is left falls before it knows.
 """
+
+import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -27,6 +31,18 @@ from memax_rl.envs.trials import TaskEnvironment
 TRAIN_FACTOR, TEST_FACTOR = 1.25, 1.6
 
 
+def _start_range(given: Sequence[float]) -> tuple[float, ...]:
+    numbers = isinstance(given, list | tuple) and all(
+        isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a < math.inf for a in given
+    )
+    if not numbers or len(given) != 4 or given[0] >= X_LIMIT or given[2] >= THETA_LIMIT:
+        raise ValueError(
+            "start_range must be the largest x (below 2.4), its speed, angle (below 0.2094 rad) and its speed, "
+            f"as [1, 0.5, 0.1, 1.5], got {given!r}"
+        )
+    return tuple(float(a) for a in given)
+
+
 class ProjectedCartPoleTask(eqx.Module):
     """The projection of (x, theta), each scaled by its limit; whether the actions are swapped; physics."""
 
@@ -48,10 +64,17 @@ class ProjectedCartPole(TaskEnvironment):
     ends_early = True
 
     def __init__(
-        self, observation_size: int, project_action: bool, vary_physics: bool, episode_length: int, split: str
+        self,
+        observation_size: int,
+        project_action: bool,
+        vary_physics: bool,
+        start_range: Sequence[float],
+        episode_length: int,
+        split: str,
     ):
         if observation_size < 2:
             raise ValueError(f"observation_size must be at least 2, got {observation_size}")
+        self.start_range = _start_range(start_range)
         self.observation_size, self.project_action, self.vary_physics = observation_size, project_action, vary_physics
         self.episode_length, self.split = episode_length, split
         self.observation_space = spaces.Box(-jnp.inf, jnp.inf, (observation_size,), jnp.float32)
@@ -88,8 +111,9 @@ class ProjectedCartPole(TaskEnvironment):
     def reset_episode(
         self, key: PRNGKeyArray, task: ProjectedCartPoleTask
     ) -> tuple[Float32[Array, " size"], CartPoleState]:
-        """Draw the four state variables from U(-0.05, 0.05)."""
-        x, x_dot, theta, theta_dot = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
+        """Draw each state variable uniformly, up to its number in `start_range` on either side."""
+        draws = jax.random.uniform(key, (4,), minval=-1, maxval=1)
+        x, x_dot, theta, theta_dot = draws * jnp.array(self.start_range, jnp.float32)
         state = CartPoleState(time=jnp.zeros((), jnp.int32), x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot)
         return self._observe(task, state), state
 

@@ -115,13 +115,21 @@ class PosteriorSampling(Strategy):
         visits = memory.visits.at[memory.state, action, state].add(jnp.where(first, 0.0, 1.0))
         pulls = memory.pulls.at[memory.state, action].add(jnp.where(inputs.start, 0.0, 1.0))
         paid = memory.paid.at[memory.state, action].add(jnp.where(inputs.start, 0, reward))
-        transition_key, reward_key = jax.random.split(key)
-        gamma = jax.random.gamma(transition_key, 1 + visits)
-        precision = 1 + pulls / self.tasks.reward_noise**2
-        mean = (1 + paid / self.tasks.reward_noise**2) / precision
-        mean = mean + jax.random.normal(reward_key, mean.shape) / jnp.sqrt(precision)
-        plan = finite_horizon_q(gamma / jnp.sum(gamma, axis=-1, keepdims=True), mean, self.tasks.episode_length)
-        plan, time = jnp.where(first, plan, memory.plan), jnp.where(first, 0, memory.time)
+
+        def draw_and_plan(carry):
+            # The barrier keeps XLA from hoisting the draws out of the loop, as what is the same in each of its turns.
+            (begins, _), alpha = jax.lax.optimization_barrier((carry, 1 + visits))
+            transition_key, reward_key = jax.random.split(key)
+            gamma = jax.random.gamma(transition_key, alpha)
+            precision = 1 + pulls / self.tasks.reward_noise**2
+            mean = (1 + paid / self.tasks.reward_noise**2) / precision
+            mean = mean + jax.random.normal(reward_key, mean.shape) / jnp.sqrt(precision)
+            transition = gamma / jnp.sum(gamma, axis=-1, keepdims=True)
+            return jnp.zeros_like(begins), finite_horizon_q(transition, mean, self.tasks.episode_length)
+
+        # A loop of one turn or none. Under `vmap` a `cond` would plan at every step; this plans when an episode begins.
+        _, plan = jax.lax.while_loop(lambda carry: carry[0], draw_and_plan, (first, memory.plan))
+        time = jnp.where(first, 0, memory.time)
         after = PosteriorSamplingMemory(visits, pulls, paid, plan, time + 1, state)
         return after, jnp.argmax(plan[time, state]).astype(jnp.int32)
 

@@ -162,6 +162,17 @@ def test_a_projected_cart_pole_is_a_cart_pole(key):
             assert float(reward) == pytest.approx(1 / 200)
 
 
+def test_cart_poles_begin_as_far_from_rest_as_asked(key):
+    ranges = [0.5, 0.25, 0.1, 2.0]
+    tasks = envs.make("meta/ProjectedCartPole", start_range=ranges)[0].tasks
+    task = tasks.draw_task(key)
+    _, state = jax.vmap(lambda k: tasks.reset_episode(k, task))(jax.random.split(key, 500))
+    for name, limit in zip(("x", "x_dot", "theta", "theta_dot"), ranges, strict=True):
+        drawn = np.abs(getattr(state, name))
+        assert 0.95 * limit < drawn.max() <= limit
+        assert 0.4 * limit < drawn.mean() < 0.6 * limit
+
+
 def test_swapped_actions_are_half_of_the_tasks(key):
     tasks = envs.make("meta/ProjectedCartPole")[0].tasks
     swapped = jax.vmap(tasks.draw_task)(jax.random.split(key, 200)).swapped
