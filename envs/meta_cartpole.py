@@ -8,6 +8,7 @@ first pushes decide: an agent that must first find out which way is left falls b
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,7 +32,7 @@ from memax_rl.envs.trials import TaskEnvironment
 TRAIN_FACTOR, TEST_FACTOR = 1.25, 1.6
 
 
-def _start_range(given: Sequence[float]) -> tuple[float, ...]:
+def _start_range(given: Sequence[Any]) -> tuple[float, ...]:
     numbers = isinstance(given, list | tuple) and all(
         isinstance(a, int | float) and not isinstance(a, bool) and 0 <= a < math.inf for a in given
     )
@@ -68,7 +69,7 @@ class ProjectedCartPole(TaskEnvironment):
         observation_size: int,
         project_action: bool,
         vary_physics: bool,
-        start_range: Sequence[float],
+        start_range: Sequence[Any],
         episode_length: int,
         split: str,
     ):

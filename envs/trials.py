@@ -74,7 +74,7 @@ class TrialParams(eqx.Module):
 class TrialState(eqx.Module):
     """The hidden task; episodes ended and steps taken in this trial; steps taken in this episode; its state.
 
-    And which observations there were in this trial, if there is a bonus for new ones.
+    And which observations there were in this trial, if there is a bonus for new ones; whether it pays nothing else.
     """
 
     task: PyTree[Array]
@@ -83,6 +83,7 @@ class TrialState(eqx.Module):
     time: Int32[Array, ""]
     inner: PyTree[Array]
     seen: Bool[Array, " observations"] | None = None
+    barren: Bool[Array, ""] | None = None
 
 
 class Trials(Environment):
@@ -102,7 +103,8 @@ class Trials(Environment):
         split_seed: int = 0,
         num_tasks: int | None = None,
         discount_across_episodes: bool = True,
-        exploration_bonus: float = 0.0,
+        search_bonus: float = 0.0,
+        barren_fraction: float = 0.0,
     ):
         """Make trials.
 
@@ -115,9 +117,12 @@ class Trials(Environment):
             num_tasks: Draw from only so many tasks; None for as many as there are.
             discount_across_episodes: Whether a return goes on into the next episode of the trial. If not, the value
                 stops at an episode's end while the memory goes on.
-            exploration_bonus: What the learner, and it alone, adds to the reward of a step to an observation that is
-                new in this trial. An agent that is paid by tasks alone learns not to look where no task of its split
-                ever put anything; this one learns to look everywhere. For observations that can be counted.
+            search_bonus: What the learner, and it alone, adds to the reward of a step to an observation that is new in
+                this trial, until the trial has paid its first positive reward. An agent that is paid by tasks alone
+                learns not to look where no task of its split ever put anything. For observations that can be counted.
+            barren_fraction: Share of the trials of the training split whose rewards are 0 whatever is done, so that
+                there is nothing but the bonus. Otherwise a search ends, in training, where some task pays, and what to
+                do beyond is never learnt.
 
         Raises:
             ValueError: If an argument is out of range, or both or none of `episodes` and `steps` are given, or there is
@@ -134,14 +139,22 @@ class Trials(Environment):
         self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
         self.split, self.split_seed = split, split_seed
         self.discount_across_episodes = discount_across_episodes
-        if not 0 <= exploration_bonus < math.inf:
-            raise ValueError(f"exploration_bonus must be a finite number of at least 0, got {exploration_bonus}")
-        if exploration_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
+        if not 0 <= search_bonus < math.inf:
+            raise ValueError(f"search_bonus must be a finite number of at least 0, got {search_bonus}")
+        if search_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
             raise ValueError(
-                f"exploration_bonus={exploration_bonus} needs observations that can be counted, Discrete or "
+                f"search_bonus={search_bonus} needs observations that can be counted, Discrete or "
                 f"MultiDiscrete, got {tasks.observation_space!r}; set it to 0"
             )
-        self.exploration_bonus = exploration_bonus
+        if not 0 <= barren_fraction < 1:
+            raise ValueError(f"barren_fraction must be at least 0 and below 1, got {barren_fraction}")
+        if barren_fraction and not search_bonus:
+            raise ValueError(
+                f"barren_fraction={barren_fraction} with search_bonus=0: nothing could be learnt from these trials; "
+                "set search_bonus too"
+            )
+        self.search_bonus = search_bonus
+        self.barren_fraction = barren_fraction if split == "train" else 0.0
 
     def _place(self, observation: Array) -> Int32[Array, ""]:
         """The observation's number among all there are."""
@@ -152,7 +165,7 @@ class Trials(Environment):
 
     def _first_seen(self, observation: Array) -> Bool[Array, " observations"] | None:
         """Only this observation was seen; None where there is no bonus."""
-        if not self.exploration_bonus:
+        if not self.search_bonus:
             return None
         space = self.tasks.observation_space
         count = space.n if isinstance(space, spaces.Discrete) else math.prod(int(n) for n in space.nvec)
@@ -218,7 +231,10 @@ class Trials(Environment):
         task = self.draw_task(jax.random.fold_in(key, 2))
         observation, inner = self.tasks.reset_episode(jax.random.fold_in(key, 3), task)
         zero = jnp.zeros((), jnp.int32)
-        state = TrialState(task, zero, zero, zero, inner, self._first_seen(observation))
+        barren = (
+            jax.random.bernoulli(jax.random.fold_in(key, 4), self.barren_fraction) if self.barren_fraction else None
+        )
+        state = TrialState(task, zero, zero, zero, inner, self._first_seen(observation), barren)
         return self._observe(observation, jnp.ones((), bool)), state
 
     def step_env(
@@ -227,11 +243,14 @@ class Trials(Environment):
         """One step; where it ends an episode but not the trial, the next episode begins."""
         observation, inner, reward, terminated = self.tasks.step_episode(key, state.task, state.inner, action)
         info: dict[str, Any] = {}
+        if state.barren is not None:
+            reward = jnp.where(state.barren, 0, reward)
         seen = state.seen
         if seen is not None:
             place = self._place(observation)
-            info["bonus"] = jnp.where(seen[place], 0, self.exploration_bonus).astype(jnp.float32)
-            seen = seen.at[place].set(True)
+            info["bonus"] = jnp.where(seen[place], 0, self.search_bonus).astype(jnp.float32)
+            # After a reward the search is over, and nothing is new any more.
+            seen = seen.at[place].set(True) | (reward > 0)
         steps, time = state.steps + 1, state.time + 1
         ended = terminated | (time >= self.tasks.episode_length)
         episode = state.episode + ended
@@ -241,7 +260,7 @@ class Trials(Environment):
         observation, inner = jax.tree.map(lambda a, b: jnp.where(begins, a, b), first, (observation, inner))
         if not self.discount_across_episodes:
             info["value_stops"] = ended
-        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen)
+        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen, state.barren)
         return self._observe(observation, begins), after, reward, trial_ended, info
 
 

@@ -214,7 +214,7 @@ class FrameSkip(Wrapper):
         if "bonus" in info:
             raise ValueError(
                 "env_wrappers: frame_skip would lose the bonus of all but the last of its steps; leave it out, or set "
-                "env_options.exploration_bonus to 0"
+                "env_options.search_bonus to 0"
             )
 
         def again(carry, key):

@@ -57,6 +57,13 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
     assert "held-out, memory wiped" in capsys.readouterr().out
 
 
+def test_barren_trials_are_not_measured(tmp_path):
+    options = {"payouts": [1.0, 1.0, 1.0], "search_bonus": 0.5, "barren_fraction": 0.5}
+    fields = SMALL | {"env_options": SMALL["env_options"] | options}
+    result = evaluate_in_context(train(make_config(fields), out=tmp_path / "run").folder, tasks=8, longer=())
+    assert result["train"]["agent"]["area"]["value"] == 6
+
+
 def test_a_wiped_memory_forgets_and_a_kept_one_remembers(key):
     """An agent that repeats its first action of a trial for ever, on a bandit whose arms pay 1 and 0."""
     env, _ = envs.make("meta/BernoulliBandit", arms=2, payouts=[0.0, 1.0], episode_length=1, episodes=4)

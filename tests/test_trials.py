@@ -133,10 +133,11 @@ def test_targets_of_q_learning_go_on_or_stop_too(target, across, expected, key):
 
 
 class Countable(Count):
-    """The same, showing the step as a number."""
+    """The same, showing the step as a number; a step costs 1 before step `pays_from` of an episode."""
 
-    def __init__(self, space=None, **kwargs):
+    def __init__(self, space=None, pays_from=100, **kwargs):
         super().__init__(**kwargs)
+        self.pays_from = pays_from
         self.observation_space = space or spaces.Discrete(4)
 
     def _show(self, state):
@@ -147,39 +148,62 @@ class Countable(Count):
 
     def step_episode(self, key, task, state, action):
         _, state, reward, ended = super().step_episode(key, task, state, action)
-        return self._show(state), state, reward, ended
+        return self._show(state), state, jnp.where(state < self.pays_from, -reward, reward), ended
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 2])])
 def test_the_learner_alone_gets_a_bonus_for_what_is_new_in_a_trial(space, key):
     """Episodes of two steps or, after action 1, of one: 0 1 2 | 0 1 | 0 1 2 is seen, and a trial is three of them."""
-    env = Trials(Countable(space, length=2, ends_early=True), episodes=3, exploration_bonus=0.25)
+    env = Trials(Countable(space, length=2, ends_early=True), episodes=3, search_bonus=0.25)
     slot, inputs, _ = play(env, key, [0, 0, 1, 0, 0] * 2)
     # Observation 0 was there from the start; the next trial knows nothing of this one.
     np.testing.assert_array_equal(slot.bonus, [0.25, 0.25, 0, 0, 0] * 2)
-    np.testing.assert_array_equal(slot.reward, np.ones(10))
-    np.testing.assert_array_equal(inputs.previous_reward, [0, 1, 1, 1, 1] * 2)
+    np.testing.assert_array_equal(slot.reward, -np.ones(10))
+    np.testing.assert_array_equal(inputs.previous_reward, [0, -1, -1, -1, -1] * 2)
     scaled, _, _ = play(wrapped(env, name="reward_scaling", scale=2.0), key, [0, 0], env.default_params)
     np.testing.assert_array_equal(scaled.bonus, [0.5, 0.5])
     assert play(Trials(Countable(space), episodes=2), key, [0])[0].bonus is None
 
 
+def test_the_first_reward_of_a_trial_ends_the_bonus(key):
+    """0 1 2 3 is new; the step to 2 pays, and with it the bonus is paid for the last time in this trial."""
+    env = Trials(Countable(length=3, pays_from=2), episodes=2, search_bonus=0.25)
+    slot, _, _ = play(env, key, [0] * 12)
+    np.testing.assert_array_equal(slot.reward, [-1, 1, 1] * 4)
+    np.testing.assert_array_equal(slot.bonus, [0.25, 0.25, 0, 0, 0, 0] * 2)
+
+
+def test_barren_trials_pay_the_bonus_alone(key):
+    def rewards(**options):
+        env = Trials(Countable(length=2, pays_from=0), episodes=2, search_bonus=0.25, **options)
+        slots = jax.vmap(lambda k: play(env, k, [0] * 4)[0])(jax.random.split(key, 200))
+        return np.asarray(slots.reward), np.asarray(slots.bonus)
+
+    reward, bonus = rewards(barren_fraction=0.25)
+    barren = np.all(reward == 0, axis=1)
+    # A standard deviation is 6.
+    assert 30 < barren.sum() < 70
+    np.testing.assert_array_equal(reward[~barren], 1)
+    np.testing.assert_array_equal(bonus, np.where(barren[:, None], [0.25, 0.25, 0, 0], [0.25, 0, 0, 0]))
+    np.testing.assert_array_equal(rewards(barren_fraction=0.25, split="test")[0], 1)
+
+
 @pytest.mark.parametrize("fill", ["episodes", "stream"])
 def test_returns_have_the_bonus_in_them_and_reports_have_not(fill, key):
-    env = Trials(Countable(length=2), episodes=2, exploration_bonus=8.0)
+    env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
     config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0)
     make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
     rows, metrics = eqx.filter_jit(lambda s, k: (lambda c: (c[1], c[4]))(agent._collect(s, k)))(state, key)
     batch = eqx.filter_jit(agent._advantages)(state.network, rows)
-    # Rewards 9 9 1 1 to the learner: two observations are new, in the first episode of each trial.
-    np.testing.assert_allclose(batch.returns[0, :8], [13.875, 9.75, 1.5, 1.0] * 2, rtol=1e-5)
-    assert metrics["episode/return"] == 4
+    # Rewards 7 7 -1 -1 to the learner: two observations are new, in the first episode of each trial.
+    np.testing.assert_allclose(batch.returns[0, :8], [10.125, 6.25, -1.5, -1.0] * 2, rtol=1e-5)
+    assert metrics["episode/return"] == -4
 
 
 def test_targets_of_q_learning_have_the_bonus_in_them(key):
-    env = Trials(Countable(length=2), episodes=2, exploration_bonus=8.0)
+    env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
     sizes = {"num_envs": 2, "rows": 4, "slots": 8, "update_to_data": 2.0, "replay_slots": 64, "warm_up": 8}
     make_network = partial(
         lambda c, o, a, k: make_q_network(c, o, a, duelling=True, key=k), NetworkConfig(memory="gru", width=4)
@@ -193,17 +217,22 @@ def test_targets_of_q_learning_have_the_bonus_in_them(key):
         q = agent.unroll(state.network, sample)
         return agent.targets(q, q, sample.tape)
 
-    np.testing.assert_allclose(targets(key)[:, :4], [[13.875, 9.75, 1.5, 1.0]] * 4, rtol=1e-5)
+    np.testing.assert_allclose(targets(key)[:, :4], [[10.125, 6.25, -1.5, -1.0]] * 4, rtol=1e-5)
 
 
 def test_a_bonus_needs_observations_that_can_be_counted(key):
-    with pytest.raises(ValueError, match=r"exploration_bonus=1.0 needs observations that can be counted.*Box"):
-        Trials(Count(), episodes=2, exploration_bonus=1.0)
+    with pytest.raises(ValueError, match=r"search_bonus=1.0 needs observations that can be counted.*Box"):
+        Trials(Count(), episodes=2, search_bonus=1.0)
     for bad in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"exploration_bonus must be a finite number of at least 0, got {bad}"):
-            Trials(Countable(), episodes=2, exploration_bonus=bad)
-    env = Trials(Countable(), episodes=2, exploration_bonus=1.0)
-    with pytest.raises(ValueError, match=r"frame_skip would lose the bonus .*exploration_bonus to 0"):
+        with pytest.raises(ValueError, match=f"search_bonus must be a finite number of at least 0, got {bad}"):
+            Trials(Countable(), episodes=2, search_bonus=bad)
+    for bad in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"barren_fraction must be at least 0 and below 1, got {bad}"):
+            Trials(Countable(), episodes=2, search_bonus=1.0, barren_fraction=bad)
+    with pytest.raises(ValueError, match=r"barren_fraction=0.5 with search_bonus=0: .*set search_bonus too"):
+        Trials(Countable(), episodes=2, barren_fraction=0.5)
+    env = Trials(Countable(), episodes=2, search_bonus=1.0)
+    with pytest.raises(ValueError, match=r"frame_skip would lose the bonus .*search_bonus to 0"):
         play(wrapped(env, name="frame_skip", frames=2), key, [0], env.default_params)
 
 

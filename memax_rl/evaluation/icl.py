@@ -215,7 +215,8 @@ def evaluate_in_context(
     most = episodes * max((1, *longer))
 
     def split(name: str, **options: Any) -> Trials:
-        return envs.make(config.env, **(config.env_options | {"split": name} | options))[0]
+        # Barren trials are there to learn from, not to be measured.
+        return envs.make(config.env, **(config.env_options | {"split": name, "barren_fraction": 0.0} | options))[0]
 
     @eqx.filter_jit
     def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:
