@@ -39,7 +39,7 @@ from memax_rl.tape import Tape, learning_reward, previous, value_ends
 class DQNConfig(BaseModel):
     """Settings of DQN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     num_envs: int = Field(default=16, ge=1)
     """Environments in parallel."""

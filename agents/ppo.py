@@ -40,7 +40,7 @@ from memax_rl.tape import Tape, learning_reward, previous, value_ends
 class PPOConfig(BaseModel):
     """Settings of PPO."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     num_envs: int | None = Field(default=None, ge=1)
     """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
@@ -64,6 +64,9 @@ class PPOConfig(BaseModel):
     """Gamma."""
     gae_lambda: float = Field(default=0.9, ge=0, le=1)
     """Lambda of the generalised advantage estimate."""
+    reward_scale: float = Field(default=1.0, gt=0)
+    """What the learner, and it alone, multiplies rewards by. A value network learns returns of 1 to 100 faster than
+    those of .01: helps where an environment pays 1/T a step."""
     clip: float = Field(default=0.2, gt=0)
     """The probability ratio counts between 1 - clip and 1 + clip."""
     value_clip: float | None = Field(default=None, gt=0)
@@ -303,7 +306,7 @@ class PPO:
         # where it belongs to another episode, the transition was terminated and the value is not used.
         next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
         advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
-            learning_reward(tape),
+            self.config.reward_scale * learning_reward(tape),
             value,
             next_value,
             value_ends(tape),

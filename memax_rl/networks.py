@@ -26,7 +26,7 @@ Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spa
 class NetworkConfig(BaseModel):
     """Settings of a network."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     memory: str = "lru"
     """Name of the memory model, see `memax-rl list memories`."""

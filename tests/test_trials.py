@@ -96,7 +96,7 @@ def test_lengths(ends_early, sizes, horizon, fixed):
 def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, expected, key):
     """Discount 1/2, reward 1 a step, two episodes of two steps; with lambda 1 the returns owe nothing to the values."""
     env = Trials(Count(2), episodes=2, discount_across_episodes=across)
-    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0)
+    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0, reward_scale=2.0)
     make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
@@ -189,16 +189,17 @@ def test_barren_trials_pay_the_bonus_alone(key):
 
 
 @pytest.mark.parametrize("fill", ["episodes", "stream"])
-def test_returns_have_the_bonus_in_them_and_reports_have_not(fill, key):
+def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
     env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
-    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0)
+    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0, reward_scale=2.0)
     make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
     rows, metrics = eqx.filter_jit(lambda s, k: (lambda c: (c[1], c[4]))(agent._collect(s, k)))(state, key)
     batch = eqx.filter_jit(agent._advantages)(state.network, rows)
     # Rewards 7 7 -1 -1 to the learner: two observations are new, in the first episode of each trial.
-    np.testing.assert_allclose(batch.returns[0, :8], [10.125, 6.25, -1.5, -1.0] * 2, rtol=1e-5)
+    np.testing.assert_allclose(batch.returns[0, :8] / 2, [10.125, 6.25, -1.5, -1.0] * 2, rtol=1e-5)
+    np.testing.assert_array_equal(rows.tape.reward[:, :8], -1)
     assert metrics["episode/return"] == -4
 
 

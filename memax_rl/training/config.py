@@ -19,7 +19,9 @@ from memax_rl.networks import NetworkConfig
 class TrainConfig(BaseModel):
     """Settings of a training run. Everything that decides its result is here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
     env: str = "popgym/RepeatPreviousEasy"
     """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
