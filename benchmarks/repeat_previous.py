@@ -21,15 +21,15 @@ from memax_rl.training import Run, load_config, make_config, train
 # have seen. Linear attention sums the past without an order: the rotary option tells four steps ago from five.
 SETTINGS = {
     "lru": {},
-    "gru": {"total_steps": 300_000},
-    "lstm": {"total_steps": 300_000},
-    "min_gru": {"network": {"depth": 3}, "total_steps": 1_400_000},
+    "gru": {"total_steps": 200_000},
+    "lstm": {"total_steps": 200_000},
+    "min_gru": {"network": {"depth": 3}, "total_steps": 900_000},
     "linear_transformer": {
         "network": {"memory_options": {"rotary_base": 10.0}},
         "ppo": {"learning_rate": 3e-3},
-        "total_steps": 850_000,
+        "total_steps": 700_000,
     },
-    "mlp": {"total_steps": 300_000},
+    "mlp": {"total_steps": 200_000},
 }
 BEST_OF_PAPER = {"Easy": 1.0, "Medium": 0.789, "Hard": 0.191}
 
