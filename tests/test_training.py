@@ -106,13 +106,13 @@ def _wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-MANY = {"total_steps": 4 * 51 * 40, "checkpoint_interval": 0.0, "eval_episodes": 0}
+MANY = {"total_steps": 4 * 51 * 24, "checkpoint_interval": 0.0, "eval_episodes": 0}
 LONG, LONG_DQN = SMALL | MANY, SMALL_DQN | MANY
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Run:
-    """A run of 40 updates that nothing disturbed, in a process of its own as the others."""
+    """A run of 24 updates that nothing disturbed, in a process of its own as the others."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert _drive(LONG, folder, "new").wait() == 0
     return Run(folder)
@@ -120,7 +120,7 @@ def uninterrupted(tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="module")
 def uninterrupted_dqn(tmp_path_factory) -> Run:
-    """The same with DQN, whose replay goes round three times."""
+    """The same with DQN, whose replay goes round."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert _drive(LONG_DQN, folder, "new").wait() == 0
     return Run(folder)
@@ -141,7 +141,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(number, agent, fields, r
     process.send_signal(number)
     assert process.wait() != 0
     run = Run(tmp_path / "broken")
-    assert 0 < run.saved_updates()[-1] < 40, "interrupted in the middle"
+    assert 0 < run.saved_updates()[-1] < 24, "interrupted in the middle"
     assert _drive(fields, tmp_path / "broken", "resume").wait() == 0
     for x, y in zip(jax.tree.leaves(_state(uninterrupted)), jax.tree.leaves(_state(run)), strict=True):
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
