@@ -96,7 +96,7 @@ def test_lengths(ends_early, sizes, horizon, fixed):
 def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, expected, key):
     """Discount 1/2, reward 1 a step, two episodes of two steps; with lambda 1 the returns owe nothing to the values."""
     env = Trials(Count(2), episodes=2, discount_across_episodes=across)
-    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0, reward_scale=2.0)
+    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0)
     make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
