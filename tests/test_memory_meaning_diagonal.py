@@ -57,11 +57,32 @@ def _elman(p, xs):
         yield h
 
 
+def _gru(p, xs):
+    h = np.zeros(OUT)
+    u_z, u_r, u_n = np.split(p.u, 3)
+    for x in xs:
+        z = _sigmoid(p.w_z @ x + p.b_z + u_z @ h)
+        r = _sigmoid(p.w_r @ x + p.b_r + u_r @ h)
+        n = np.tanh(p.w_n @ x + p.b_n + r * (u_n @ h + p.c_n))
+        h = (1 - z) * n + z * h
+        yield h
+
+
+def _lstm(p, xs):
+    h = c = np.zeros(OUT)
+    for x in xs:
+        i, f, o, g = (w @ x + b + u @ h for w, b, u in zip(p.w, p.b, p.u, strict=True))
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        h = _sigmoid(o) * np.tanh(c)
+        yield h
+
+
 def _mgu(p, xs):
     h = np.zeros(OUT)
+    u_f, u_n = np.split(p.u, 2)
     for x in xs:
-        f = _sigmoid(p.w_f @ x + p.b_f + p.u_f @ h)
-        n = np.tanh(p.w_n @ x + p.b_n + f * (p.u_n @ h + p.c_n))
+        f = _sigmoid(p.w_f @ x + p.b_f + u_f @ h)
+        n = np.tanh(p.w_n @ x + p.b_n + f * (u_n @ h + p.c_n))
         h = (1 - f) * h + f * n
         yield h
 
@@ -125,6 +146,22 @@ def _lrnn(p, xs):
     for x in xs:
         g = _sigmoid(x @ p.w_g + p.b_g)
         h = g * h + (1 - g) * np.tanh(x @ p.w_i + p.b_i)
+        yield h
+
+
+def _lru(p, xs):
+    lam = np.exp(-np.exp(p.nu) + 1j * np.exp(p.theta))
+    h = np.zeros(lam.shape)
+    for x in xs:
+        h = lam * h + np.exp(p.gamma) * ((p.b_re + 1j * p.b_im) @ x)
+        yield np.real((p.c_re + 1j * p.c_im) @ h) + _diagonal(x, p.d)
+
+
+def _min_gru(p, xs):
+    h = np.zeros(OUT)
+    for x in xs:
+        z, u = _sigmoid(p.w_z @ x + p.b_z), p.w_h @ x + p.b_h
+        h = (1 - z) * h + z * np.where(u >= 0, u + 0.5, _sigmoid(u))
         yield h
 
 
@@ -268,10 +305,14 @@ MODELS = {
     "elman": (_elman, {}),
     "ffm": (_ffm, {}),
     "frame_stack": (_frame_stack, {"window": 5, "frame_size": 4}),
+    "gru": (_gru, {}),
     "ind_rnn": (_ind_rnn, {}),
     "lrnn": (_lrnn, {}),
+    "lru": (_lru, {}),
+    "lstm": (_lstm, {}),
     "m2rnn": (_m2rnn, SMALL),
     "mgu": (_mgu, {}),
+    "min_gru": (_min_gru, {}),
     "min_lstm": (_min_lstm, {}),
     "nmax": (_nmax, {}),
     "para_gru": (_para_gru, {}),

@@ -189,11 +189,22 @@ def _product(weights, h):
     return h @ weights
 
 
+def _gates(weights, h):
+    return (h @ weights).reshape(2, -1)
+
+
+def _gated_cell(x, v, state):
+    h, c = state
+    c = jax.nn.sigmoid(x[0] + v[0]) * c + jnp.tanh(x[1]) * v[1]
+    return jnp.tanh(c + h), c
+
+
+@pytest.mark.parametrize(("cell", "product", "gates"), [(_cell, _product, 1), (_gated_cell, _gates, 2)])
 @pytest.mark.parametrize("length", [1, 63])
-def test_nonlinear_recurrence(length, key):
+def test_nonlinear_recurrence(cell, product, gates, length, key):
     starts = _starts(1, length)
     keys = jax.random.split(key, 5)
-    weights = jax.random.normal(keys[0], (4, 4))
+    weights = jax.random.normal(keys[0], (4, 4 * gates))
     inputs = tuple(jax.random.normal(k, (length, 4)) for k in keys[1:3])
     state = tuple(jax.random.normal(k, (4,)) for k in keys[3:5])
 
@@ -201,13 +212,13 @@ def test_nonlinear_recurrence(length, key):
         def step(state, now):
             x, start = now
             state = jax.tree.map(lambda s: jnp.where(start, 0, s), state)
-            state = _cell(x, _product(weights, state[0]), state)
+            state = cell(x, product(weights, state[0]), state)
             return state, state[0]
 
         return jax.lax.scan(step, state, (inputs, starts))
 
     def fast(weights, inputs, state):
-        return nonlinear_recurrence(_cell, _product, weights, inputs, state, starts)
+        return nonlinear_recurrence(cell, product, weights, inputs, state, starts)
 
     _compare(fast, naive, (weights, inputs, state))
 
@@ -238,5 +249,7 @@ def test_bad_arguments_are_named():
         linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"got \[2\], \[2\], \[4, 2\] and \[2\]"):
         turning_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
+    with pytest.raises(ValueError, match=r"must end in it: \[2\], got \[3\]"):
+        nonlinear_recurrence.__wrapped__(_cell, _product, jnp.ones((2, 3)), (x, x), (x[0], x[0]), jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"chunk must be a whole number of at least 1, got 0"):
         linear_attention(x, x, x, None, jnp.ones((2, 2)), jnp.zeros(4, bool), chunk=0)

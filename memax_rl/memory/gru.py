@@ -28,12 +28,12 @@ def _cell(x, v, state):
 
 
 def _product(weights, h):
-    u_z, u_r, u_n, c_n = weights
-    return project(h, u_z.T), project(h, u_r.T), project(h, u_n.T) + c_n
+    u, c = weights
+    return (project(h, u.T) + c).reshape(3, -1)
 
 
 class GRU(Memory):
-    """GRU with orthogonal recurrent matrices."""
+    """GRU with orthogonal recurrent matrices. `u` holds U_z, U_r and U_n, one below the other."""
 
     in_size: int
     out_size: int
@@ -43,23 +43,21 @@ class GRU(Memory):
     b_z: Float[Array, " out_size"]
     b_r: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
-    u_z: Float[Array, "out_size out_size"]
-    u_r: Float[Array, "out_size out_size"]
-    u_n: Float[Array, "out_size out_size"]
+    u: Float[Array, "gates out_size"]
     c_n: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 6)
         self.w_z, self.w_r, self.w_n = (matrix(k, in_size, out_size) for k in keys[:3])
-        self.u_z, self.u_r, self.u_n = (orthogonal(k, out_size) for k in keys[3:])
+        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[3:]])
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
     def _inputs(self, x):
         return project(x, self.w_z.T) + self.b_z, project(x, self.w_r.T) + self.b_r, project(x, self.w_n.T) + self.b_n
 
     def _recurrent(self):
-        return self.u_z, self.u_r, self.u_n, self.c_n
+        return self.u, jnp.concatenate([jnp.zeros(2 * self.out_size), self.c_n])
 
     def initial_state(self):
         """Return h = 0."""

@@ -27,12 +27,12 @@ def _cell(x, v, state):
 
 
 def _product(weights, h):
-    u_f, u_n, c_n = weights
-    return project(h, u_f.T), project(h, u_n.T) + c_n
+    u, c = weights
+    return (project(h, u.T) + c).reshape(2, -1)
 
 
 class MGU(Memory):
-    """GRU with one gate, with orthogonal recurrent matrices."""
+    """GRU with one gate, with orthogonal recurrent matrices. `u` holds U_f and U_n, one below the other."""
 
     in_size: int
     out_size: int
@@ -40,22 +40,21 @@ class MGU(Memory):
     w_n: Float[Array, "out_size in_size"]
     b_f: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
-    u_f: Float[Array, "out_size out_size"]
-    u_n: Float[Array, "out_size out_size"]
+    u: Float[Array, "gates out_size"]
     c_n: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 4)
         self.w_f, self.w_n = (matrix(k, in_size, out_size) for k in keys[:2])
-        self.u_f, self.u_n = (orthogonal(k, out_size) for k in keys[2:])
+        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[2:]])
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
     def _inputs(self, x):
         return project(x, self.w_f.T) + self.b_f, project(x, self.w_n.T) + self.b_n
 
     def _recurrent(self):
-        return self.u_f, self.u_n, self.c_n
+        return self.u, jnp.concatenate([jnp.zeros(self.out_size), self.c_n])
 
     def initial_state(self):
         """Return h = 0."""

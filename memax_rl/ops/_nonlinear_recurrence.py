@@ -37,27 +37,31 @@ def nonlinear_recurrence(
     h is the first element of the tuple s. At a start flag all of s_{t-1} counts as zero. First derivatives only.
 
     **Cost.** T dependent steps, each with the multiply-adds of one `product` forward and one backward; O(T * size of
-    states, products and inputs) memory. Keep gates as separate arrays in `inputs` and `weights`: slices of one wide
-    array inside the loop are up to twice as slow on a CPU.
+    states, products and inputs) memory. Keep gates as separate arrays in `inputs`: slices of one wide array inside the
+    loop are several times as slow on a CPU. In the product, one wide array [gates, ...] saves calls, which is what a
+    step of few rows costs most.
 
     **Arguments:**
 
     - `cell`: element-wise over arrays of h's shape; closes over no arrays.
-    - `product`: affine in h and in `weights`; closes over no arrays.
+    - `product`: affine in h and in `weights`; closes over no arrays. Its arrays have h's shape, or more axes in front.
     - `weights`: parameters of `product`.
-    - `inputs`: the input's share of each step, time first.
+    - `inputs`: the input's share of each step, time first, in the same shapes.
     - `state`: the tuple s_0; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
 
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, or an input, a state or a product has not h's shape.
+    **Raises:** `ValueError` if `starts` is not `bool[T]`, or a state has not h's shape, or an input
+    or a product does not end in it.
     """
     check_starts(starts, jax.tree.leaves(inputs)[0].shape[0])
-    shapes = jax.eval_shape(product, weights, state[0]), jax.tree.map(lambda x: x[0], inputs), state
-    for leaf in jax.tree.leaves(shapes):
-        if leaf.shape != state[0].shape:
+    shape = state[0].shape
+    of_gates = jax.tree.leaves((jax.eval_shape(product, weights, state[0]), jax.tree.map(lambda x: x[0], inputs)))
+    parts = [leaf.shape[leaf.ndim - len(shape) :] for leaf in of_gates] + [leaf.shape for leaf in state]
+    for part in parts:
+        if part != shape:
             raise ValueError(
-                "every input, product and state must have the shape of the hidden state, "
-                f"{list(state[0].shape)}, got {list(leaf.shape)}; broadcast it first"
+                "every state must have the shape of the hidden state, and every input and product must end in it: "
+                f"{list(shape)}, got {list(part)}; broadcast it first"
             )
     frozen = jax.lax.stop_gradient((weights, inputs, state))
     states, products = _forward(cell, product, *frozen, starts)
@@ -102,8 +106,13 @@ def _forward(cell, product, weights, inputs, state, starts):
 
     shapes = state, jax.eval_shape(product, weights, state[0])
     # What the rows were before does not matter; from an input, they have its batch.
-    like = jax.tree.leaves(inputs)[0]
-    rows = jax.tree.map(lambda s: jnp.zeros_like(like, s.dtype), shapes)
+    like = jax.tree.leaves(inputs)[0].reshape(length, -1)[:, 0]
+
+    def empty(s):
+        like_s = jnp.broadcast_to(like.reshape(length, *(1 for _ in s.shape)), (length, *s.shape))
+        return jnp.zeros_like(like_s, s.dtype)
+
+    rows = jax.tree.map(empty, shapes)
     return loop(step, state, rows, length)[1]
 
 
@@ -123,18 +132,25 @@ def _attach_fwd(cell, product, weights, inputs, traced, state, starts, trajector
 def _attach_bwd(cell, product, residuals, cotangents):
     weights, inputs, state, starts, (states, products) = residuals
     dhs, dlast = cotangents
-    _, cell_vjp = jax.vjp(cell, inputs, products, _before(state, states, starts))
-    # Element-wise, so a cotangent of ones picks the diagonal of the Jacobian: one row of blocks for each part of the
-    # state.
-    rows = [
-        cell_vjp(tuple(jnp.ones_like(s) if i == j else jnp.zeros_like(s) for i, s in enumerate(states)))
-        for j in range(len(states))
-    ]
-    by_input, by_product, by_state = zip(*rows, strict=True)
+
+    def diagonals(x, v, before):
+        """Return the diagonals of a step's Jacobians, by input, product and state, of each part of the state after."""
+        _, cell_vjp = jax.vjp(cell, x, v, before)
+        # Element-wise, so a cotangent of ones picks the diagonal.
+        picks = [
+            cell_vjp(tuple(jnp.ones_like(s) if i == j else jnp.zeros_like(s) for i, s in enumerate(before)))
+            for j in range(len(before))
+        ]
+        return tuple(zip(*picks, strict=True))
+
+    by_input, by_product, by_state = jax.vmap(diagonals)(inputs, products, _before(state, states, starts))
 
     def pull(blocks, dstate):
         """Return the sum over the parts of the state of their gradients times their Jacobians' diagonals."""
-        terms = [jax.tree.map(lambda d, ds=ds: d * ds, block) for block, ds in zip(blocks, dstate, strict=True)]
+        terms = [
+            jax.tree.map(lambda d, ds=ds: d * jnp.broadcast_to(ds, d.shape), block)
+            for block, ds in zip(blocks, dstate, strict=True)
+        ]
         return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms)
 
     def step(t, dstate, _):
@@ -146,7 +162,7 @@ def _attach_bwd(cell, product, residuals, cotangents):
 
     # Not into dhs: what is read in a step before it is written may be read again, and then be copied whole.
     dstate, dstates = loop(step, dlast, jax.tree.map(jnp.zeros_like, states), len(starts), reverse=True)
-    return None, pull(by_input, dstates), pull(by_product, dstates), dstate, None, None
+    return None, jax.vmap(pull)(by_input, dstates), jax.vmap(pull)(by_product, dstates), dstate, None, None
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)
