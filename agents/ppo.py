@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl import devices, envs
+from memax_rl.moments import RunningMoments
 from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
 from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
@@ -64,9 +65,10 @@ class PPOConfig(BaseModel):
     """Gamma."""
     gae_lambda: float = Field(default=0.9, ge=0, le=1)
     """Lambda of the generalised advantage estimate."""
-    reward_scale: float = Field(default=1.0, gt=0)
-    """What the learner, and it alone, multiplies rewards by. A value network learns returns of 1 to 100 faster than
-    those of .01: helps where an environment pays 1/T a step."""
+    reward_scale: float | None = Field(default=None, gt=0)
+    """What the learner, and it alone, multiplies rewards by. A value network learns returns of about 1 faster than
+    those of .01. None: one over the standard deviation of all discounted returns so far (Engstrom et al. 2020,
+    https://arxiv.org/abs/2005.12729, section 3)."""
     clip: float = Field(default=0.2, gt=0)
     """The probability ratio counts between 1 - clip and 1 + clip."""
     value_clip: float | None = Field(default=None, gt=0)
@@ -89,6 +91,7 @@ class PPOState(eqx.Module):
     streams: Stream
     carried: Tape
     used: Int[Array, " num_envs"]
+    returns: RunningMoments
     key: PRNGKeyArray
     env_steps: Int[Array, ""]
     updates: Int[Array, ""]
@@ -203,6 +206,7 @@ class PPO:
             streams=streams,
             carried=jax.tree.map(lambda s: jnp.zeros(rows + s.shape, s.dtype), slot),
             used=jnp.zeros(num_envs, jnp.int32),
+            returns=RunningMoments(),
             key=key,
             env_steps=jnp.zeros((), jnp.int32),
             updates=jnp.zeros((), jnp.int32),
@@ -223,14 +227,15 @@ class PPO:
         """Collect a tape and learn from it. Return the new state and the metrics of this update."""
         key, collect_key, learn_key = jax.random.split(state.key, 3)
         streams, rows, carried, used, collected = self._collect(state, collect_key)
-        batch = self._advantages(state.network, rows)
+        returns, scale = self._scale(state.returns, rows.tape)
+        batch = self._advantages(state.network, rows, scale)
         learning_rate = self.schedule(state.env_steps)
         network, optimizer, learnt = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.
         network = network.observe(*devices.gather((rows.tape.observation, rows.tape.valid), self.devices))
         env_steps = state.env_steps + collected.pop("env_steps")
-        metrics = {**collected, **learnt, "learning_rate": learning_rate, "env_steps": env_steps}
-        new = PPOState(network, optimizer, streams, carried, used, key, env_steps, state.updates + 1)
+        metrics = {**collected, **learnt, "reward_scale": scale, "learning_rate": learning_rate, "env_steps": env_steps}
+        new = PPOState(network, optimizer, streams, carried, used, returns, key, env_steps, state.updates + 1)
         return new, {name: jnp.asarray(m, jnp.float32) for name, m in metrics.items()}
 
     def act(self, network: ActorCritic, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
@@ -298,15 +303,28 @@ class PPO:
 
     # Learning
 
-    def _advantages(self, network: ActorCritic, rows: Rows) -> Batch:
-        """Return the rows with values, advantages and returns, from one forward pass."""
+    def _scale(self, returns: RunningMoments, tape: Tape) -> tuple[RunningMoments, Float[Array, ""]]:
+        """Return the moments of all discounted returns, those of the tape with them, and the scale of rewards."""
+        if self.config.reward_scale is not None:
+            return returns, jnp.asarray(self.config.reward_scale)
+        none = jnp.zeros_like(tape.reward)
+        of_tape = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
+            learning_reward(tape), none, none, value_ends(tape), tape.truncated, self.config.discount, 1.0
+        )
+        of_tape, valid = devices.gather((of_tape, tape.valid), self.devices)
+        returns = returns.update(of_tape.reshape(-1), valid.reshape(-1))
+        spread = returns.variance > 0
+        return returns, jnp.where(spread, jax.lax.rsqrt(jnp.where(spread, returns.variance, 1)), 1)
+
+    def _advantages(self, network: ActorCritic, rows: Rows, scale: Float[Array, ""]) -> Batch:
+        """Return the rows with values, advantages and returns of scaled rewards, from one forward pass."""
         tape = rows.tape
         value = evaluate_rows(network, rows)[1]
         # The slot after a truncated transition holds the final observation, so the next slot's value is always right:
         # where it belongs to another episode, the transition was terminated and the value is not used.
         next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
         advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
-            self.config.reward_scale * learning_reward(tape),
+            scale * learning_reward(tape),
             value,
             next_value,
             value_ends(tape),

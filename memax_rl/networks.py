@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from memax_rl import memory as memories
 from memax_rl.envs import spaces
 from memax_rl.memory import Memory
+from memax_rl.moments import RunningMoments
 from memax_rl.ops import project
 
 Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spaces.Dict
@@ -139,43 +140,21 @@ class RunningNormalizer(eqx.Module):
     No gradient reaches the statistics, so that an optimiser leaves them as they are.
     """
 
-    count: Float[Array, ""]
-    mean: Float[Array, "*shape"]
-    variance: Float[Array, "*shape"]
+    moments: RunningMoments
     clip: float = eqx.field(static=True)
 
     def __init__(self, space: spaces.NormalizedBox):
-        self.count = jnp.zeros(())
-        self.mean = jnp.zeros(space.shape)
-        self.variance = jnp.ones(space.shape)
+        self.moments = RunningMoments(space.shape)
         self.clip = space.clip
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """Normalise one observation."""
-        mean, variance = jax.lax.stop_gradient((self.mean, self.variance))
+        mean, variance = jax.lax.stop_gradient((self.moments.mean, self.moments.variance))
         return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-8), -self.clip, self.clip)
 
     def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningNormalizer":
-        """Return the normaliser after it has seen the valid ones of n observations.
-
-        Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,
-        equation 2.1, with means in the place of sums.
-        """
-        mask = valid.reshape(valid.shape + (1,) * (x.ndim - 1))
-        n = jnp.sum(valid).astype(jnp.float32)
-        total = jnp.maximum(self.count + n, 1)
-        mean = jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(n, 1)
-        variance = jnp.sum(jnp.where(mask, (x - mean[None]) ** 2, 0), axis=0) / jnp.maximum(n, 1)
-        difference = mean - self.mean
-        share, old_share = n / total, self.count / total
-        new = (
-            self.count + n,
-            self.mean + share * difference,
-            old_share * self.variance + share * variance + old_share * share * difference**2,
-        )
-        # With nothing seen at all the statistics stay those of "no change".
-        new = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, (self.count, self.mean, self.variance))
-        return eqx.tree_at(lambda r: (r.count, r.mean, r.variance), self, new)
+        """Return the normaliser after it has seen the valid ones of n observations."""
+        return eqx.tree_at(lambda r: r.moments, self, self.moments.update(x, valid))
 
 
 class Encoder(eqx.Module):

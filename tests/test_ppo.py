@@ -253,6 +253,7 @@ def test_value_at_an_end(fill, key):
         slots=16,
         sees_last_step=False,
         discount=0.8,
+        reward_scale=1.0,
         learning_rate=1e-2,
         schedule="linear",
         epochs=4,
@@ -261,6 +262,56 @@ def test_value_at_an_end(fill, key):
     inputs = Inputs(jnp.arange(2), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
     _, _, value = jax.vmap(state.network.step, in_axes=(None, 0))(state.network.initial_state(), inputs)
     np.testing.assert_allclose(value, [1, 5], atol=0.1)
+
+
+# The scale of rewards
+
+
+def test_the_scale_is_one_over_the_deviation_of_all_returns(key):
+    """Reward 1 a step, so that the return n steps before the end is 2 - 2 ** -n at discount 0.5."""
+    agent = _agent(Probe(longest=4, ending="terminated", random=True), "mlp", slots=SLOTS, discount=0.5)
+    rows, _, state = _collect(agent, agent.init(key), COLLECTIONS)
+    moments, seen = state.returns, []
+    for i in range(COLLECTIONS):
+        tape = _at(rows, i).tape
+        moments, scale = agent._scale(moments, tape)
+        for terminated, valid in zip(np.asarray(tape.terminated), np.asarray(tape.valid), strict=True):
+            ends = np.flatnonzero(terminated & valid)
+            lengths = np.diff(ends, prepend=-1)
+            seen += [2 - 2.0**-n for length in lengths for n in range(length)]
+        np.testing.assert_allclose(scale, 1 / np.std(seen), rtol=1e-5)
+
+
+class Paid(Probe):
+    """Pays `price` for action 0, else nothing."""
+
+    def __init__(self, price: float):
+        super().__init__(longest=3, ending="terminated")
+        self.price = price
+
+    def step(self, key, state, action, params=None):
+        observation, state, _, *rest = super().step(key, state, action)
+        return observation, state, jnp.where(action == 0, self.price, 0.0), *rest
+
+
+def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
+    def learnt(price, **settings):
+        agent = _agent(Paid(price), "mlp", slots=12, sees_last_step=False, **settings)
+        state, metrics = _updates(agent, agent.init(key), 5)
+        return jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array)), metrics["reward_scale"]
+
+    (small, small_scale), (large, large_scale) = learnt(2.0**-8), learnt(2.0**8)
+    np.testing.assert_allclose(small_scale, large_scale * 2.0**16, rtol=1e-5)
+    for a, b in zip(small, large, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    (fixed, _) = learnt(2.0**8, reward_scale=1.0)
+    assert any(np.max(np.abs(a - b)) > 1e-2 for a, b in zip(large, fixed, strict=True))
+
+
+def test_returns_that_are_all_the_same_are_not_scaled(key):
+    agent = _agent(Paid(0.0), "mlp", slots=12)
+    _, metrics = _updates(agent, agent.init(key), 2)
+    np.testing.assert_array_equal(metrics["reward_scale"], 1)
 
 
 # The loss
@@ -276,7 +327,7 @@ def _loss(agent, network, batch):
 
 @eqx.filter_jit
 def _batch(agent, network, rows):
-    return agent._advantages(network, rows)
+    return agent._advantages(network, rows, jnp.ones(()))
 
 
 def _scrambled(leaf, where):

@@ -102,7 +102,8 @@ def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, ex
     state = eqx.filter_jit(agent.init)(key)
     rows = eqx.filter_jit(agent._collect)(state, key)[1]
     assert (rows.tape.value_stops is None) == across
-    batch = eqx.filter_jit(agent._advantages)(state.network, rows)
+    _, scale = agent._scale(state.returns, rows.tape)
+    batch = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
     np.testing.assert_allclose(batch.returns[0, :8], expected * 2, rtol=1e-5)
     # The memory goes on where the value stops.
     np.testing.assert_array_equal(rows.tape.start[0, :8], [True, False, False, False] * 2)
@@ -196,7 +197,8 @@ def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
     rows, metrics = eqx.filter_jit(lambda s, k: (lambda c: (c[1], c[4]))(agent._collect(s, k)))(state, key)
-    batch = eqx.filter_jit(agent._advantages)(state.network, rows)
+    _, scale = agent._scale(state.returns, rows.tape)
+    batch = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
     # Rewards 7 7 -1 -1 to the learner: two observations are new, in the first episode of each trial.
     np.testing.assert_allclose(batch.returns[0, :8] / 2, [10.125, 6.25, -1.5, -1.0] * 2, rtol=1e-5)
     np.testing.assert_array_equal(rows.tape.reward[:, :8], -1)

@@ -1,0 +1,41 @@
+"""Mean and variance of a stream of numbers."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class RunningMoments(eqx.Module):
+    """Count, mean and variance, entry by entry, of all arrays that `update` was given. At first 0, 0 and 1."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, "*shape"]
+    variance: Float[Array, "*shape"]
+
+    def __init__(self, shape: tuple[int, ...] = ()):
+        self.count = jnp.zeros(())
+        self.mean = jnp.zeros(shape)
+        self.variance = jnp.ones(shape)
+
+    def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningMoments":
+        """Return the moments after they have seen the valid ones of n arrays.
+
+        Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,
+        equation 2.1, with means in the place of sums.
+        """
+        mask = valid.reshape(valid.shape + (1,) * (x.ndim - 1))
+        n = jnp.sum(valid).astype(jnp.float32)
+        total = jnp.maximum(self.count + n, 1)
+        mean = jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(n, 1)
+        variance = jnp.sum(jnp.where(mask, (x - mean[None]) ** 2, 0), axis=0) / jnp.maximum(n, 1)
+        difference = mean - self.mean
+        share, old_share = n / total, self.count / total
+        new = (
+            self.count + n,
+            self.mean + share * difference,
+            old_share * self.variance + share * variance + old_share * share * difference**2,
+        )
+        # With nothing seen at all the moments stay those of "no change".
+        new = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, (self.count, self.mean, self.variance))
+        return eqx.tree_at(lambda r: (r.count, r.mean, r.variance), self, new)
