@@ -1,8 +1,8 @@
 """Train memories on the Endless T-maze with corridors of up to 5 steps, and test them on longer ones.
 
-    python benchmarks/endless_tmaze.py --memories gru lru min_gru --steps 1000000
+    python benchmarks/endless_tmaze.py --memories gru lru min_gru --steps 1000000 --seeds 3
 
-Prints the corridors passed, of 10, by memory and length of the corridor.
+Prints the corridors passed, of 10, of each seed, by memory and length of the corridor.
 """
 
 import argparse
@@ -19,33 +19,36 @@ def corridors(result) -> float:
     return result["return"]["mean"]["value"] + 0.01 * result["mean_length"]
 
 
+def passed_by(memory: str, seed: int, steps: int, out: Path) -> dict[int, float]:
+    """Train one seed, and return the corridors that it passes, by their length."""
+    config = make_config(
+        {
+            "env": "meta/EndlessTMaze",
+            "env_options": {"length": TRAIN_LENGTH, "random_length": True, "corridors": CORRIDORS},
+            "total_steps": steps,
+            "seed": seed,
+            "eval_episodes": 0,
+            "network": {"memory": memory, "width": 64},
+            "ppo": {"num_envs": 32, "slots": 400, "learning_rate": 1e-3, "discount": 0.95},
+        }
+    )
+    folder = train(config, out=out / f"{memory}_{seed}").folder
+    options = ({"length": length, "random_length": False} for length in TEST_LENGTHS)
+    return {o["length"]: corridors(evaluate(folder, env_options=o)) for o in options}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
     parser.add_argument("--steps", type=int, default=1_000_000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/endless_tmaze"))
     arguments = parser.parse_args()
     print("| memory | " + " | ".join(f"length {n}" for n in TEST_LENGTHS) + " |")
     print("|---" * (1 + len(TEST_LENGTHS)) + "|")
     for memory in arguments.memories:
-        options = {"length": TRAIN_LENGTH, "random_length": True, "corridors": CORRIDORS}
-        config = make_config(
-            {
-                "env": "meta/EndlessTMaze",
-                "env_options": options,
-                "total_steps": arguments.steps,
-                "num_seeds": arguments.seeds,
-                "eval_episodes": 0,
-                "network": {"memory": memory, "width": 64},
-                "ppo": {"num_envs": 32, "slots": 400, "learning_rate": 1e-3, "discount": 0.95},
-            }
-        )
-        run = train(config, out=arguments.out / memory)
-        cells = []
-        for length in TEST_LENGTHS:
-            result = evaluate(run.folder, env_options={"length": length, "random_length": False})
-            cells.append(f"{corridors(result):.2f}")
+        passed = [passed_by(memory, seed, arguments.steps, arguments.out) for seed in range(arguments.seeds)]
+        cells = [", ".join(f"{of_seed[length]:.2f}" for of_seed in passed) for length in TEST_LENGTHS]
         print(f"| {memory} | " + " | ".join(cells) + " |", flush=True)
 
 
