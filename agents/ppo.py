@@ -4,7 +4,8 @@ Schulman et al. 2017, https://arxiv.org/abs/1707.06347.
 
 One update:
 1. `_collect` acts in N environment streams until each has filled a row of the tape.
-2. `_advantages` makes one forward pass over the tape: values, and from them advantages and returns.
+2. `_scale` finds the unit of rewards, `_advantages` makes one forward pass over the tape: values, and from them
+   advantages and returns, in that unit.
 3. `_learn` makes `epochs` passes over minibatches of rows.
 
 With several devices each does this for its share of the streams, and so of every minibatch (memax_rl/devices.py).
@@ -68,7 +69,7 @@ class PPOConfig(BaseModel):
     reward_scale: float | None = Field(default=None, gt=0)
     """What the learner, and it alone, multiplies rewards by. A value network learns returns of about 1 faster than
     those of .01. None: one over the standard deviation of all discounted returns so far (Engstrom et al. 2020,
-    https://arxiv.org/abs/2005.12729, section 3)."""
+    https://arxiv.org/abs/2005.12729, section 3). Values are in this unit."""
     clip: float = Field(default=0.2, gt=0)
     """The probability ratio counts between 1 - clip and 1 + clip."""
     value_clip: float | None = Field(default=None, gt=0)
