@@ -27,8 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from memax_rl import envs
 from memax_rl import replay as replays
+from memax_rl.encoder import Inputs
 from memax_rl.envs import spaces
-from memax_rl.networks import Inputs, QNetwork, QValues, check_discrete
+from memax_rl.networks import QNetwork, QValues, check_discrete
 from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.replay import Replay, Sample
 from memax_rl.returns import lambda_returns, n_step_returns

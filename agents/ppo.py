@@ -31,8 +31,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl import devices, envs
+from memax_rl.encoder import Inputs
 from memax_rl.moments import RunningMoments
-from memax_rl.networks import ActionDistribution, ActorCritic, Inputs
+from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
 from memax_rl.returns import generalized_advantages
 from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream

@@ -31,9 +31,10 @@ import numpy as np
 from memax_rl import envs
 from memax_rl import replay as replays
 from memax_rl.agents.dqn import DQN, DQNConfig
+from memax_rl.encoder import Inputs
 from memax_rl.envs.popgym_repeat import RepeatPrevious
 from memax_rl.evaluation.episodes import play
-from memax_rl.networks import Inputs, NetworkConfig, QValues, make_q_network
+from memax_rl.networks import NetworkConfig, QValues, make_q_network
 from memax_rl.replay import Replay, Sample
 from memax_rl.tape import previous
 

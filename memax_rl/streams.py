@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
+from memax_rl.encoder import Inputs
 from memax_rl.envs.base import step_if, where
-from memax_rl.networks import Inputs, to_environment
+from memax_rl.networks import to_environment
 from memax_rl.tape import Tape
 
 # How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action).

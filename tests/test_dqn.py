@@ -9,8 +9,9 @@ from _probes import Probe, Recall
 
 from memax_rl import replay as replays
 from memax_rl.agents.dqn import DQN, DQNConfig, unroll
+from memax_rl.encoder import Inputs
 from memax_rl.envs import make, spaces
-from memax_rl.networks import Inputs, NetworkConfig, QValues, make_q_network
+from memax_rl.networks import NetworkConfig, QValues, make_q_network
 
 ROWS, SLOTS = 4, 16
 

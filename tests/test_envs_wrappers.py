@@ -13,9 +13,10 @@ import pytest
 from memax_rl import envs
 from memax_rl.agents.dqn import DQN, DQNConfig
 from memax_rl.agents.ppo import PPO, PPOConfig, evaluate_rows
+from memax_rl.encoder import RunningNormalizer
 from memax_rl.envs import base, spaces, wrappers
 from memax_rl.envs.registry import _OWN
-from memax_rl.networks import NetworkConfig, RunningNormalizer, make_actor_critic, make_q_network
+from memax_rl.networks import NetworkConfig, make_actor_critic, make_q_network
 from memax_rl.training import make_config, override
 from memax_rl.training.config import TrainConfig
 
@@ -299,9 +300,9 @@ def test_statistics_are_those_of_everything_seen(key):
         normalizer = normalizer.update(scrambled[rows], valid[rows])
     normalizer = normalizer.update(x[:5], jnp.zeros(5, bool))
     seen = np.asarray(x)[np.asarray(valid)]
-    assert int(normalizer.count) == len(seen)
-    np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(normalizer.variance, seen.var(0), rtol=1e-4)
+    assert int(normalizer.moments.count) == len(seen)
+    np.testing.assert_allclose(normalizer.moments.mean, seen.mean(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(normalizer.moments.variance, seen.var(0), rtol=1e-4)
     np.testing.assert_allclose(normalizer(x[0]), np.clip((x[0] - seen.mean(0)) / seen.std(0), -2, 2), rtol=1e-4)
 
 
@@ -336,9 +337,9 @@ def test_statistics_change_once_an_update_and_by_nothing_else(key):
         assert torso is not None
         (normalizer,) = torso.encoder.normalizers
         assert normalizer is not None
-        assert int(normalizer.count) == len(seen)
-        np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(normalizer.variance, seen.var(0), rtol=1e-4)
+        assert int(normalizer.moments.count) == len(seen)
+        np.testing.assert_allclose(normalizer.moments.mean, seen.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(normalizer.moments.variance, seen.var(0), rtol=1e-4)
 
 
 def test_statistics_of_dqn_are_those_of_what_was_collected(key):
@@ -360,8 +361,8 @@ def test_statistics_of_dqn_are_those_of_what_was_collected(key):
     for network in (after.network, after.target):
         (normalizer,) = network.torso.encoder.normalizers
         assert normalizer is not None
-        assert int(normalizer.count) == len(seen)
-        np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-5)
+        assert int(normalizer.moments.count) == len(seen)
+        np.testing.assert_allclose(normalizer.moments.mean, seen.mean(0), rtol=1e-5)
 
 
 # One's own environment

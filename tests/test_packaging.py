@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Each part may import those before it, and itself.
-ORDER = ["ops", "memory", "networks", "streams", "agents", "training", "evaluation", "cli"]
+ORDER = ["ops", "memory", "moments", "encoder", "networks", "streams", "agents", "training", "evaluation", "cli"]
 
 
 def test_every_folder_with_code_is_packaged():

@@ -14,9 +14,10 @@ from _probes import Probe, ProbeState, Recall
 
 from memax_rl import memory
 from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, Rows, evaluate_rows
+from memax_rl.encoder import Inputs
 from memax_rl.envs import make, spaces
 from memax_rl.evaluation import play
-from memax_rl.networks import Inputs, NetworkConfig, make_actor_critic
+from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.tape import previous, segment_ids
 
 
@@ -213,7 +214,7 @@ def test_advantages_agree_with_a_loop_over_episodes(fill, ending):
             advantage[at] = tape.reward[at] + 0.9 * following - value[at]
             if inside and not (tape.terminated[at] or tape.truncated[at]):
                 advantage[at] += 0.9 * 0.8 * advantage[after]
-        batch = eqx.filter_jit(agent._advantages)(state.network, _at(rows, i))
+        batch = _batch(agent, state.network, _at(rows, i))
         np.testing.assert_allclose(batch.advantage[tape.valid], advantage[tape.valid], atol=1e-4)
         np.testing.assert_allclose(batch.returns[tape.valid], (advantage + value)[tape.valid], atol=1e-4)
 

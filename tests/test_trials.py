@@ -104,7 +104,8 @@ def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, ex
     assert (rows.tape.value_stops is None) == across
     _, scale = agent._scale(state.returns, rows.tape)
     batch = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
-    np.testing.assert_allclose(batch.returns[0, :8], expected * 2, rtol=1e-5)
+    np.testing.assert_allclose(scale, 1 / np.std(expected), rtol=1e-5)
+    np.testing.assert_allclose(batch.returns[0, :8] / scale, expected * 2, rtol=1e-5)
     # The memory goes on where the value stops.
     np.testing.assert_array_equal(rows.tape.start[0, :8], [True, False, False, False] * 2)
 

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from memax_rl.encoder import Encoder, Inputs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
-from memax_rl.networks import ActionDistribution, ActorCritic, Encoder, Inputs
+from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.tape import Tape, positions, previous
 
