@@ -315,7 +315,8 @@ class PPO:
         )
         of_tape, valid = devices.gather((of_tape, tape.valid), self.devices)
         returns = returns.update(of_tape.reshape(-1), valid.reshape(-1))
-        spread = returns.variance > 0
+        # Returns that differ by rounding alone are all the same.
+        spread = returns.variance > 1e-8 * returns.mean**2
         return returns, jnp.where(spread, jax.lax.rsqrt(jnp.where(spread, returns.variance, 1)), 1)
 
     def _advantages(self, network: ActorCritic, rows: Rows, scale: Float[Array, ""]) -> Batch:

@@ -284,15 +284,15 @@ def test_the_scale_is_one_over_the_deviation_of_all_returns(key):
 
 
 class Paid(Probe):
-    """Pays `price` for action 0, else nothing."""
+    """Pays `price` for action 0, and `otherwise` for the others."""
 
-    def __init__(self, price: float):
+    def __init__(self, price: float, otherwise: float = 0.0):
         super().__init__(longest=3, ending="terminated")
-        self.price = price
+        self.price, self.otherwise = price, otherwise
 
     def step(self, key, state, action, params=None):
         observation, state, _, *rest = super().step(key, state, action)
-        return observation, state, jnp.where(action == 0, self.price, 0.0), *rest
+        return observation, state, jnp.where(action == 0, self.price, self.otherwise), *rest
 
 
 def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
@@ -309,8 +309,9 @@ def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
     assert any(np.max(np.abs(a - b)) > 1e-2 for a, b in zip(large, fixed, strict=True))
 
 
-def test_returns_that_are_all_the_same_are_not_scaled(key):
-    agent = _agent(Paid(0.0), "mlp", slots=12)
+@pytest.mark.parametrize("price", [0.0, 0.3])
+def test_returns_that_are_all_the_same_are_not_scaled(price, key):
+    agent = _agent(Paid(price, otherwise=price), "mlp", slots=12, discount=0.0)
     _, metrics = _updates(agent, agent.init(key), 2)
     np.testing.assert_array_equal(metrics["reward_scale"], 1)
 
