@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from memax_rl.evaluation import evaluate
-from memax_rl.training import make_config, train
+from memax_rl.training import load_config, override, train
 
-TRAIN_LENGTH, TEST_LENGTHS, CORRIDORS = 5, (5, 10, 20), 10
+PRESET, TEST_LENGTHS = "ppo/meta_endless_tmaze", (5, 10, 20)
 
 
 def corridors(result) -> float:
@@ -21,16 +21,9 @@ def corridors(result) -> float:
 
 def passed_by(memory: str, seed: int, steps: int, out: Path) -> dict[int, float]:
     """Train one seed, and return the corridors that it passes, by their length."""
-    config = make_config(
-        {
-            "env": "meta/EndlessTMaze",
-            "env_options": {"length": TRAIN_LENGTH, "random_length": True, "corridors": CORRIDORS},
-            "total_steps": steps,
-            "seed": seed,
-            "eval_episodes": 0,
-            "network": {"memory": memory, "width": 64},
-            "ppo": {"num_envs": 32, "slots": 400, "learning_rate": 1e-3, "discount": 0.95},
-        }
+    fields = {"memory": memory, "seed": seed, "total-steps": steps, "eval-episodes": 0}
+    config = override(
+        load_config(PRESET), [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     )
     folder = train(config, out=out / f"{memory}_{seed}").folder
     options = ({"length": length, "random_length": False} for length in TEST_LENGTHS)
