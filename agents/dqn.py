@@ -30,7 +30,7 @@ from memax_rl import replay as replays
 from memax_rl.encoder import Inputs
 from memax_rl.envs import spaces
 from memax_rl.networks import QNetwork, QValues, check_discrete
-from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
+from memax_rl.optimizer import Schedule, clip, make_schedule
 from memax_rl.replay import Replay, Sample
 from memax_rl.returns import lambda_returns, n_step_returns
 from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
@@ -194,7 +194,7 @@ class DQN:
         self.epsilon_schedule = optax.linear_schedule(
             config.epsilon_start, config.epsilon_end, config.epsilon_steps or max(total_steps // 4, 1)
         )
-        self.optimizer = make_optimizer(config.max_grad_norm, config.adam_eps)
+        self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
 
     def init(self, key: PRNGKeyArray) -> DQNState:
         """Return the state before training."""
@@ -333,13 +333,14 @@ class DQN:
             replay = eqx.tree_at(lambda r: r.priority, state.replay, priority)
             sample = self.sample(replay, key)
             grads, (error, metrics) = jax.grad(self._loss, has_aux=True)(online, target, static, sample)
-            updates, optimizer = self.optimizer.update(grads, optimizer, online)
+            norm = optax.tree.norm(grads)
+            updates, optimizer = self.optimizer.update(clip(grads, norm, self.config.max_grad_norm), optimizer, online)
             online = optax.apply_updates(online, jax.tree.map(lambda u: -learning_rate * u, updates))
             count = count + 1
             target = self.follow(online, target, count)
             if self.config.sample_by == "priority":
                 priority = replays.reprioritize(replay, sample, error).priority
-            metrics |= {"grad_norm": optax.tree.norm(grads), "tape/utilization": jnp.mean(sample.tape.valid)}
+            metrics |= {"grad_norm": norm, "tape/utilization": jnp.mean(sample.tape.valid)}
             return ((online, target), optimizer, priority, count), metrics
 
         def learn(carry):

@@ -5,7 +5,7 @@ Schulman et al. 2017, https://arxiv.org/abs/1707.06347.
 One update:
 1. `_collect` acts in N environment streams until each has filled a row of the tape.
 2. `_scale` finds the unit of rewards, `_advantages` makes one forward pass over the tape: values, and from them
-   advantages and returns, in that unit.
+   advantages and returns, in that unit. A value network of its own is not needed for acting, and is not run there.
 3. `_learn` makes `epochs` passes over minibatches of rows.
 
 With several devices each does this for its share of the streams, and so of every minibatch (memax_rl/devices.py).
@@ -32,9 +32,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl import devices, envs
 from memax_rl.encoder import Inputs
+from memax_rl.envs.base import where
 from memax_rl.moments import RunningMoments
 from memax_rl.networks import ActionDistribution, ActorCritic
-from memax_rl.optimizer import Schedule, make_optimizer, make_schedule
+from memax_rl.optimizer import Schedule, clip, make_schedule
 from memax_rl.returns import generalized_advantages
 from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, learning_reward, previous, value_ends
@@ -100,17 +101,19 @@ class PPOState(eqx.Module):
 
 
 class Rows(NamedTuple):
-    """A tape and what stands before each of its rows.
+    """A tape, and what stands before and after each of its rows, which counts in "stream" mode only.
 
     **Arguments:**
 
-    - `tape`: [rows, slots], one slot more than `slots` where the end is bootstrapped.
-    - `memory`, `before`: memory and (action, reward) before the first slot; they count in "stream" mode only.
+    - `tape`: [rows, slots].
+    - `memory`, `before`: memory and (action, reward) before the first slot.
+    - `after`: what is shown after the last slot.
     """
 
     tape: Tape
     memory: PyTree[Array]
     before: tuple[Array, Array]
+    after: Inputs
 
 
 class Batch(NamedTuple):
@@ -130,12 +133,13 @@ class Moments(NamedTuple):
     deviation: Float[Array, "*minibatches"]
 
 
-def evaluate_rows(network: ActorCritic, rows: Rows) -> tuple[ActionDistribution, Float[Array, "rows slots"]]:
-    """Return the distributions and values of all slots, from one pass of the network over the rows."""
+def evaluate_rows(
+    network: ActorCritic, rows: Rows
+) -> tuple[PyTree[Array], ActionDistribution, Float[Array, "rows slots"]]:
+    """Return the memory after the rows and the distributions and values of all slots, from one pass over them."""
     tape = rows.tape
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
-    _, distribution, value = network.scan(rows.memory, Inputs(tape.observation, action, reward, tape.start))
-    return distribution, value
+    return network.scan(rows.memory, Inputs(tape.observation, action, reward, tape.start))
 
 
 class PPO:
@@ -177,7 +181,7 @@ class PPO:
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         self.config = resolve(config, env, env_params, devices)
         self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
-        self.optimizer = make_optimizer(config.max_grad_norm, config.adam_eps)
+        self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -230,7 +234,10 @@ class PPO:
         key, collect_key, learn_key = jax.random.split(state.key, 3)
         streams, rows, carried, used, collected = self._collect(state, collect_key)
         returns, scale = self._scale(state.returns, rows.tape)
-        batch = self._advantages(state.network, rows, scale)
+        batch, memory = self._advantages(state.network, rows, scale)
+        if self.config.fill == "stream":
+            # The next row begins with what acting left in the policy's memory, and this pass in that of the values.
+            streams = eqx.tree_at(lambda s: s.memory, streams, (streams.memory[0], *memory[1:]))
         learning_rate = self.schedule(state.env_steps)
         network, optimizer, learnt = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.
@@ -244,7 +251,7 @@ class PPO:
         """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability)."""
 
         def act(memory, inputs, key):
-            memory, distribution, _ = network.step(memory, inputs)
+            memory, distribution = network.act(memory, inputs)
             if greedy:
                 action = distribution.mode()
                 return memory, action, distribution.log_prob(action)
@@ -288,8 +295,6 @@ class PPO:
             used = slots - complete
         learnt = row.valid & _before(complete, slots)
         row = eqx.tree_at(lambda t: t.valid, row, learnt)
-        if self.config.fill == "stream":
-            row = jax.vmap(_bootstrap_slot)(row, streams.inputs)
 
         lagging = jnp.sum(learnt & _before(state.used, slots))
         counts = (env_steps, jnp.sum(learnt), lagging, jnp.sum(complete == 0))
@@ -301,7 +306,7 @@ class PPO:
             "tape/lag": lagging / jnp.maximum(used_slots, 1),
             "tape/overlong": overlong,
         }
-        return streams, Rows(row, state.streams.memory, before), carried, used, metrics
+        return streams, Rows(row, state.streams.memory, before, streams.inputs), carried, used, metrics
 
     # Learning
 
@@ -319,13 +324,20 @@ class PPO:
         spread = returns.variance > 1e-8 * returns.mean**2
         return returns, jnp.where(spread, jax.lax.rsqrt(jnp.where(spread, returns.variance, 1)), 1)
 
-    def _advantages(self, network: ActorCritic, rows: Rows, scale: Float[Array, ""]) -> Batch:
-        """Return the rows with values, advantages and returns of scaled rewards, from one forward pass."""
+    def _advantages(self, network: ActorCritic, rows: Rows, scale: Float[Array, ""]) -> tuple[Batch, PyTree[Array]]:
+        """Return the rows with values, advantages and returns of scaled rewards, and the memory after them.
+
+        All from one forward pass.
+        """
         tape = rows.tape
-        value = evaluate_rows(network, rows)[1]
+        memory, _, value = evaluate_rows(network, rows)
+        after = jnp.zeros_like(value[:, 0])
+        if self.config.fill == "stream":
+            # A row that ends within an episode is bootstrapped there, as at a time limit.
+            after = jax.vmap(network.step)(memory, rows.after)[2]
         # The slot after a truncated transition holds the final observation, so the next slot's value is always right:
         # where it belongs to another episode, the transition was terminated and the value is not used.
-        next_value = jnp.concatenate([value[:, 1:], jnp.zeros_like(value[:, :1])], axis=1)
+        next_value = jnp.concatenate([value[:, 1:], after[:, None]], axis=1)
         advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
             scale * learning_reward(tape),
             value,
@@ -335,24 +347,25 @@ class PPO:
             self.config.discount,
             self.config.gae_lambda,
         )
-        return Batch(rows, advantage, advantage + value, value)
+        return Batch(rows, advantage, advantage + value, value), memory
 
     def _learn(self, network, optimizer, batch: Batch, learning_rate, key):
         """Return network and optimiser after all epochs, and the mean metrics of their minibatches."""
         config = self.config
-        params, static = eqx.partition(network, eqx.is_inexact_array)
-        gradients = jax.grad(self._loss, has_aux=True)
         pairs = self._in_pairs(network)
         if pairs:
-            batch, gradients = devices.gather_pairs(batch, self.devices), self._gradients_in_pairs
+            network, optimizer, batch = self._half(network, optimizer, batch)
+        params, static = eqx.partition(network, eqx.is_inexact_array)
+        gradients = jax.grad(functools.partial(self._loss, half=pairs), has_aux=True)
+        total = self._total_of_halves if pairs else self._total_and_norm
 
         def minibatch_step(carry, now):
             params, optimizer, stopped = carry
             indices, moments = now
             minibatch = jax.tree.map(lambda leaf: leaf[indices], batch)
-            grads, metrics = self._total(gradients(params, static, minibatch, moments))
-            metrics["grad_norm"] = optax.tree.norm(grads)
-            updates, new_optimizer = self.optimizer.update(grads, optimizer, params)
+            grads, metrics, norm = total(*gradients(params, static, minibatch, moments))
+            metrics["grad_norm"] = norm
+            updates, new_optimizer = self.optimizer.update(clip(grads, norm, config.max_grad_norm), optimizer, params)
             new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
             if config.target_kl is not None:
                 keep = (params, optimizer)
@@ -372,24 +385,47 @@ class PPO:
         now = (order, self._moments(batch, order, 2 if pairs else 1))
         (params, optimizer, _), metrics = jax.lax.scan(minibatch_step, carry, now)
         means = {name: jnp.mean(m) for name, m in metrics.items()}
-        return eqx.combine(params, static), optimizer, means
+        network = eqx.combine(params, static)
+        if pairs:
+            network, optimizer = self._join(network, optimizer)
+        return network, optimizer, means
+
+    def _total_and_norm(self, grads, metrics):
+        """Return gradients and metrics, summed over the devices, and the gradients' norm."""
+        grads, metrics = self._total((grads, metrics))
+        return grads, metrics, optax.tree.norm(grads)
+
+    # Two devices that learn from the same rows, one of them the policy and one the values. They can where the two
+    # networks share nothing: a recurrence takes hardly longer for twice the rows, but twice as long for two networks.
+    # Each has a network of one torso, and that torso's part of the optimiser. Of its two heads one gets no gradient.
 
     def _in_pairs(self, network: ActorCritic) -> bool:
-        """Return whether two devices learn from the same rows, one of them the policy and one the values.
-
-        They can where the two networks share nothing. A recurrence takes hardly longer for twice the rows, but twice as
-        long for two networks.
-        """
         return network.value_torso is not None and self.devices % 2 == 0
 
-    def _gradients_in_pairs(self, params, static, batch: Batch, moments: Moments):
-        """Return gradients and metrics as those of `_loss`, with zeros for what the other of the pair computes."""
+    def _learns_values(self) -> Bool[Array, ""]:
+        return jnp.asarray(devices.index(self.devices) % 2 == 1)
 
-        def part(name):
-            loss = functools.partial(self._loss, static=static, batch=batch, moments=moments, part=name)
-            return lambda params: jax.grad(loss, has_aux=True)(params)
+    def _half(self, network, optimizer, batch: Batch):
+        """Return this device's network and its optimiser, and the rows of both devices of the pair."""
+        values = self._learns_values()
+        batch = devices.gather_pairs(batch, self.devices)
+        mine = where(values, batch.rows.memory[1], batch.rows.memory[0])
+        batch = eqx.tree_at(lambda b: b.rows.memory, batch, (mine,))
+        network, optimizer = _map_networks(lambda n: n.half(values), (network, optimizer))
+        return network, optimizer, batch
 
-        return jax.lax.cond(devices.index(self.devices) % 2 == 0, part("policy"), part("value"), params)
+    def _total_of_halves(self, grads, metrics):
+        """Return what `_total_and_norm` does, the gradients those of this device's network."""
+        grads = devices.total_of_every_second(grads, self.devices)
+        square = optax.tree.norm(grads, squared=True) / (self.devices // 2)
+        metrics, square = self._total((metrics, square))
+        return grads, metrics, jnp.sqrt(square)
+
+    def _join(self, network, optimizer):
+        """Return the network and the optimiser that the two devices of each pair have halves of."""
+        arrays, static = eqx.partition((network, optimizer), eqx.is_array)
+        policy, value = (eqx.combine(half, static) for half in devices.both_of_pair(arrays, self.devices))
+        return _map_networks(lambda p, v: p.join(v), policy, value)
 
     def _moments(self, batch: Batch, order: Int[Array, "minibatches rows"], copies: int = 1) -> Moments:
         """Return the moments of each minibatch, over the rows of all devices, of which `copies` hold the same."""
@@ -405,15 +441,15 @@ class PPO:
         return Moments(count / copies, mean, jnp.sqrt(variance))
 
     def _loss(
-        self, params, static, batch: Batch, moments: Moments, part: Literal["both", "policy", "value"] = "both"
+        self, params, static, batch: Batch, moments: Moments, half: bool = False
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Return the PPO loss of a minibatch of rows, a mean over the slots that count, and its parts.
 
-        With several devices: this one's part of them, so that the sum over the devices is the mean. With a `part`, all
-        else is zero, and not computed where the networks are separate.
+        With several devices: this one's part of them, so that the sum over the devices is the mean. With `half` it
+        learns the policy or the values alone, and the rest is zero.
         """
         config, tape = self.config, batch.rows.tape
-        distribution, value = evaluate_rows(eqx.combine(params, static), batch.rows)
+        _, distribution, value = evaluate_rows(eqx.combine(params, static), batch.rows)
         on_slots = jax.vmap(jax.vmap(lambda d, a: (d.log_prob(a), d.entropy())))
         log_prob, entropy = on_slots(distribution, tape.action)
         valid, advantage = tape.valid, batch.advantage
@@ -441,10 +477,10 @@ class PPO:
             "clip_fraction": mean((jnp.abs(ratio - 1) > config.clip).astype(jnp.float32)),
         }
         of_value = {"value_loss": value_loss}
-        if part == "policy":
-            of_value = jax.tree.map(jnp.zeros_like, of_value)
-        if part == "value":
-            of_policy = jax.tree.map(jnp.zeros_like, of_policy)
+        if half:
+            values = self._learns_values()
+            of_policy = where(values, jax.tree.map(jnp.zeros_like, of_policy), of_policy)
+            of_value = where(values, of_value, jax.tree.map(jnp.zeros_like, of_value))
         metrics = of_policy | of_value
         loss = (
             metrics["policy_loss"]
@@ -531,26 +567,10 @@ def _end_of_last_episode(row: Tape) -> Int[Array, ""]:
     return jnp.max(jnp.where(row.terminated | final, jnp.arange(1, slots + 1), 0))
 
 
-def _bootstrap_slot(row: Tape, inputs: Inputs) -> Tape:
-    """Return the row with one more slot, which shows what the agent sees next and enters no loss."""
+def _map_networks(f: Callable[..., ActorCritic], *trees: Any) -> Any:
+    """Return the first tree with `f` of each network in it; an optimiser's state has one for each moment."""
 
-    def extend(leaf, last):
-        return jnp.concatenate([leaf, jnp.asarray(last, leaf.dtype)[None]])
+    def is_network(x: Any) -> bool:
+        return isinstance(x, ActorCritic)
 
-    false = jnp.zeros((), bool)
-    last = Tape(
-        observation=inputs.observation,
-        action=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), row.action),
-        reward=jnp.zeros(()),
-        start=inputs.start,
-        terminated=false,
-        truncated=false,
-        valid=false,
-        log_prob=jnp.zeros(()),
-        value_stops=None if row.value_stops is None else false,
-        bonus=None if row.bonus is None else jnp.zeros(()),
-    )
-    extended = jax.tree.map(extend, row, last)
-    # A row that ends within an episode is bootstrapped there, as at a time limit.
-    cut = row.valid[-1] & ~row.terminated[-1]
-    return eqx.tree_at(lambda t: t.truncated, extended, extended.truncated.at[-2].set(cut))
+    return jax.tree.map(lambda *x: f(*x) if is_network(x[0]) else x[0], *trees, is_leaf=is_network)

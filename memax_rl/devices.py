@@ -48,6 +48,15 @@ def total(tree: T, devices: int) -> T:
     return unravel(jax.lax.psum(flat, _AXIS))
 
 
+def total_of_every_second(tree: T, devices: int) -> T:
+    """Return the sum over the devices 0, 2, 4, ... for these, and over 1, 3, 5, ... for those."""
+    if devices == 2:
+        return tree
+    flat, unravel = ravel_pytree(tree)
+    groups = [list(range(first, devices, 2)) for first in (0, 1)]
+    return unravel(jax.lax.psum(flat, _AXIS, axis_index_groups=groups))
+
+
 def gather(tree: T, devices: int, axis: int = 0) -> T:
     """Return the arrays of all devices, in their order along `axis`."""
     if devices == 1:
@@ -57,8 +66,18 @@ def gather(tree: T, devices: int, axis: int = 0) -> T:
 
 def gather_pairs(tree: T, devices: int) -> T:
     """Return the arrays of this device and of its neighbour, devices 0 and 1, 2 and 3, ..., along the first axis."""
+    return jax.tree.map(lambda leaf: _gather_pair(leaf, devices, tiled=True), tree)
+
+
+def both_of_pair(tree: T, devices: int) -> tuple[T, T]:
+    """Return the tree of the even device of each pair, and that of the odd one."""
+    stacked = jax.tree.map(lambda leaf: _gather_pair(leaf, devices, tiled=False), tree)
+    return jax.tree.map(lambda leaf: leaf[0], stacked), jax.tree.map(lambda leaf: leaf[1], stacked)
+
+
+def _gather_pair(leaf: Array, devices: int, *, tiled: bool) -> Array:
     pairs = [[i, i + 1] for i in range(0, devices, 2)]
-    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, _AXIS, axis_index_groups=pairs, tiled=True), tree)
+    return jax.lax.all_gather(leaf, _AXIS, axis_index_groups=pairs, tiled=tiled)
 
 
 def own(tree: T, devices: int, axis: int = 0) -> T:

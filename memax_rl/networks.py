@@ -5,6 +5,7 @@ All modules are unbatched; callers `jax.vmap`. `step` is for acting, `scan` for 
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import distrax
@@ -216,6 +217,14 @@ class ActorCritic(eqx.Module):
         new_value, value_features = self.value_torso.step(state[1], inputs)
         return (new, new_value), self._policy(features), self._value(value_features)
 
+    def act(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution]:
+        """Return the next memory and the distribution over actions, for one step.
+
+        The memory of a value torso of its own is left as it is: acting does not need it.
+        """
+        new, features = self.torso.step(state[0], inputs)
+        return (new, *state[1:]), self._policy(features)
+
     def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
         """Return the last memories, and the distributions and values [rows, slots], of a batch of rows."""
         new, features = self.torso.scan(state[0], inputs)
@@ -231,6 +240,18 @@ class ActorCritic(eqx.Module):
         if self.value_torso is None:
             return eqx.tree_at(lambda n: n.torso.encoder, self, seen[0])
         return eqx.tree_at(lambda n: (n.torso.encoder, n.value_torso.encoder), self, tuple(seen))
+
+    def half(self, value: Bool[Array, ""]) -> "ActorCritic":
+        """Return the network with one of its two torsos: that of the values, or that of the policy."""
+
+        def choose(policy, of_value):
+            return jnp.where(value, of_value, policy) if eqx.is_array(policy) else policy
+
+        return replace(self, torso=jax.tree.map(choose, self.torso, self.value_torso), value_torso=None)
+
+    def join(self, value: "ActorCritic") -> "ActorCritic":
+        """Return the network of which this is the policy's `half`, and `value` that of the values."""
+        return replace(self, value_torso=value.torso, value_head=value.value_head)
 
     def _policy(self, features: Float[Array, " width"]) -> ActionDistribution:
         return ActionDistribution(self.action_space, self.policy_head(features), self.log_std)

@@ -1,15 +1,24 @@
-"""What the agents share of optax: Adam after a clipped gradient, and how its step size falls."""
+"""What the agents do with a gradient: it is clipped, and the step size falls."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, PyTree
+
+T = TypeVar("T", bound=PyTree[Array])
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def make_optimizer(max_grad_norm: float, adam_eps: float) -> optax.GradientTransformation:
-    """Return Adam on the gradient scaled down to a global norm. Its updates still lack the factor -(step size)."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=adam_eps))
+def clip(gradient: T, norm: Float[Array, ""], max_norm: float) -> T:
+    """Return the gradient, whose global norm is given, scaled down to `max_norm` if that is smaller.
+
+    As `optax.clip_by_global_norm`, for a gradient of which other devices may hold a part.
+    """
+    factor = jnp.where(norm < max_norm, 1, max_norm / norm)
+    return jax.tree.map(lambda g: factor * g, gradient)
 
 
 def make_schedule(kind: Schedule, learning_rate: float, total_steps: int) -> optax.Schedule:

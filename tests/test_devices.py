@@ -46,10 +46,10 @@ def test_two_devices_make_the_update_of_one(fill):
     _compare({"ppo": ROWS | {"fill": fill}})
 
 
-@pytest.mark.parametrize("on", [2, 4])
-def test_devices_with_a_network_each_make_the_update_of_one(on):
+@pytest.mark.parametrize(("on", "fill"), [(2, "stream"), (4, "episodes")])
+def test_devices_with_a_network_each_make_the_update_of_one(on, fill):
     # Each row is on two devices, and still counts once.
-    _compare({"network": SMALL["network"] | {"separate_value": True}, "ppo": ROWS}, on)
+    _compare({"network": SMALL["network"] | {"separate_value": True}, "ppo": ROWS | {"fill": fill}}, on)
 
 
 def test_two_devices_see_all_observations_and_stop_together():

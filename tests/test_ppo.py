@@ -21,10 +21,17 @@ from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.tape import previous, segment_ids
 
 
-def _agent(env, name="gru", width=16, env_params=None, sees_last_step=True, **settings) -> PPO:
+def _agent(env, name="gru", width=16, env_params=None, sees_last_step=True, separate=False, **settings) -> PPO:
     settings = {"num_envs": 4, "minibatches": 2, "epochs": 2, "schedule": "constant"} | settings
     shown = sees_last_step
-    network = NetworkConfig(memory=name, width=width, previous_action=shown, previous_reward=shown, start=shown)
+    network = NetworkConfig(
+        memory=name,
+        width=width,
+        previous_action=shown,
+        previous_reward=shown,
+        start=shown,
+        separate_value=separate,
+    )
     return PPO(env, env_params, partial(_network, network), PPOConfig(**settings), 10_000)
 
 
@@ -78,7 +85,7 @@ def _at(tree, i):
 @eqx.filter_jit
 def _ratios(network, rows):
     """Return probability ratios of the actions on the tape; 1 where a slot does not count."""
-    distribution, _ = evaluate_rows(network, rows)
+    _, distribution, _ = evaluate_rows(network, rows)
     log_prob = jax.vmap(jax.vmap(lambda d, a: d.log_prob(a)))(distribution, rows.tape.action)
     return jnp.where(rows.tape.valid, jnp.exp(log_prob - rows.tape.log_prob), 1)
 
@@ -136,7 +143,7 @@ def test_what_the_tape_holds(fill, ending):
     """Slot by slot: observation, start and end flags, the final observation after a truncation, and no gap between."""
     rows = _collected(fill, ending).rows
     tape = jax.tree.map(np.asarray, rows.tape)
-    assert not (tape.truncated if ending == "terminated" else tape.terminated)[:, :, : SLOTS - 1].any()
+    assert not (tape.truncated if ending == "terminated" else tape.terminated).any()
     for stream in range(4):
         time, final = 0, False
         for i in range(COLLECTIONS):
@@ -144,18 +151,17 @@ def test_what_the_tape_holds(fill, ending):
                 # A row begins with an episode, of which it may have been seen before.
                 time, final = 0, False
             elif i > 0 and ending == "truncated":
-                # At a row's end the flag also stands where the episode goes on.
                 final = not tape.valid[i, stream, 0]
             for slot in range(SLOTS):
                 at = (i, stream, slot)
                 assert tape.observation[at] == time
                 assert tape.start[at] == (time == 0)
                 assert not (final and tape.valid[at])
-                ended, cut = final or tape.terminated[at], tape.truncated[at] and ending == "truncated"
+                ended, cut = final or tape.terminated[at], tape.truncated[at]
                 time, final = (0, False) if ended else (time + 1, bool(cut))
             if fill == "stream":
-                assert tape.observation[i, stream, SLOTS] == time
-                assert tape.start[i, stream, SLOTS] == (time == 0)
+                assert rows.after.observation[i, stream] == time
+                assert rows.after.start[i, stream] == (time == 0)
 
 
 @every_way
@@ -193,30 +199,43 @@ def test_advantages_agree_with_a_loop_over_episodes(fill, ending):
     action, reward = jnp.zeros(4, jnp.int32), jnp.zeros(4)
     for i in range(COLLECTIONS):
         tape, value = _at(rows.tape, i), []
-        for slot in range(tape.start.shape[1]):
+        for slot in range(SLOTS):
             now = jax.tree.map(lambda leaf, slot=slot: leaf[:, slot], tape)
             inputs = Inputs(
                 now.observation, jnp.where(now.start, 0, action), jnp.where(now.start, 0, reward), now.start
             )
-            after, _, values = step(memories, inputs)
+            memories, _, values = step(memories, inputs)
             value.append(np.asarray(values))
-            if slot < SLOTS:
-                # A further slot shows what the next row begins with.
-                memories, action, reward = after, now.action, now.reward
+            action, reward = now.action, now.reward
+        # The row's end is bootstrapped by what the agent is shown next, unless that belongs to another episode.
+        value.append(np.asarray(step(memories, _at(rows.after, i))[2]) if fill == "stream" else np.zeros(4))
         value = np.stack(value, axis=1)
         tape = jax.tree.map(np.asarray, tape)
         advantage = np.zeros_like(value)
-        for stream, slot in np.ndindex(4, value.shape[1]):
-            slot = value.shape[1] - 1 - slot
+        for stream, slot in np.ndindex(4, SLOTS):
+            slot = SLOTS - 1 - slot
             at, after = (stream, slot), (stream, slot + 1)
-            inside = slot + 1 < value.shape[1]
-            following = value[after] if inside and not tape.terminated[at] else 0
+            following = value[after] if not tape.terminated[at] else 0
             advantage[at] = tape.reward[at] + 0.9 * following - value[at]
-            if inside and not (tape.terminated[at] or tape.truncated[at]):
+            if not (tape.terminated[at] or tape.truncated[at]):
                 advantage[at] += 0.9 * 0.8 * advantage[after]
+        value, advantage = value[:, :SLOTS], advantage[:, :SLOTS]
         batch = _batch(agent, state.network, _at(rows, i))
         np.testing.assert_allclose(batch.advantage[tape.valid], advantage[tape.valid], atol=1e-4)
         np.testing.assert_allclose(batch.returns[tape.valid], (advantage + value)[tape.valid], atol=1e-4)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_the_memory_of_the_values_goes_on_from_row_to_row_without_being_acted_with(fill, key):
+    # The two networks are the same, so their memories must be. A row of whole episodes begins with an empty one.
+    agent = _agent(Probe(longest=4, random=True), fill=fill, slots=SLOTS, separate=True, learning_rate=1e-20)
+    state = _init(agent, key)
+    state = eqx.tree_at(lambda s: s.network.value_torso, state, state.network.torso)
+    state, _ = _updates(agent, state, 3)
+    policy, value = state.streams.memory
+    assert np.any(jax.tree.leaves(policy)[0] != 0)
+    want = policy if fill == "stream" else jax.tree.map(jnp.zeros_like, value)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), value, want)
 
 
 class Fork(Probe):
@@ -329,7 +348,7 @@ def _loss(agent, network, batch):
 
 @eqx.filter_jit
 def _batch(agent, network, rows):
-    return agent._advantages(network, rows, jnp.ones(()))
+    return agent._advantages(network, rows, jnp.ones(()))[0]
 
 
 def _scrambled(leaf, where):
@@ -383,7 +402,7 @@ def test_loss_by_hand_over_the_slots_that_count():
     batch = eqx.tree_at(lambda b: b.rows.tape.log_prob, batch, rows.tape.log_prob + noise)
     _, got = _loss(agent, state.network, batch)
     on = np.asarray(rows.tape.valid)
-    distribution, _ = eqx.filter_jit(evaluate_rows)(state.network, rows)
+    _, distribution, _ = eqx.filter_jit(evaluate_rows)(state.network, rows)
     p = np.asarray(jax.nn.softmax(distribution.raw))[on]
     advantage, ratio = np.asarray(batch.advantage)[on], np.exp(-np.asarray(noise)[on])
     advantage = (advantage - advantage.mean()) / advantage.std()
@@ -406,7 +425,7 @@ def test_each_row_is_learnt_from_once_in_an_epoch():
     """Row 7: minibatches are whole rows, and together all of them. A step size of 0 leaves the values as they are."""
     agent, rows, _, state = _collected("stream", "terminated")
     batch = _batch(agent, state.network, _at(rows, 0))
-    assert np.all(batch.rows.tape.valid[:, :SLOTS]), "else minibatches differ in the number of slots that count"
+    assert np.all(batch.rows.tape.valid), "else minibatches differ in the number of slots that count"
     _, want = _loss(agent, state.network, batch)
     learn = eqx.filter_jit(agent._learn)
     _, optimizer, got = learn(state.network, state.optimizer, batch, 0.0, jax.random.key(0))
@@ -426,7 +445,7 @@ def test_gradients_do_not_cross_episodes_on_the_tape(ending):
     def grad(observation, reward):
         def later(observation, reward):
             moved = eqx.tree_at(lambda r: (r.tape.observation, r.tape.reward), rows, (observation, reward))
-            return jnp.sum(jnp.where(episode > 1, evaluate_rows(state.network, moved)[1], 0))
+            return jnp.sum(jnp.where(episode > 1, evaluate_rows(state.network, moved)[2], 0))
 
         return jax.grad(later, argnums=(0, 1))(observation, reward)
 

@@ -103,7 +103,7 @@ def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, ex
     rows = eqx.filter_jit(agent._collect)(state, key)[1]
     assert (rows.tape.value_stops is None) == across
     _, scale = agent._scale(state.returns, rows.tape)
-    batch = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
+    batch, _ = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
     np.testing.assert_allclose(scale, 1 / np.std(expected), rtol=1e-5)
     np.testing.assert_allclose(batch.returns[0, :8] / scale, expected * 2, rtol=1e-5)
     # The memory goes on where the value stops.
@@ -199,7 +199,7 @@ def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
     state = eqx.filter_jit(agent.init)(key)
     rows, metrics = eqx.filter_jit(lambda s, k: (lambda c: (c[1], c[4]))(agent._collect(s, k)))(state, key)
     _, scale = agent._scale(state.returns, rows.tape)
-    batch = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
+    batch, _ = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
     # Rewards 7 7 -1 -1 to the learner: two observations are new, in the first episode of each trial.
     np.testing.assert_allclose(batch.returns[0, :8] / 2, [10.125, 6.25, -1.5, -1.0] * 2, rtol=1e-5)
     np.testing.assert_array_equal(rows.tape.reward[:, :8], -1)
