@@ -95,6 +95,9 @@ def main() -> None:
     print(f"steps/s on {jax.devices()[0].device_kind}, {jax.device_count()} device(s)")
     print(f"{'environment':40s}" + "".join(f"{column:>16s}" for column in columns))
     for env_id in arguments.envs or envs.names():
+        if install := envs.missing_package(env_id):
+            print(f"{env_id:40s} needs {install}")
+            continue
         try:
             cells = [f"{measure(env_id, copies, arguments.steps):,.0f}" for copies in arguments.copies]
         except RuntimeError as error:

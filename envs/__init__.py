@@ -16,6 +16,7 @@ from memax_rl.envs.registry import fixed_length as fixed_length
 from memax_rl.envs.registry import horizon as horizon
 from memax_rl.envs.registry import is_cut as is_cut
 from memax_rl.envs.registry import make as make
+from memax_rl.envs.registry import missing_package as missing_package
 from memax_rl.envs.registry import names as names
 from memax_rl.envs.registry import options as options
 from memax_rl.envs.registry import register as register

@@ -119,6 +119,18 @@ def noise_keys(key: PRNGKeyArray, noise: float) -> tuple[PRNGKeyArray, PRNGKeyAr
     return step_noise_key, state_key, reset_noise_key
 
 
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Run another package's code under JAX's default promotion rules, whatever stricter ones the user has set."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def strong(tree: Any) -> Any:
+    """The same values as arrays whose dtypes are not weak."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
+
+
 def where(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:
     """Choose between two pytrees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

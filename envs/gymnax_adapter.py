@@ -5,9 +5,8 @@ changes: some of its environments return other (weak) types from `step` than fro
 observations of another dtype than their space's; some rely on implicit rank promotion.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
-from memax_rl.envs.base import Environment
+from memax_rl.envs.base import Environment, lenient, strong
 
 
 def _time_limit(env: Any, params: Any) -> int:
@@ -41,18 +40,6 @@ FIXED_LENGTHS: dict[str, Callable[[Any, Any], int]] = {
     "Reacher-misc": _time_limit,
     "Swimmer-misc": _time_limit,
 }
-
-
-@contextlib.contextmanager
-def _lenient() -> Iterator[None]:
-    """Run gymnax's code under JAX's default promotion rules, whatever stricter ones the user has set."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def _strong(tree: Any) -> Any:
-    """The same values as arrays whose dtypes are not weak."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
 
 
 class GymnaxAdapter(Environment):
@@ -100,9 +87,9 @@ class GymnaxAdapter(Environment):
         """Begin an episode."""
         if params is None:
             params = self.default_params
-        with _lenient():
+        with lenient():
             obs, state = self.inner.reset_env(key, params)
-            return self._cast_observation(obs, params), _strong(state)
+            return self._cast_observation(obs, params), strong(state)
 
     @partial(jax.jit, static_argnames=("self",))
     def step(
@@ -111,12 +98,12 @@ class GymnaxAdapter(Environment):
         """One transition, followed by a reset where it ended the episode (see the base class)."""
         if params is None:
             params = self.default_params
-        with _lenient():
+        with lenient():
             action = jnp.asarray(action, self.action_space(params).dtype)
             obs, state, reward, terminated, truncated, info = self.inner.step(key, state, action, params)
             return (
                 self._cast_observation(obs, params),
-                _strong(state),
+                strong(state),
                 jnp.asarray(reward, jnp.float32),
                 jnp.asarray(terminated, bool),
                 jnp.asarray(truncated, bool),
@@ -137,7 +124,7 @@ def make(env_id: str) -> GymnaxAdapter:
         RuntimeError: If its data could not be downloaded (MNISTBandit only).
     """
     try:
-        with _lenient():
+        with lenient():
             inner, _ = gymnax.make(env_id)
     except OSError as error:
         raise RuntimeError(

@@ -60,9 +60,16 @@ def _any_environment(options: Mapping[str, Any]) -> Trials:
 
     if str(options["env"]).startswith("gym/"):
         raise ValueError(f"env: trials are made of environments in JAX, and {options['env']!r} runs on the host")
-    env, params = make(options["env"])
+    inner = options["inner_options"]
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"inner_options must give options of env by name, as {{max_steps: 50}}, got {inner!r}")
+    if inner.get("benchmark") is not None:
+        return _rulesets(options, inner)
+    env, params = make(options["env"], **inner)
     if options["vary"] is None:
         return _trials(FromReset(env, params), options)
+    if str(options["env"]).startswith("xminigrid/"):
+        raise ValueError(f"vary: the parameters of {options['env']} are sizes, the same for all tasks; set it to null")
     try:
         ranges = {name: (float(low), float(high)) for name, (low, high) in options["vary"].items()}
     except (AttributeError, TypeError, ValueError):
@@ -70,6 +77,20 @@ def _any_environment(options: Mapping[str, Any]) -> Trials:
             f"vary must give each parameter a range, as {{gravity: [8, 12]}}, got {options['vary']!r}"
         ) from None
     return _trials(FromParams(env, params, ranges), options)
+
+
+def _rulesets(options: Mapping[str, Any], inner: Mapping[str, Any]) -> Trials:
+    from memax_rl.envs.registry import make
+    from memax_rl.envs.xminigrid_adapter import RulesetTasks
+
+    for name in ("split", "split_seed"):
+        if name in inner:
+            raise ValueError(f"inner_options: {name} of the benchmark is that of the trials; set env_options.{name}")
+    if options["vary"] is not None:
+        raise ValueError("vary: a benchmark's rulesets are the tasks; set either vary or inner_options.benchmark")
+    # The trials' own split would only draw other keys, which pick from the same rulesets.
+    env, params = make(options["env"], **inner, **_pick(options, "split", "split_seed"))
+    return _trials(RulesetTasks(env, params), options)
 
 
 _TEST_FRACTION = Option(0.2, "share of the hidden cells held out for testing")
@@ -153,6 +174,7 @@ FAMILIES: dict[str, Family] = {
         _any_environment,
         {
             "env": Option("gymnax/PointRobot-misc", "the environment to make trials of; its reset draws the task"),
+            "inner_options": Option({}, "options of that environment, as {max_steps: 50}"),
             "vary": Option(None, "parameters that hold the task instead, each with its range, as {gravity: [8, 12]}"),
             **_trial_options(8, None),
         },

@@ -71,8 +71,11 @@ def describe(space: Space) -> str:
         return f"Discrete({space.n})"
     if isinstance(space, MultiDiscrete):
         nvec = list(space.nvec)
-        is_uniform = len(nvec) > 2 and len(set(nvec)) == 1
-        values = f"{nvec[0]} x {len(nvec)}" if is_uniform else ", ".join(map(str, nvec))
+        # The shortest part that the rest repeats, as the tile and the colour of every cell of a grid.
+        period = next(n for n in range(1, len(nvec) + 1) if nvec == nvec[:n] * (len(nvec) // n))
+        values = ", ".join(map(str, nvec if len(nvec) <= 2 else nvec[:period]))
+        if len(nvec) > 2 and period < len(nvec):
+            values = f"{values if period == 1 else f'({values})'} x {len(nvec) // period}"
         return f"MultiDiscrete({values})"
     if isinstance(space, Box):
         return f"Box({', '.join(map(str, space.shape))})"

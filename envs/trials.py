@@ -22,6 +22,8 @@ from memax_rl.envs.base import Environment
 SPLITS = ("train", "test")
 # More than any trial has.
 UNLIMITED = 2**30
+# The most observations for each of which a trial can remember whether it was seen.
+COUNTABLE = 2**20
 
 
 class TaskEnvironment(abc.ABC):
@@ -62,6 +64,11 @@ class TaskEnvironment(abc.ABC):
         """The largest expected return of an episode for one who knows the task, or None if it is not known."""
         del task
         return None
+
+
+def _count(space: Any) -> int:
+    """How many different observations there are."""
+    return int(space.n) if isinstance(space, spaces.Discrete) else math.prod(int(n) for n in space.nvec)
 
 
 class TrialParams(eqx.Module):
@@ -146,6 +153,11 @@ class Trials(Environment):
                 f"search_bonus={search_bonus} needs observations that can be counted, Discrete or "
                 f"MultiDiscrete, got {tasks.observation_space!r}; set it to 0"
             )
+        if search_bonus and _count(tasks.observation_space) > COUNTABLE:
+            raise ValueError(
+                f"search_bonus={search_bonus} needs at most {COUNTABLE:,} different observations, and "
+                f"{spaces.describe(tasks.observation_space)} has {_count(tasks.observation_space):.1e}; set it to 0"
+            )
         if not 0 <= barren_fraction < 1:
             raise ValueError(f"barren_fraction must be at least 0 and below 1, got {barren_fraction}")
         if barren_fraction and not search_bonus:
@@ -167,9 +179,7 @@ class Trials(Environment):
         """Only this observation was seen; None where there is no bonus."""
         if not self.search_bonus:
             return None
-        space = self.tasks.observation_space
-        count = space.n if isinstance(space, spaces.Discrete) else math.prod(int(n) for n in space.nvec)
-        return jnp.arange(count) == self._place(observation)
+        return jnp.arange(_count(self.tasks.observation_space)) == self._place(observation)
 
     @property
     def default_params(self) -> TrialParams:

@@ -256,6 +256,8 @@ def _describe_env(name: str) -> str:
     scores = [f"{score:.3f}" for score in find_scores(name) or ()] or ["-", "-"]
     if name in envs.DOWNLOADS:
         return _ENV_LINE.format(name, "- (downloads its data)", "-", "-", *scores)
+    if install := envs.missing_package(name):
+        return _ENV_LINE.format(name, f"- (needs {install})", "-", "-", *scores)
     env, params = envs.make(name)
     spaces = describe(env.observation_space(params)), describe(env.action_space(params))
     return _ENV_LINE.format(name, *spaces, str(envs.horizon(env, params) or "-"), *scores)

@@ -13,8 +13,10 @@ from _compiler import to_the_bit
 from memax_rl import envs
 from memax_rl.envs import gymnax_adapter, registry, spaces
 
-# It downloads its images when it is made, which tests must not depend on; see test_failed_download.
-OFFLINE_IDS = [env_id for env_id in envs.names() if env_id != "gymnax/MNISTBandit-bsuite"]
+# MNISTBandit downloads its images when it is made, which tests must not depend on; see test_failed_download.
+OFFLINE_IDS = [
+    env_id for env_id in envs.names() if env_id not in envs.DOWNLOADS and envs.missing_package(env_id) is None
+]
 
 
 def describe(tree):
@@ -103,6 +105,16 @@ def test_failed_download(monkeypatch):
 
 def test_the_same_id_gives_the_same_instance():
     assert envs.make("popgym/RepeatFirstEasy")[0] is envs.make("popgym/RepeatFirstEasy")[0]
+
+
+def test_spaces_in_a_few_words():
+    described = [spaces.describe(spaces.MultiDiscrete(nvec)) for nvec in ([3, 3], [3] * 5, [2, 3, 5], [2, 3] * 4)]
+    assert described == [
+        "MultiDiscrete(3, 3)",
+        "MultiDiscrete(3 x 5)",
+        "MultiDiscrete(2, 3, 5)",
+        "MultiDiscrete((2, 3) x 4)",
+    ]
 
 
 def test_multi_discrete(key):
