@@ -21,6 +21,7 @@ from memax_rl import envs
 from memax_rl.envs.strategies import strategies
 from memax_rl.envs.trials import TrialParams, Trials
 from memax_rl.envs.wrappers import NormalizeObservationConfig
+from memax_rl.files import write_atomically
 from memax_rl.streams import Act, seed_key, start_stream, step_stream
 
 # Trials so many times as long as trained.
@@ -161,6 +162,20 @@ def _no_trials(env_name: str) -> ValueError:
     )
 
 
+def _check_trials(config: Any) -> int:
+    """Return the episodes a trial that a run was trained on. Raises `ValueError` if its trials cannot be played."""
+    if config.env.startswith("gym/"):
+        raise _no_trials(config.env)
+    # The network itself normalises; the trials are the same.
+    others = [w.name for w in config.env_wrappers if not isinstance(w, NormalizeObservationConfig)]
+    if others:
+        raise ValueError(
+            f"the run was trained with env_wrappers {', '.join(others)}, and trials are played without; train it "
+            "without them, or use `memax-rl evaluate`"
+        )
+    return trained_episodes(envs.make(config.env, **config.env_options)[0], config.env)
+
+
 def evaluate_in_context(
     folder: str | Path,
     *,
@@ -197,16 +212,7 @@ def evaluate_in_context(
         raise ValueError(f"episodes must be at least 2, or there is no adaptation to see, got {episodes}")
     run = Run.open(folder)
     config = run.config()
-    if config.env.startswith("gym/"):
-        raise _no_trials(config.env)
-    trained = trained_episodes(envs.make(config.env, **config.env_options)[0], config.env)
-    # The network itself normalises; the trials are the same.
-    others = [w.name for w in config.env_wrappers if not isinstance(w, NormalizeObservationConfig)]
-    if others:
-        raise ValueError(
-            f"the run was trained with env_wrappers {', '.join(others)}, and trials are played without; train it "
-            "without them, or use `memax-rl evaluate`"
-        )
+    trained = _check_trials(config)
     agent, networks = load_agent(run)
     greedy = agent.plays_greedily if greedy is None else greedy
     episodes = trained if episodes is None else episodes
@@ -275,7 +281,7 @@ def write_results(result: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     data, figure = folder / "icl.json", folder / "icl.png"
-    data.write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(data, json.dumps(result, indent=2) + "\n")
     draw(result, figure)
     return data, figure
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from memax_rl.files import save_figure
+
 # Colours that colour-blind readers tell apart (Okabe and Ito 2008).
 _AGENT, _TRAINING, _WIPED = "#0072B2", "#56B4E9", "#D55E00"
 
@@ -46,7 +48,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{result['env']}, {result['memory']}", x=0.01, ha="left")
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def _line(axes: Any, summary: dict[str, Any], colour: str, width: float, style: Any = "-", band: bool = True) -> float:

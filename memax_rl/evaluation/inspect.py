@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.encoder import Encoder, Inputs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
+from memax_rl.files import save_figure, write_atomically
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.tape import Tape, positions, previous
@@ -271,12 +272,12 @@ def write_inspection(result: dict[str, Any], folder: Path) -> tuple[Path, Path, 
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "inspect.json", folder / "inspect.csv", folder / "inspect.png"
-    paths[0].write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(paths[0], json.dumps(result, indent=2) + "\n")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(result["lags"][0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(result["lags"])
-    paths[1].write_text(buffer.getvalue())
+    write_atomically(paths[1], buffer.getvalue())
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -297,7 +298,7 @@ def write_inspection(result: dict[str, Any], folder: Path) -> tuple[Path, Path, 
         axes.set_xlim(0, lag[-1])
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{result['env']}, {result['memory']}", x=0.01, ha="left")
-    figure.savefig(paths[2], dpi=130)
+    save_figure(figure, paths[2])
     return paths
 
 

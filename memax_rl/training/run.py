@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,18 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from memax_rl.files import write_atomically
 from memax_rl.training.config import TrainConfig, dump_config, load_config
 
 
 class RunError(ValueError):
     """A run folder cannot be used as asked. The message says what to do."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 class Run:
