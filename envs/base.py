@@ -19,7 +19,7 @@ Step = tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dic
 
 
 class EnvironmentFailure(RuntimeError):
-    """An environment on the host raised, hung, or gave a bad value. The message says which, where and why."""
+    """An environment could not be made, or on the host raised, hung, or gave a bad value. The message says why."""
 
 
 class Environment(environment.Environment):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
-from memax_rl.envs.base import Environment, lenient, strong
+from memax_rl.envs.base import Environment, EnvironmentFailure, lenient, strong
 
 
 def _time_limit(env: Any, params: Any) -> int:
@@ -121,13 +121,13 @@ def make(env_id: str) -> GymnaxAdapter:
         env_id: An id of gymnax, for example `"CartPole-v1"`.
 
     Raises:
-        RuntimeError: If its data could not be downloaded (MNISTBandit only).
+        EnvironmentFailure: If its data could not be downloaded (MNISTBandit only).
     """
     try:
         with lenient():
             inner, _ = gymnax.make(env_id)
     except OSError as error:
-        raise RuntimeError(
+        raise EnvironmentFailure(
             f"gymnax/{env_id} downloads its data when it is made, and that failed: {error}. "
             "Check the network connection, or choose another environment."
         ) from error

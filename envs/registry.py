@@ -249,7 +249,7 @@ def make(env_id: str, **options: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: If there is no such id, the message lists close matches; or if an option does not exist or has
             a wrong value; or if a package that it needs is not installed.
-        RuntimeError: If its data could not be downloaded (`gymnax/MNISTBandit-bsuite` and benchmarks of XLand).
+        EnvironmentFailure: If its data could not be downloaded (`gymnax/MNISTBandit-bsuite` and benchmarks of XLand).
     """
     check(env_id)
     checked = complete_options(env_id, options)

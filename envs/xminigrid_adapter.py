@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
 from memax_rl.envs import spaces
-from memax_rl.envs.base import Environment, lenient, strong
+from memax_rl.envs.base import Environment, EnvironmentFailure, lenient, strong
 from memax_rl.envs.trials import FromReset
 from memax_rl.envs.xminigrid_options import XLandOptions
 
@@ -136,7 +136,7 @@ def make(env_id: str, options: Mapping[str, Any]) -> XMiniGridAdapter:
 
     Raises:
         ValueError: If the benchmark cannot be read, or other options need one.
-        RuntimeError: If the benchmark could not be downloaded.
+        EnvironmentFailure: If the benchmark could not be downloaded.
     """
     with lenient():
         from xminigrid import registration  # pyright: ignore[reportMissingImports]
@@ -189,7 +189,7 @@ def _read_benchmark(name: str) -> Any:
     except OSError as error:
         if name not in known:
             raise ValueError(f"env_options.benchmark: {name!r} cannot be read: {error}") from error
-        raise RuntimeError(
+        raise EnvironmentFailure(
             f"benchmark {name} of xminigrid is downloaded when it is first used, and that failed: {error}. "
             "Check the network connection, or give the path of a file."
         ) from error

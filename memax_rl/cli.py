@@ -121,6 +121,7 @@ def _train(argv: Sequence[str]) -> int:
 
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+    from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.training import RunError, TrainConfig, TrainingError, load_config, override, train
 
     try:
@@ -131,7 +132,7 @@ def _train(argv: Sequence[str]) -> int:
             base = TrainConfig() if chooses_env else load_config(EXAMPLES[_agent(fields)])
             config = override(load_config(own.config) if own.config else base, fields)
             run = train(config, out=own.out, progress=True)
-    except (RunError, TrainingError, ValueError) as error:
+    except (RunError, TrainingError, EnvironmentFailure, ValueError) as error:
         return _fail(error)
     print(f"run folder: {run.folder}")
     return 0
@@ -178,6 +179,7 @@ def _report(
 
 
 def _icl(arguments: argparse.Namespace) -> int:
+    from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.evaluation.icl import evaluate_in_context, print_icl_table, write_results
 
     try:
@@ -188,7 +190,7 @@ def _icl(arguments: argparse.Namespace) -> int:
             greedy=arguments.greedy,
             seed=arguments.seed,
         )
-    except ValueError as error:
+    except (ValueError, EnvironmentFailure) as error:
         return _fail(error)
     _report(result, arguments.json, print_icl_table, write_results(result, arguments.out or arguments.run))
     return 0

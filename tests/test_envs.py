@@ -11,7 +11,9 @@ import pytest
 from _compiler import to_the_bit
 
 from memax_rl import envs
+from memax_rl.cli import main
 from memax_rl.envs import gymnax_adapter, registry, spaces
+from memax_rl.envs.base import EnvironmentFailure
 
 # MNISTBandit downloads its images when it is made, which tests must not depend on; see test_failed_download.
 OFFLINE_IDS = [
@@ -94,13 +96,16 @@ def test_unknown_id_without_close_matches():
         envs.make("?")
 
 
-def test_failed_download(monkeypatch):
+def test_failed_download(monkeypatch, tmp_path, capsys):
     def no_network(env_id):
         raise OSError("no network")
 
     monkeypatch.setattr(gymnax_adapter.gymnax, "make", no_network)
-    with pytest.raises(RuntimeError, match=r"MNISTBandit-bsuite downloads its data .* no network"):
+    with pytest.raises(EnvironmentFailure, match=r"MNISTBandit-bsuite downloads its data .* no network"):
         gymnax_adapter.make("MNISTBandit-bsuite")
+    assert main(["train", "--env", "gymnax/MNISTBandit-bsuite", "--out", str(tmp_path / "run")]) == 2
+    assert "no network" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_id_gives_the_same_instance():

@@ -15,7 +15,7 @@ from _compiler import to_the_bit
 from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.envs import registry
-from memax_rl.envs.base import lenient
+from memax_rl.envs.base import EnvironmentFailure, lenient
 from memax_rl.training import make_config, override, train
 
 MEMORY, XLAND = "xminigrid/MiniGrid-MemoryS8", "xminigrid/XLand-MiniGrid-R1-9x9"
@@ -250,7 +250,7 @@ def test_wrong_benchmarks_are_refused(package, tmp_path, benchmark, monkeypatch)
         raise OSError("no network")
 
     monkeypatch.setattr(package.benchmarks, "load_benchmark", no_network)
-    with pytest.raises(RuntimeError, match=r"benchmark trivial-21k .* failed: no network. Check the network"):
+    with pytest.raises(EnvironmentFailure, match=r"benchmark trivial-21k .* failed: no network. Check the network"):
         envs.make(XLAND, benchmark="trivial-21k")
 
 
