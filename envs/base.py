@@ -59,6 +59,14 @@ class Environment(environment.Environment):
         """
         return True
 
+    def next_episode(self, key: PRNGKeyArray, state: Any, params: Any) -> tuple[Any, Any]:
+        """The first observation and state of the episode after the one that ended in `state`.
+
+        `reset_env` unless overridden. It is computed at every step, so where drawing an episode is dear, `step_env`
+        can draw a part of the next one at each step.
+        """
+        return self.reset_env(key, params)
+
     @property
     def host(self) -> "Host | None":
         """What runs the environment outside of JAX, or None where it is written in JAX."""
@@ -96,7 +104,7 @@ class Environment(environment.Environment):
         final_obs, next_state, reward, terminated, info = self.step_env(key, state, action, params)
         truncated = self.is_truncated(next_state, params)
         done = terminated | truncated
-        first_obs, first_state = self.reset_env(key, params)
+        first_obs, first_state = self.next_episode(key, next_state, params)
         obs, next_state = jax.tree.map(
             lambda first, following: jnp.where(done, first, following),
             (first_obs, first_state),

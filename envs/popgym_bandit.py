@@ -17,7 +17,10 @@ from memax_rl.envs.base import Environment, EnvParams
 
 
 class MultiarmedBanditState(eqx.Module):
-    """Steps taken, and the probability that each arm pays."""
+    """Steps taken, and the probability that each arm pays; -1 while it is not drawn, that is before the first pull.
+
+    Nothing depends on an arm before it is pulled, and one number a step is cheaper than those of all arms.
+    """
 
     time: Int32[Array, ""]
     payout: Float32[Array, " arms"]
@@ -55,26 +58,21 @@ class MultiarmedBandit(Environment):
         """Nothing (0) or a payout (1)."""
         return spaces.Discrete(2)
 
-    def _draw(self, key: PRNGKeyArray) -> tuple[Float32[Array, " arms"], Float32[Array, ""]]:
-        """Independent numbers for the arms of a new episode and for the payout of a step, in one draw."""
-        uniform = jax.random.uniform(key, (self.arms + 1,))
-        return uniform[:-1], uniform[-1]
-
     def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Int32[Array, ""], MultiarmedBanditState]:
-        """Draw the arms."""
-        payout, _ = self._draw(key)
+        """Forget the arms."""
         zero = jnp.zeros((), jnp.int32)
-        return zero, MultiarmedBanditState(time=zero, payout=payout)
+        return zero, MultiarmedBanditState(time=zero, payout=jnp.full(self.arms, -1.0, jnp.float32))
 
     def step_env(
         self, key: PRNGKeyArray, state: MultiarmedBanditState, action: Int32[Array, ""], params: EnvParams
     ) -> tuple[Int32[Array, ""], MultiarmedBanditState, Float32[Array, ""], Bool[Array, ""], dict[str, Any]]:
-        """Pull an arm."""
-        _, uniform = self._draw(key)
-        pulled = jnp.sum(jnp.where(jnp.arange(self.arms) == action, state.payout, 0.0))
-        paid = uniform < pulled
+        """Pull an arm, and draw it if it was not pulled before."""
+        drawn, uniform = jax.random.uniform(key, (2,))
+        pulled = jnp.arange(self.arms) == action
+        payout = jnp.where(pulled & (state.payout < 0), drawn, state.payout)
+        paid = uniform < jnp.sum(jnp.where(pulled, payout, 0.0))
         scale = jnp.float32(1.0) / params.max_steps_in_episode
-        state = MultiarmedBanditState(time=state.time + 1, payout=state.payout)
+        state = MultiarmedBanditState(time=state.time + 1, payout=payout)
         return paid.astype(jnp.int32), state, jnp.where(paid, scale, -scale), jnp.zeros((), bool), {}
 
 

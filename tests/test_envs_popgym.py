@@ -245,6 +245,12 @@ def sample_cell(key, allowed):
     return jnp.stack([cell // allowed.shape[1], cell % allowed.shape[1]]).astype(jnp.int32)
 
 
+def board_of(lines):
+    """The cells [..., n, n] of lines whose bit c is column c."""
+    columns = np.arange(lines.shape[-1], dtype=np.uint32).reshape([1] * lines.ndim + [-1])
+    return lines[..., None] >> columns & 1 == 1
+
+
 @pytest.mark.parametrize("name", ids_of("Battleship"))
 def test_battleship_agrees_with_the_package(name, key):
     """Random guesses until the time is up, then mostly hits."""
@@ -253,7 +259,7 @@ def test_battleship_agrees_with_the_package(name, key):
     def act(key, t, state):
         cell_key, luck_key = jax.random.split(key)
         knowing = (t >= env.size**2) & (jax.random.uniform(luck_key) < 0.75)
-        return sample_cell(cell_key, jnp.where(knowing, state.ships & ~state.guessed, True))
+        return sample_cell(cell_key, jnp.where(knowing, board_of(state.ships & ~state.guessed), True))
 
     obs, final_obs, reward, terminated, truncated, action, states = play(env, params, key, 2 * env.size**2, act)
     package = make_package(name)
@@ -261,7 +267,7 @@ def test_battleship_agrees_with_the_package(name, key):
     assert truncated.any()
     for episode in episodes_of(terminated, truncated):
         assert package.reset()[0] == obs[episode.start]
-        package.board = states.ships[episode.start].astype(np.int8)
+        package.board = board_of(states.ships[episode.start]).astype(np.int8)
         for t in range(episode.start, episode.stop):
             expected_obs, expected_reward, *expected_ends, _ = package.step(action[t])
             assert final_obs[t] == expected_obs
@@ -278,8 +284,8 @@ def test_ships_are_placed_uniformly(key):
     lines = jnp.array(np.concatenate([board @ weights, board.T @ weights]), jnp.uint32)
     after = jax.vmap(popgym_grids.place_ship, in_axes=(0, None, None))(jax.random.bits(key, (draws,)), lines, size)
     rows, columns = np.asarray(after)[:, :n], np.asarray(after)[:, n:]
-    boards = (rows[:, :, None] >> np.arange(n)) & 1 == 1
-    np.testing.assert_array_equal(boards.transpose(0, 2, 1), (columns[:, :, None] >> np.arange(n)) & 1 == 1)
+    boards = board_of(rows)
+    np.testing.assert_array_equal(boards.transpose(0, 2, 1), board_of(columns))
 
     places = []
     for row, column in itertools.product(range(n), range(n)):
@@ -293,16 +299,38 @@ def test_ships_are_placed_uniformly(key):
     assert stats.chisquare(found).pvalue > 1e-3
 
 
-def test_battleship_boards_are_distributed_as_in_the_package(key):
+@pytest.mark.parametrize("episode", [0, 1])
+def test_battleship_boards_are_distributed_as_in_the_package(episode, key):
+    """The board of a reset, and that of the next episode, which is placed at the first four steps of the one before."""
     env, params = make("BattleshipEasy")
-    _, states = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, 4000), params)
+
+    def board(key):
+        reset_key, steps_key = jax.random.split(key)
+        _, state = env.reset(reset_key, params)
+        keys = jax.random.split(steps_key, episode * env.size**2)
+        return jax.lax.scan(lambda state, key: (env.step(key, state, first_cell, params)[1], None), state, keys)[0]
+
+    first_cell = jnp.zeros(2, jnp.int32)
+    states = jax.jit(jax.vmap(board))(jax.random.split(key, 4000))
+    assert (np.asarray(states.time) == 0).all()
     package = make_package("BattleshipEasy")
     package.reset(seed=0)
     theirs = np.sum([package.reset() and package.board for _ in range(4000)], axis=0)
-    ours = np.sum(np.asarray(states.ships), axis=0)
-    assert (np.asarray(states.ships).sum(axis=(1, 2)) == 12).all()
+    boards = board_of(np.asarray(states.ships))
+    assert (boards.sum(axis=(1, 2)) == 12).all()
     # The counts of cells of one board depend on each other, so a chi-squared test of all would be too strict.
-    assert np.abs(ours - theirs).max() < 4.5 * np.sqrt(2 * 4000 * 12 / 64 * 52 / 64)
+    assert np.abs(np.sum(boards, axis=0) - theirs).max() < 4.5 * np.sqrt(2 * 4000 * 12 / 64 * 52 / 64)
+
+
+def test_battleship_has_its_ships_however_short_the_episodes(key):
+    env, params = make("BattleshipEasy")
+    params = params.replace(max_steps_in_episode=1)
+    assert env.horizon(params) == 4
+    cell = jnp.zeros(2, jnp.int32)
+    _, state = env.reset(key, params)
+    for step_key in jax.random.split(key, 9):
+        _, state, *_ = env.step(step_key, state, cell, params)
+        assert board_of(np.asarray(state.ships)).sum() == 12
 
 
 @pytest.mark.parametrize("name", ids_of("MineSweeper"))
@@ -374,7 +402,10 @@ def test_bandit_agrees_with_the_package(name, key):
     episodes = episodes_of(terminated, truncated)
     assert len(episodes) == 2
     for episode in episodes:
-        payouts.payout = states.payout[episode.start]
+        # An arm is drawn when it is pulled first; the package never asks for those that were not.
+        payouts.payout = states.payout[episode.stop - 1].copy()
+        assert (payouts.payout < 1).all()
+        payouts.payout[payouts.payout < 0] = 0.5
         assert package.reset()[0] == obs[episode.start]
         for t in range(episode.start, episode.stop):
             payouts.uniform = 0.0 if final_obs[t] else 1.0
@@ -385,25 +416,32 @@ def test_bandit_agrees_with_the_package(name, key):
 
 
 def test_bandit_arms_are_uniform_and_pay_as_often_as_they_should(key):
+    """Arm 3 in one episode, then arms 3 and 4 in turn in the next: what an arm pays is drawn once an episode."""
     env, params = make("MultiarmedBanditEasy")
+    arms = jnp.where(jnp.arange(400) < 200, 3, 3 + jnp.arange(400) % 2)
 
-    def pull(state, step_key):
-        _, state, *_, info = env.step(step_key, state, jnp.int32(3), params)
+    def pull(state, inputs):
+        step_key, arm = inputs
+        _, state, *_, info = env.step(step_key, state, arm, params)
         return state, (info["final_observation"], state.payout)
 
     def pulls(copy_key):
         _, state = env.reset(copy_key, params)
-        return state.payout, jax.lax.scan(pull, state, jax.random.split(copy_key, 400))[1]
+        return jax.lax.scan(pull, state, (jax.random.split(copy_key, 400), arms))[1]
 
-    first, (paid, payout) = jax.jit(jax.vmap(pulls))(jax.random.split(key, 1000))
-    assert stats.kstest(np.ravel(first), "uniform").pvalue > 1e-3
-    # The step that ends an episode draws the arms of the next one: its payout must not tell them.
-    second = np.asarray(payout[:, 199])
-    assert stats.kstest(np.ravel(second), "uniform").pvalue > 1e-3
-    assert stats.kstest(second[np.asarray(paid[:, 199]) == 1].ravel(), "uniform").pvalue > 1e-3
-    excess = np.sum(np.asarray(paid[:, 200:]), axis=1) - 200 * second[:, 3]
-    deviation = np.sqrt(np.sum(200 * second[:, 3] * (1 - second[:, 3])))
-    assert abs(np.sum(excess)) < 4 * deviation
+    paid, payout = (np.asarray(x) for x in jax.jit(jax.vmap(pulls))(jax.random.split(key, 1000)))
+    assert (payout[:, 199] == -1).all()
+    for begin, end, arm in ((0, 199, 3), (200, 399, 3), (201, 399, 4)):
+        mine = slice(begin, end, 1 if begin == 0 else 2)
+        drawn = payout[:, begin, arm]
+        assert (payout[:, begin:end, arm] == drawn[:, None]).all()
+        assert stats.kstest(drawn, "uniform").pvalue > 1e-3
+        # The number that draws the arm is not the one that decides about its first pull.
+        assert stats.kstest(drawn[paid[:, begin] == 1], stats.beta(2, 1).cdf).pvalue > 1e-3
+        pulls_of_arm = paid[:, mine].shape[1]
+        excess = np.sum(paid[:, mine], axis=1) - pulls_of_arm * drawn
+        assert abs(np.sum(excess)) < 4 * np.sqrt(np.sum(pulls_of_arm * drawn * (1 - drawn)))
+    assert abs(np.corrcoef(payout[:, 398, 3], payout[:, 398, 4])[0, 1]) < 4 / np.sqrt(1000)
 
 
 @pytest.mark.parametrize("name", ids_of("PositionOnlyCartPole", "VelocityOnlyCartPole", "NoisyPositionOnlyCartPole"))
