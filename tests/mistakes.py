@@ -292,8 +292,8 @@ MISTAKES = (
         16,
         "the gradient of a nonlinear recurrence crosses a start",
         "memax_rl/ops/_nonlinear_recurrence.py",
-        "return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dstate",
-        "return (dbefore[0] + dh_before, *dbefore[1:]), dstate",
+        "return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dgates",
+        "return (dbefore[0] + dh_before, *dbefore[1:]), dgates",
         (*_ppo("gradients_do_not_cross_episodes_on_the_tape"), "tests/test_memory_laws.py::test_laws[gru]"),
     ),
     Mistake(

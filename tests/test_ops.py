@@ -179,40 +179,43 @@ def test_strong_decay_stays_finite(key):
     assert jnp.all(jnp.isfinite(jax.grad(total)(log_decay)))
 
 
-def _cell(x, v, state):
+def _cell(gates, state):
     h, c = state
-    c = jax.nn.sigmoid(x[0] + v) * c + jnp.tanh(x[1]) * jnp.tanh(v + h)
-    return jnp.tanh(c) * jax.nn.sigmoid(x[1]), c
+    c = jax.nn.sigmoid(gates[0]) * c + jnp.tanh(gates[1]) * jnp.tanh(h)
+    return jnp.tanh(c) * jax.nn.sigmoid(gates[1]), c
 
 
 def _product(weights, h):
-    return h @ weights
+    return h @ weights, None
 
 
-def _gates(weights, h):
-    return (h @ weights).reshape(2, -1)
+def _wide_product(weights, h):
+    v = jnp.split(h @ weights, 3)
+    return v[0], v[1], v[2]
 
 
-def _gated_cell(x, v, state):
+def _gated_cell(gates, state):
     h, c = state
-    c = jax.nn.sigmoid(x[0] + v[0]) * c + jnp.tanh(x[1]) * v[1]
+    c = jax.nn.sigmoid(gates[0]) * c + jnp.tanh(gates[1]) * gates[2]
     return jnp.tanh(c + h), c
 
 
-@pytest.mark.parametrize(("cell", "product", "gates"), [(_cell, _product, 1), (_gated_cell, _gates, 2)])
+@pytest.mark.parametrize(("cell", "product", "gates"), [(_cell, _product, 1), (_gated_cell, _wide_product, 3)])
 @pytest.mark.parametrize("length", [1, 63])
 def test_nonlinear_recurrence(cell, product, gates, length, key):
     starts = _starts(1, length)
     keys = jax.random.split(key, 5)
     weights = jax.random.normal(keys[0], (4, 4 * gates))
-    inputs = tuple(jax.random.normal(k, (length, 4)) for k in keys[1:3])
+    inputs = tuple(jax.random.normal(k, (length, 4)) for k in keys[1:3]) + (None,) * (gates == 3)
     state = tuple(jax.random.normal(k, (4,)) for k in keys[3:5])
 
     def naive(weights, inputs, state):
         def step(state, now):
             x, start = now
             state = jax.tree.map(lambda s: jnp.where(start, 0, s), state)
-            state = cell(x, product(weights, state[0]), state)
+            added = product(weights, state[0])
+            sums = [sum(part for part in both if part is not None) for both in zip(x, added, strict=True)]
+            state = cell(sums, state)
             return state, state[0]
 
         return jax.lax.scan(step, state, (inputs, starts))
@@ -249,7 +252,7 @@ def test_bad_arguments_are_named():
         linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"got \[2\], \[2\], \[4, 2\] and \[2\]"):
         turning_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
-    with pytest.raises(ValueError, match=r"must end in it: \[2\], got \[3\]"):
+    with pytest.raises(ValueError, match=r"must have the shape of the hidden state: \[2\], got \[3\]"):
         nonlinear_recurrence.__wrapped__(_cell, _product, jnp.ones((2, 3)), (x, x), (x[0], x[0]), jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"chunk must be a whole number of at least 1, got 0"):
         linear_attention(x, x, x, None, jnp.ones((2, 2)), jnp.zeros(4, bool), chunk=0)

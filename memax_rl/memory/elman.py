@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence, project
+from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
-def _cell(x, v, state):
+def _cell(gate, state):
     del state
-    return (jnp.tanh(x + v),)
+    return (jnp.tanh(gate),)
 
 
 def _product(u, h):
@@ -47,7 +47,7 @@ class Elman(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(project(x, self.w.T) + self.b, _product(self.u, state[0]), state)
+        state = nonlinear_step(_cell, _product, self.u, project(x, self.w.T) + self.b, state)
         return state, state[0]
 
     def scan(self, state, xs, starts):

@@ -16,20 +16,21 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence, project
+from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
-def _cell(x, v, state):
+def _cell(gates, state):
+    z, r, n_x, n_h = gates
     (h,) = state
-    z = jax.nn.sigmoid(x[0] + v[0])
-    r = jax.nn.sigmoid(x[1] + v[1])
-    n = jnp.tanh(x[2] + r * v[2])
+    z = jax.nn.sigmoid(z)
+    n = jnp.tanh(n_x + jax.nn.sigmoid(r) * n_h)
     return ((1 - z) * n + z * h,)
 
 
 def _product(weights, h):
     u, c = weights
-    return (project(h, u.T) + c).reshape(3, -1)
+    z, r, n = jnp.split(project(h, u.T), 3)
+    return z, r, None, n + c
 
 
 class GRU(Memory):
@@ -54,10 +55,8 @@ class GRU(Memory):
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
     def _inputs(self, x):
-        return project(x, self.w_z.T) + self.b_z, project(x, self.w_r.T) + self.b_r, project(x, self.w_n.T) + self.b_n
-
-    def _recurrent(self):
-        return self.u, jnp.concatenate([jnp.zeros(2 * self.out_size), self.c_n])
+        z, r = project(x, self.w_z.T) + self.b_z, project(x, self.w_r.T) + self.b_r
+        return z, r, project(x, self.w_n.T) + self.b_n, None
 
     def initial_state(self):
         """Return h = 0."""
@@ -66,9 +65,10 @@ class GRU(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(self._inputs(x), _product(self._recurrent(), state[0]), state)
+        state = nonlinear_step(_cell, _product, (self.u, self.c_n), self._inputs(x), state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
-        return nonlinear_recurrence(_cell, _product, self._recurrent(), jax.vmap(self._inputs)(xs), state, starts)
+        weights = self.u, self.c_n
+        return nonlinear_recurrence(_cell, _product, weights, jax.vmap(self._inputs)(xs), state, starts)

@@ -16,17 +16,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence, project
+from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
-def _cell(x, v, state):
+def _cell(gates, state):
+    i, f, o, g = gates
     _, c = state
-    i = jax.nn.sigmoid(x[0] + v[0])
-    f = jax.nn.sigmoid(x[1] + v[1])
-    o = jax.nn.sigmoid(x[2] + v[2])
-    g = jnp.tanh(x[3] + v[3])
-    c = f * c + i * g
-    return o * jnp.tanh(c), c
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
 def _product(weights, h):
@@ -59,7 +56,7 @@ class LSTM(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(self._inputs(x), _product(self.u, state[0]), state)
+        state = nonlinear_step(_cell, _product, self.u, self._inputs(x), state)
         return state, state[0]
 
     def scan(self, state, xs, starts):

@@ -21,20 +21,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.memory._remat import scan_chunks
-from memax_rl.ops import nonlinear_recurrence, project
+from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 _CHUNK = 32
 _EPS = 1e-5
 
 
-def _cell(x, v, state):
-    f, written = x
+def _cell(gates, state):
+    f, new = gates
     (s,) = state
-    return (f * s + (1 - f) * jnp.tanh(v + written),)
+    return (f * s + (1 - f) * jnp.tanh(new),)
 
 
 def _product(w, s):
-    return jnp.einsum("hkv,huv->hku", s, w)
+    return None, jnp.einsum("hkv,huv->hku", s, w)
 
 
 class M2RNN(Memory):
@@ -91,7 +91,8 @@ class M2RNN(Memory):
         """Reset if asked, then one cell and its reading."""
         q, k, v, f = self._inputs(x)
         state = (jnp.where(start, 0, state[0]),)
-        state = _cell((f[:, None, None], k[:, :, None] * v[:, None, :]), _product(self.w, state[0]), state)
+        inputs = f[:, None, None], k[:, :, None] * v[:, None, :]
+        state = nonlinear_step(_cell, _product, self.w, inputs, state)
         return state, self._read(jnp.einsum("hkv,hk->hv", state[0], q), v, x)
 
     def scan(self, state, xs, starts):

@@ -16,19 +16,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence, project
+from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
-def _cell(x, v, state):
+def _cell(gates, state):
+    f, n_x, n_h = gates
     (h,) = state
-    f = jax.nn.sigmoid(x[0] + v[0])
-    n = jnp.tanh(x[1] + f * v[1])
-    return ((1 - f) * h + f * n,)
+    f = jax.nn.sigmoid(f)
+    return ((1 - f) * h + f * jnp.tanh(n_x + f * n_h),)
 
 
 def _product(weights, h):
     u, c = weights
-    return (project(h, u.T) + c).reshape(2, -1)
+    f, n = jnp.split(project(h, u.T), 2)
+    return f, None, n + c
 
 
 class MGU(Memory):
@@ -51,10 +52,7 @@ class MGU(Memory):
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
     def _inputs(self, x):
-        return project(x, self.w_f.T) + self.b_f, project(x, self.w_n.T) + self.b_n
-
-    def _recurrent(self):
-        return self.u, jnp.concatenate([jnp.zeros(self.out_size), self.c_n])
+        return project(x, self.w_f.T) + self.b_f, project(x, self.w_n.T) + self.b_n, None
 
     def initial_state(self):
         """Return h = 0."""
@@ -63,9 +61,10 @@ class MGU(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(self._inputs(x), _product(self._recurrent(), state[0]), state)
+        state = nonlinear_step(_cell, _product, (self.u, self.c_n), self._inputs(x), state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
-        return nonlinear_recurrence(_cell, _product, self._recurrent(), jax.vmap(self._inputs)(xs), state, starts)
+        weights = self.u, self.c_n
+        return nonlinear_recurrence(_cell, _product, weights, jax.vmap(self._inputs)(xs), state, starts)

@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size, matrix, orthogonal, select
-from memax_rl.ops import nonlinear_recurrence, project
+from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
-def _cell(x, v, state):
+def _cell(gates, state):
     _, c, n, m = state
-    z, i, f, o = (a + b for a, b in zip(x, v, strict=True))
+    z, i, f, o = gates
     kept = jax.nn.log_sigmoid(f) + m
     top = jnp.where(n == 0, i, jnp.maximum(kept, i))
     # Masked before exp: at the first step the exponent may be large, and c and n are zero.
@@ -76,7 +76,7 @@ class SLSTM(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(self._inputs(x), _product(self.r, state[0]), state)
+        state = nonlinear_step(_cell, _product, self.r, self._inputs(x), state)
         return state, state[0]
 
     def scan(self, state, xs, starts):

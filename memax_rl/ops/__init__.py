@@ -11,6 +11,7 @@ from memax_rl.ops._elementwise_recurrence import elementwise_recurrence as eleme
 from memax_rl.ops._linear_attention import linear_attention as linear_attention
 from memax_rl.ops._linear_recurrence import linear_recurrence as linear_recurrence
 from memax_rl.ops._nonlinear_recurrence import nonlinear_recurrence as nonlinear_recurrence
+from memax_rl.ops._nonlinear_recurrence import nonlinear_step as nonlinear_step
 from memax_rl.ops._project import project as project
 from memax_rl.ops._regularized_solve import conjugate_gradients as conjugate_gradients
 from memax_rl.ops._regularized_solve import regularized_solve as regularized_solve

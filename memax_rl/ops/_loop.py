@@ -24,20 +24,29 @@ def loop(
     length: int,
     *,
     reverse: bool = False,
+    read_ahead: bool = False,
 ) -> tuple[Carry, Any]:
     """Return the last carry, and `rows` with each row t replaced.
 
     `step(t, carry, rows[t])` returns the carry and the new row t. Results thus take the place of inputs that are needed
     no more, if nothing else uses these; else the compiler copies them first.
+
+    With `read_ahead` a row is read at the end of the step before. Where several kernels of a step use its row, one of
+    them might read it after it is replaced, and the compiler would copy the whole array in each step.
     """
 
-    def body(i, carry_rows):
-        carry, rows = carry_rows
-        t = length - 1 - i if reverse else i
-        carry, new = step(t, carry, row(rows, t))
-        return carry, jax.tree.map(lambda x, r: _put(0)(x, r, t), rows, new)
+    def at(i):
+        return length - 1 - i if reverse else i
 
-    return jax.lax.fori_loop(0, length, body, (carry, rows))
+    def body(i, now):
+        carry, rows, ahead = now
+        carry, new = step(at(i), carry, ahead if read_ahead else row(rows, at(i)))
+        rows = jax.tree.map(lambda x, r: _put(0)(x, r, at(i)), rows, new)
+        return carry, rows, row(rows, at(jnp.minimum(i + 1, length - 1))) if read_ahead else None
+
+    ahead = row(rows, jnp.asarray(at(0))) if read_ahead else None
+    carry, rows, _ = jax.lax.fori_loop(0, length, body, (carry, rows, ahead))
+    return carry, rows
 
 
 def row(arrays: PyTree[Array], t: Int[Array, ""]) -> Any:

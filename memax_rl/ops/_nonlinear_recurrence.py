@@ -1,13 +1,12 @@
 """Nonlinear recurrences (GRU, LSTM, ...): a sequential scan that does nothing in the loop that can be done outside.
 
-A cell is split into an affine map of the hidden state, `v_t = product(weights, h_{t-1})`, and an element-wise rest
-`s_t = cell(x_t, v_t, s_{t-1})`.
+A cell is split into what its gates are given, `a_t = inputs_t + product(weights, h_{t-1})`, and an element-wise rest
+`s_t = cell(a_t, s_{t-1})`.
 
-- The input's share `x_t` is computed for all steps before the scan.
-- The element-wise rest has a diagonal Jacobian. Its entries are formed for all steps at once before the backward scan,
-  which is then a linear recurrence with one matrix product a step, and no exponentials.
-- The backward scan returns the gradients of the states alone. Those of `x` and `v` follow element-wise, and that of
-  `weights` from one matrix product over batch and time together.
+- The input's share of a_t is computed for all steps before the scan, and a_t takes its place.
+- The backward scan has in each step one matrix product and the derivative of the element-wise rest, formed again from
+  a_t and s_{t-1}; the gradient by a_t takes the place of a_t. So little memory is held besides the states.
+- The gradients of the inputs are those by a_t, and that of `weights` is one matrix product over batch and time.
 """
 
 import functools
@@ -19,58 +18,86 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from memax_rl.ops._checks import check_starts
-from memax_rl.ops._loop import loop, row
+from memax_rl.ops._loop import loop, row, row_before
 
 State = tuple[Float[Array, "..."], ...]
 
 
 def nonlinear_recurrence(
-    cell: Callable[[Any, Any, Any], Any],
+    cell: Callable[[Any, Any], Any],
     product: Callable[[Any, Array], Any],
     weights: PyTree[Float[Array, "..."]],
-    inputs: PyTree[Float[Array, "T ..."]],
+    inputs: PyTree[Float[Array, "T ..."] | None],
     state: State,
     starts: Bool[Array, " T"],
 ) -> tuple[State, Float[Array, "T ..."]]:
-    """Run s_t = cell(inputs_t, product(weights, h_{t-1}), s_{t-1}) and return the last state and all h_t.
+    """Run s_t = cell(inputs_t + product(weights, h_{t-1}), s_{t-1}) and return the last state and all h_t.
 
     h is the first element of the tuple s. At a start flag all of s_{t-1} counts as zero. First derivatives only.
 
     **Cost.** T dependent steps, each with the multiply-adds of one `product` forward and one backward; O(T * size of
-    states, products and inputs) memory. Keep gates as separate arrays in `inputs`: slices of one wide array inside the
-    loop are several times as slow on a CPU. In the product, one wide array [gates, ...] saves calls, which is what a
-    step of few rows costs most.
+    states and inputs) memory. Keep gates as separate arrays in `inputs`: slices of one wide array inside the loop are
+    several times as slow on a CPU.
 
     **Arguments:**
 
     - `cell`: element-wise over arrays of h's shape; closes over no arrays.
-    - `product`: affine in h and in `weights`; closes over no arrays. Its arrays have h's shape, or more axes in front.
+    - `product`: affine in h and in `weights`; closes over no arrays. Returns what is added to `inputs`, in the same
+      structure.
     - `weights`: parameters of `product`.
-    - `inputs`: the input's share of each step, time first, in the same shapes.
+    - `inputs`: the input's share of each step, time first. Where a gate has no such share it is None, and where it has
+      no share of the state `product` returns None.
     - `state`: the tuple s_0; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
 
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, or a state has not h's shape, or an input
-    or a product does not end in it.
+    **Raises:** `ValueError` if `starts` is not `bool[T]`, or a state, an input or a product has not h's shape.
     """
     check_starts(starts, jax.tree.leaves(inputs)[0].shape[0])
     shape = state[0].shape
-    of_gates = jax.tree.leaves((jax.eval_shape(product, weights, state[0]), jax.tree.map(lambda x: x[0], inputs)))
-    parts = [leaf.shape[leaf.ndim - len(shape) :] for leaf in of_gates] + [leaf.shape for leaf in state]
-    for part in parts:
-        if part != shape:
+    first = jax.tree.map(lambda x: x[0], inputs)
+    for part in jax.tree.leaves((jax.eval_shape(product, weights, state[0]), first, state)):
+        if part.shape != shape:
             raise ValueError(
-                "every state must have the shape of the hidden state, and every input and product must end in it: "
-                f"{list(shape)}, got {list(part)}; broadcast it first"
+                "every state, input and product must have the shape of the hidden state: "
+                f"{list(shape)}, got {list(part.shape)}; broadcast it first"
             )
     frozen = jax.lax.stop_gradient((weights, inputs, state))
-    states, products = _forward(cell, product, *frozen, starts)
+    gates, states = _forward(cell, product, *frozen, starts)
     # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
     h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
     traced = jax.vmap(product, in_axes=(None, 0))(weights, h_before)
-    out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (states, products))
+    out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (gates, states))
     hs, last = cast(tuple[Array, State], out)
     return last, hs
+
+
+def nonlinear_step(
+    cell: Callable[[Any, Any], Any],
+    product: Callable[[Any, Array], Any],
+    weights: PyTree[Float[Array, "..."]],
+    inputs: PyTree[Float[Array, "..."] | None],
+    state: State,
+) -> State:
+    """Return the state after one step of `nonlinear_recurrence`, without a reset."""
+    return cell(_gates(inputs, product(weights, state[0])), state)
+
+
+def _gates(x: Any, v: Any) -> Any:
+    """Return x + v, and the one alone where the other is None."""
+
+    def add(x, v):
+        return v if x is None else x if v is None else x + v
+
+    return jax.tree.map(add, x, v, is_leaf=_is_none)
+
+
+def _where_there(like: Any, gates: Any) -> Any:
+    """Return `gates` with None where `like` has None."""
+    return jax.tree.map(lambda there, gate: None if there is None else gate, like, gates, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _turn(weight: Array) -> Array:
@@ -91,78 +118,59 @@ def _before(state: State, states: State, starts: Array) -> State:
 
 
 def _forward(cell, product, weights, inputs, state, starts):
-    """Return the state after each step, and the products in it."""
+    """Return what the gates are given at each step, and the state after it."""
     length = len(starts)
     # Products are by transposed weights, h @ w.T, whose weight gradient needs no transposed copy. In a loop of small
     # products those take twice as long as plain ones. So they are transposed once, out here; inside, the two transposes
     # cancel.
     turned = jax.tree.map(_turn, weights)
 
-    def step(t, state, _):
+    def step(t, state, now):
         state = _reset(row(starts, t), state)
-        v = product(jax.tree.map(_turn, turned), state[0])
-        state = cell(row(inputs, t), v, state)
-        return state, (state, v)
+        gates = _gates(_where_there(inputs, now[0]), product(jax.tree.map(_turn, turned), state[0]))
+        state = cell(gates, state)
+        return state, (gates, state)
 
-    shapes = state, jax.eval_shape(product, weights, state[0])
     # What the rows were before does not matter; from an input, they have its batch.
-    like = jax.tree.leaves(inputs)[0].reshape(length, -1)[:, 0]
+    like = jax.tree.leaves(inputs)[0]
 
     def empty(s):
-        like_s = jnp.broadcast_to(like.reshape(length, *(1 for _ in s.shape)), (length, *s.shape))
-        return jnp.zeros_like(like_s, s.dtype)
+        return jnp.zeros_like(like, s.dtype)
 
-    rows = jax.tree.map(empty, shapes)
-    return loop(step, state, rows, length)[1]
+    added = jax.tree.map(empty, jax.eval_shape(product, weights, state[0]))
+    rows = jax.tree.map(lambda x, v: v if x is None else x, inputs, added, is_leaf=_is_none)
+    rows = rows, jax.tree.map(empty, state)
+    return loop(step, state, rows, length, read_ahead=True)[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attach(cell, product, weights, inputs, traced, state, starts, trajectory):
     """Return all h and the last state of the forward scan, and give them their derivative."""
     del cell, product, weights, inputs, traced, state, starts
-    states, _ = trajectory
+    _, states = trajectory
     return states[0], jax.tree.map(lambda s: s[-1], states)
 
 
 def _attach_fwd(cell, product, weights, inputs, traced, state, starts, trajectory):
     out = _attach(cell, product, weights, inputs, traced, state, starts, trajectory)
-    return out, (weights, inputs, state, starts, trajectory)
+    return out, (weights, inputs, traced, state, starts, trajectory)
 
 
 def _attach_bwd(cell, product, residuals, cotangents):
-    weights, inputs, state, starts, (states, products) = residuals
+    weights, inputs, traced, state, starts, (gates, states) = residuals
     dhs, dlast = cotangents
 
-    def diagonals(x, v, before):
-        """Return the diagonals of a step's Jacobians, by input, product and state, of each part of the state after."""
-        _, cell_vjp = jax.vjp(cell, x, v, before)
-        # Element-wise, so a cotangent of ones picks the diagonal.
-        picks = [
-            cell_vjp(tuple(jnp.ones_like(s) if i == j else jnp.zeros_like(s) for i, s in enumerate(before)))
-            for j in range(len(before))
-        ]
-        return tuple(zip(*picks, strict=True))
-
-    by_input, by_product, by_state = jax.vmap(diagonals)(inputs, products, _before(state, states, starts))
-
-    def pull(blocks, dstate):
-        """Return the sum over the parts of the state of their gradients times their Jacobians' diagonals."""
-        terms = [
-            jax.tree.map(lambda d, ds=ds: d * jnp.broadcast_to(ds, d.shape), block)
-            for block, ds in zip(blocks, dstate, strict=True)
-        ]
-        return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), terms)
-
-    def step(t, dstate, _):
+    def step(t, dstate, gates):
         dstate = (dstate[0] + row(dhs, t), *dstate[1:])
-        _, product_vjp = jax.vjp(lambda h: product(weights, h), jnp.zeros_like(dstate[0]))
-        (dh_before,) = product_vjp(pull(row(by_product, t), dstate))
-        dbefore = pull(row(by_state, t), dstate)
-        return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dstate
+        before = _reset(row(starts, t), row_before(states, state, t))
+        _, cell_vjp = jax.vjp(cell, gates, before)
+        dgates, dbefore = cell_vjp(dstate)
+        v, product_vjp = jax.vjp(lambda h: product(weights, h), jnp.zeros_like(before[0]))
+        (dh_before,) = product_vjp(_where_there(v, dgates))
+        return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dgates
 
-    # Not into dhs: what is read in a step before it is written may be read again, and then be copied whole.
-    dstate, dstates = loop(step, dlast, jax.tree.map(jnp.zeros_like, states), len(starts), reverse=True)
-    return None, jax.vmap(pull)(by_input, dstates), jax.vmap(pull)(by_product, dstates), dstate, None, None
+    dstate, dgates = loop(step, dlast, gates, len(starts), reverse=True, read_ahead=True)
+    return None, _where_there(inputs, dgates), _where_there(traced, dgates), dstate, None, None
 
 
 _attach.defvjp(_attach_fwd, _attach_bwd)
