@@ -115,18 +115,20 @@ def turning_tree(re, im, b, h0, starts):
     return jnp.stack([hs.real, hs.imag], axis=1)
 
 
-def whole_scan(body, state, inputs, chunk):
-    """In place of chunks whose inside is formed again: all steps at once."""
-    del chunk
-    return body(state, inputs)
+def selective_tree(dt, u, b, c, a, h0, starts):
+    """The same in place of `ops.selective_scan`: all steps at once."""
+    decays, writes = jnp.exp(dt[:, None, :] * a[None]), b[:, :, None] * (dt * u)[:, None, :]
+    hs = tree_recurrence(decays, writes, h0, starts)
+    return hs[-1], jnp.einsum("tnd,tn->td", hs, c)
 
 
 def autodiff_side(name: str, options: dict[str, Any]) -> Side:
-    """Our model with the tree in place of `ops.linear_recurrence`, and `@` in place of `ops.project`."""
+    """Our model with the tree in place of our recurrences, and `@` in place of `ops.project`."""
     forward, params = our_side(name, options)
     module = importlib.import_module(f"memax_rl.memory.{name}")
 
-    swaps = {"linear_recurrence": tree_recurrence, "turning_recurrence": turning_tree, "scan_chunks": whole_scan}
+    swaps = {"linear_recurrence": tree_recurrence, "turning_recurrence": turning_tree}
+    swaps["selective_scan"] = selective_tree
     swaps["project"] = jnp.matmul
     swaps = {name: swap for name, swap in swaps.items() if hasattr(module, name)}
 

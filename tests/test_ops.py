@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl.ops import linear_attention, linear_recurrence, nonlinear_recurrence, turning_recurrence
+from memax_rl.ops import (
+    linear_attention,
+    linear_recurrence,
+    nonlinear_recurrence,
+    selective_scan,
+    turning_recurrence,
+)
 
 
 def _starts(seed, length, rate=0.15):
@@ -167,6 +173,31 @@ def test_linear_attention(decay, length, chunk, key):
     _compare(fast, naive, arguments)
 
 
+@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("length", [1, 16, 45])
+def test_selective_scan(method, length, key):
+    starts = _starts(length, length)
+    keys = jax.random.split(key, 6)
+    dt = jax.nn.softplus(jax.random.normal(keys[0], (length, 5)))
+    u = jax.random.normal(keys[1], (length, 5))
+    b, c = (jax.random.normal(k, (length, 3)) for k in keys[2:4])
+    a = -jax.random.exponential(keys[4], (3, 5))
+    state = jax.random.normal(keys[5], (3, 5))
+
+    def naive(dt, u, b, c, a, state):
+        def step(h, now):
+            dt, u, b, c, start = now
+            h = jnp.where(start, 0, jnp.exp(dt[None] * a) * h) + b[:, None] * (dt * u)[None]
+            return h, c @ h
+
+        return jax.lax.scan(step, state, (dt, u, b, c, starts))
+
+    def fast(dt, u, b, c, a, state):
+        return selective_scan(dt, u, b, c, a, state, starts, method=method)
+
+    _compare(fast, naive, (dt, u, b, c, a, state))
+
+
 def test_strong_decay_stays_finite(key):
     q = k = v = jax.random.normal(key, (64, 4))
     log_decay = jnp.full(64, -50.0)
@@ -252,6 +283,8 @@ def test_bad_arguments_are_named():
         linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"got \[2\], \[2\], \[4, 2\] and \[2\]"):
         turning_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
+    with pytest.raises(ValueError, match=r"b must have the shape \[4, 3\] beside an a of \[3, 2\], got \[4, 2\]"):
+        selective_scan.__wrapped__(x, x, x, x, jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"must have the shape of the hidden state: \[2\], got \[3\]"):
         nonlinear_recurrence.__wrapped__(_cell, _product, jnp.ones((2, 3)), (x, x), (x[0], x[0]), jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"chunk must be a whole number of at least 1, got 0"):

@@ -9,8 +9,7 @@ as known, not checked against the authors' code.
 
 h is [inner, state_size], dt, u, D [inner], B, C [state_size], conv a causal convolution of 4 taps for each
 channel. At the start A is -1, ..., -state_size and softplus(dt_bias) log-uniform in [dt_min, dt_max].
-State: h and the last three inputs of the convolution. Reset: both zero. `scan` forms h for one chunk of time
-at once, and again for the gradient, so that memory is never T * inner * state_size.
+State: h and the last three inputs of the convolution. Reset: both zero.
 """
 
 import math
@@ -22,10 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
 from memax_rl.memory._layers import check_between, check_size, normal
-from memax_rl.memory._remat import scan_chunks
-from memax_rl.ops import linear_recurrence, project
-
-_CHUNK = 32
+from memax_rl.ops import project, selective_scan
 
 
 class S6(Memory):
@@ -81,10 +77,6 @@ class S6(Memory):
         dt = jax.nn.softplus(project(project(u, self.w_down), self.w_up) + self.dt_bias)
         return dt, project(u, self.w_b), project(u, self.w_c)
 
-    def _discrete(self, dt, b, u):
-        """Return the decay and the write, [inner, state_size] each."""
-        return jnp.exp(-dt[:, None] * jnp.exp(self.a_log)), (dt * u)[:, None] * b[None, :]
-
     def initial_state(self):
         """Return h = 0 and an empty convolution."""
         return jnp.zeros(self.a_log.shape), self.conv.initial_state()
@@ -95,23 +87,17 @@ class S6(Memory):
         tail, (u,) = self.conv.step(tail, (project(x, self.w_u),), start)
         u = jax.nn.silu(u + self.b_conv)
         dt, b, c = self._selection(u)
-        decay, write = self._discrete(dt, b, u)
-        h = decay * jnp.where(start, 0, h) + write
+        decay = jnp.exp(-dt[:, None] * jnp.exp(self.a_log))
+        h = decay * jnp.where(start, 0, h) + (dt * u)[:, None] * b[None, :]
         return (h, tail), project((h @ c + self.d * u) * jax.nn.silu(project(x, self.w_z)), self.w_y)
 
     def scan(self, state, xs, starts):
-        """All products with weights at once, then the recurrence by `ops.linear_recurrence` in chunks."""
+        """All products with weights at once, then the recurrence by `ops.selective_scan`."""
         h, tail = state
         tail, (us,) = self.conv.scan(tail, (project(xs, self.w_u),), starts)
         us = jax.nn.silu(us + self.b_conv[None])
         dts, bs, cs = jax.vmap(self._selection)(us)
 
-        def chunk(h, now):
-            dts, bs, cs, us, starts = now
-            decays, writes = jax.vmap(self._discrete)(dts, bs, us)
-            hs = linear_recurrence(decays, writes, h, starts)
-            return hs[-1], jnp.einsum("tdn,tn->td", hs, cs)
-
-        h, reads = scan_chunks(chunk, h, (dts, bs, cs, us, starts), _CHUNK)
+        h, reads = selective_scan(dts, us, bs, cs, -jnp.exp(self.a_log).T, h.T, starts)
         ys = project((reads + self.d[None] * us) * jax.nn.silu(project(xs, self.w_z)), self.w_y)
-        return (h, tail), ys
+        return (h.T, tail), ys

@@ -15,5 +15,6 @@ from memax_rl.ops._nonlinear_recurrence import nonlinear_step as nonlinear_step
 from memax_rl.ops._project import project as project
 from memax_rl.ops._regularized_solve import conjugate_gradients as conjugate_gradients
 from memax_rl.ops._regularized_solve import regularized_solve as regularized_solve
+from memax_rl.ops._selective_scan import selective_scan as selective_scan
 from memax_rl.ops._turning_recurrence import turning_recurrence as turning_recurrence
 from memax_rl.ops._window_attention import window_attention as window_attention

@@ -41,7 +41,7 @@ def loop(
     def body(i, now):
         carry, rows, ahead = now
         carry, new = step(at(i), carry, ahead if read_ahead else row(rows, at(i)))
-        rows = jax.tree.map(lambda x, r: _put(0)(x, r, at(i)), rows, new)
+        rows = put_row(rows, new, at(i))
         return carry, rows, row(rows, at(jnp.minimum(i + 1, length - 1))) if read_ahead else None
 
     ahead = row(rows, jnp.asarray(at(0))) if read_ahead else None
@@ -52,6 +52,11 @@ def loop(
 def row(arrays: PyTree[Array], t: Int[Array, ""]) -> Any:
     """Return row t of each array."""
     return jax.tree.map(lambda x: _row(0)(x, t), arrays)
+
+
+def put_row(arrays: PyTree[Array], rows: Any, t: Int[Array, ""]) -> Any:
+    """Return the arrays with row t of each replaced."""
+    return jax.tree.map(lambda x, r: _put(0)(x, r, t), arrays, rows)
 
 
 def row_before(arrays: PyTree[Array], first: PyTree[Array], t: Int[Array, ""]) -> Any:
