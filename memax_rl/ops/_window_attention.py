@@ -3,8 +3,8 @@
     y_t = sum_j p_tj v_j,    p_t = softmax over j of q_t . k_j / sqrt(dk) + bias[t - j],
     0 <= t - j < window, with no start flag in j+1 .. t
 
-Time is cut into blocks. The queries of a block see its own keys and those of the few blocks before, which
-hold every key within the window: one masked matrix product a block, as in the local attention of Beltagy et
+Time is cut into blocks. The queries of a block see its own keys and those of as many steps before it as the
+window reaches back: one masked matrix product a block, as in the local attention of Beltagy et
 al. 2020, Longformer, https://arxiv.org/abs/2004.05150, section 3.1. Nothing of size T x window x dk is
 formed.
 """
@@ -50,7 +50,7 @@ def window_attention(
     **Raises:** `ValueError` if `starts` is not `bool[T]`, `window` or `block` is below 1, or only a part of
     the past is given.
     """
-    length, dk = k.shape
+    length = k.shape[0]
     check_starts(starts, length)
     _check_whole("window", window)
     if block is None:
@@ -58,54 +58,71 @@ def window_attention(
     _check_whole("block", block)
     if (past_k is None) != (past_v is None) or (past_valid is not None and past_k is None):
         raise ValueError("give both past_k and past_v, or neither; past_valid needs them")
-    compute = jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
-    before = -(-(window - 1) // block)
-    past_k, past_v, past_segment = _past(past_k, past_v, past_valid, before * block, k, v)
+    dtype, compute = v.dtype, jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    # As many rows before a block as its steps can see, in eights: the processor computes that many at once.
+    before = -(-(window - 1) // 8) * 8
+    past_k, past_v, past_segment = _past(past_k, past_v, past_valid, before, k, v)
+
+    def padded(x: Array) -> Array:
+        """Return the tape [T, ...] padded at the end to whole blocks."""
+        return jnp.pad(x, [(0, -length % block)] + [(0, 0)] * (x.ndim - 1))
+
+    def blocks(x: Array) -> Array:
+        return x.reshape(-1, block, *x.shape[1:])
 
     def joined(past: Array, x: Array) -> Array:
-        """Return the past and the tape as blocks, padded at the end, each block with the ones before it."""
-        x = jnp.pad(x, [(0, -length % block)] + [(0, 0)] * (x.ndim - 1))
-        x = jnp.concatenate([past.astype(x.dtype), x]).reshape(-1, block, *x.shape[1:])
-        count = x.shape[0] - before
-        return jnp.concatenate([x[i : i + count] for i in range(before + 1)], axis=1)
+        """Return the blocks of the padded tape, each with the `before` rows ahead of it."""
+        # Laid side by side once. Without the barrier every part would be cut from the array that x is a slice of, with
+        # q, k and v in one: three times as large, and in memory until all is joined.
+        rows = jax.lax.optimization_barrier(jnp.concatenate([past.astype(x.dtype), x]))
+        rest = before % block
+        first = blocks(rows[: len(x)])[:, :rest]
+        others = [blocks(rows[i : i + len(x)]) for i in range(rest, before + 1, block)]
+        return jnp.concatenate([first, *others], axis=1)
 
-    segment = joined(past_segment, jnp.cumsum(starts.astype(jnp.int32)))
-    keys, values = joined(past_k, k.astype(compute)), joined(past_v, v.astype(compute))
-    queries = jnp.pad(q.astype(compute) * dk**-0.5, ((0, -length % block), (0, 0))).reshape(-1, block, dk)
-    distance = before * block + jnp.arange(block)[:, None] - jnp.arange((before + 1) * block)[None, :]
+    q, k, v = (padded(x.astype(compute)) for x in (q, k, v))
+    keys, values = joined(past_k, k), joined(past_v, v)
+    segment = padded(jnp.cumsum(starts.astype(jnp.int32)))
+    distance = before + jnp.arange(block)[None, :] - jnp.arange(before + block)[:, None]
     near = (distance >= 0) & (distance < window)
     offset = None if bias is None else bias.astype(compute)[jnp.clip(distance, 0, window - 1)]
 
-    def attend(q, k, v, segment):
-        seen = near & (segment[before * block :, None] == segment[None, :])
+    def attend(q, k, v, q_segment, k_segment):
+        seen = near & (k_segment[:, None] == q_segment[None, :])
         return _attend(q, k, v, seen, offset)
 
-    ys = jax.vmap(attend)(queries, keys, values, segment)
-    return ys.reshape(-1, v.shape[-1])[:length].astype(v.dtype)
+    ys = jax.vmap(attend)(blocks(q), keys, values, blocks(segment), joined(past_segment, segment))
+    return ys.reshape(-1, v.shape[-1])[:length].astype(dtype)
 
 
 @jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array, seen: Array, offset: Array | None) -> Array:
-    """Return softmax(q k^T + offset where seen) v. Every query sees at least one key."""
+    """Return softmax(q k^T / sqrt(dk) + offset where seen) v. Every query sees at least one key.
+
+    Scores are [keys, queries], and so are `seen` and `offset`: then q and dy are turned for the products rather than
+    k and v, which have more rows.
+    """
     return _attend_fwd(q, k, v, seen, offset)[0]
 
 
 def _attend_fwd(q, k, v, seen, offset):
-    scores = q @ k.T if offset is None else q @ k.T + offset
-    top = jnp.max(jnp.where(seen, scores, -jnp.inf), axis=-1, keepdims=True)
+    scores = (k @ q.T) * q.shape[-1] ** -0.5
+    if offset is not None:
+        scores = scores + offset
+    top = jnp.max(jnp.where(seen, scores, -jnp.inf), axis=0, keepdims=True)
     weights = jnp.exp(jnp.where(seen, scores - top, -jnp.inf))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    ys = (weights @ v) / total
-    return ys, (q, k, v, offset, weights, total, ys)
+    weights = weights / jnp.sum(weights, axis=0, keepdims=True)
+    return weights.T @ v, (q, k, v, offset, weights)
 
 
 def _attend_bwd(residuals, dys):
-    """d score = weight * (dy . v - dy . y): fewer passes over the scores than plain differentiation takes."""
-    q, k, v, offset, weights, total, ys = residuals
-    dys = dys / total
-    dscores = weights * (dys @ v.T - jnp.sum(dys * ys, axis=-1, keepdims=True))
+    """d score = weight * (dy . v - its mean): fewer passes over the scores than plain differentiation takes."""
+    q, k, v, offset, weights = residuals
+    dweights = v @ dys.T
+    dscores = weights * (dweights - jnp.sum(weights * dweights, axis=0, keepdims=True))
     doffset = None if offset is None else dscores
-    return dscores @ k, dscores.T @ q, weights.T @ dys, None, doffset
+    dscores = dscores * q.shape[-1] ** -0.5
+    return dscores.T @ k, dscores @ q, weights @ dys, None, doffset
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)
