@@ -88,12 +88,13 @@ def _loop_chunks_bwd(body, residuals, cotangents):
     dlast, dys = cotangents
     floats, rest = eqx.partition(inputs, eqx.is_inexact_array)
 
-    def step(t, dstate, _):
-        state, x, other, dy = row((states, floats, rest, dys), t)
+    def step(t, dstate, x):
+        state, other, dy = row((states, rest, dys), t)
         _, pull_back = jax.vjp(lambda state, x: body(state, *eqx.combine(x, other)), state, x)
         return pull_back((dstate, dy))
 
-    return loop(step, dlast, jax.tree.map(jnp.zeros_like, floats), len(dys), reverse=True)
+    # The gradient of a chunk's inputs takes their place.
+    return loop(step, dlast, floats, len(dys), reverse=True, read_ahead=True)
 
 
 _loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
