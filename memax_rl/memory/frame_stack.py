@@ -20,9 +20,9 @@ from memax_rl.memory._window import empty_ring
 from memax_rl.ops import project
 from memax_rl.ops._checks import check_starts
 
-# Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient. On a
-# processor more of them take more memory and no less time.
-_COLUMNS = 128
+# Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient. Frames as
+# large as these go one by one: more at once take more memory and time.
+_COLUMNS, _LARGE = 512, 128
 
 
 class FrameStack(Memory):
@@ -59,7 +59,7 @@ class FrameStack(Memory):
         check_starts(starts, length)
         us = project(xs, self.w_u)
         size = us.shape[1]
-        group = min(self.window, max(1, _COLUMNS // size))
+        group = 1 if size >= _LARGE else min(self.window, max(1, _COLUMNS // size))
         count = -(-self.window // group)
         missing = count * group - self.window
         # Lags that complete the last group have weight zero.
