@@ -37,10 +37,10 @@ def delta_step(
 
 def each_head(
     op: Callable,
-    inputs: tuple[Float[Array, "T heads ..."] | None, ...],
+    inputs: tuple[Float[Array, "_ heads ..."] | None, ...],
     state: Float[Array, "heads k v"],
     starts: Bool[Array, " T"],
-) -> tuple[Float[Array, "heads k v"], Float[Array, "T heads v"]]:
+) -> tuple[Float[Array, "heads k v"], Float[Array, "_ heads v"]]:
     """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
     axes = tuple(None if x is None else 1 for x in inputs)
     return jax.vmap(op, in_axes=(*axes, 0, None), out_axes=(0, 1))(*inputs, state, starts)

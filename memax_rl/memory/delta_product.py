@@ -106,7 +106,7 @@ class DeltaProduct(Memory):
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
     def scan(self, state, xs, starts):
-        """One `ops.delta_rule` a head over all sub-steps; only the last one of each input is read."""
+        """One `ops.delta_rule` a head over all sub-steps, which reads after the last one of each input."""
         s, tail = state
         tail, streams = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
         q, k, v, beta, log_decay = jax.vmap(self._gates)(xs, *streams)
@@ -117,7 +117,6 @@ class DeltaProduct(Memory):
             at_first = first.reshape(1, -1, *[1] * (x.ndim - 1))
             return jnp.where(at_first, x[:, None], jnp.zeros_like(x)[:, None]).reshape(-1, *x.shape[1:])
 
-        q = jnp.repeat(q, self.substeps, axis=0)
         k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
         s, reads = each_head(delta_rule, (q, k, v, beta, only_first(log_decay)), s, only_first(starts))
-        return (s, tail), jax.vmap(self._read)(reads[self.substeps - 1 :: self.substeps], xs)
+        return (s, tail), jax.vmap(self._read)(reads, xs)

@@ -22,7 +22,7 @@ State = TypeVar("State", bound=PyTree[Array])
 _SUB_CHUNK = 8
 _BASE = 32
 # exp of it is below the smallest float32 that matters; a bound keeps running sums exact.
-_LEAST_LOG_DECAY = -80.0
+LEAST_LOG_DECAY = -80.0
 _GRID = 1024.0
 
 
@@ -45,7 +45,7 @@ def scan_chunks(
     The backward pass forms the inside of each chunk again, so that only one state a chunk is kept.
     """
     remat = jax.checkpoint(lambda state, now: body(state, *now), prevent_cse=False)
-    state, ys = jax.lax.scan(remat, state, _split(inputs, length, chunk))
+    state, ys = jax.lax.scan(remat, state, split_chunks(inputs, length, chunk))
     return state, ys.reshape(-1, *ys.shape[2:])[:length]
 
 
@@ -53,11 +53,11 @@ def loop_chunks(
     body: Callable[..., tuple[State, Array]], state: State, inputs: PyTree[Array], length: int, chunk: int
 ) -> tuple[State, Array]:
     """As `scan_chunks`, faster under `vmap`, for a `body` that closes over no arrays. First derivatives only."""
-    state, ys = cast(tuple[State, Array], _loop_chunks(body, state, _split(inputs, length, chunk)))
+    state, ys = cast(tuple[State, Array], _loop_chunks(body, state, split_chunks(inputs, length, chunk)))
     return state, ys.reshape(-1, *ys.shape[2:])[:length]
 
 
-def _split(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array]:
+def split_chunks(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array]:
     def split(x: Array) -> Array:
         x = jnp.pad(x, [(0, -length % chunk)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(-1, chunk, *x.shape[1:])
@@ -100,6 +100,11 @@ def _loop_chunks_bwd(body, residuals, cotangents):
 _loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
 
 
+def transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
+    """Return x.T as the first factor of a product: on a CPU written out, which costs less than to read it transposed."""
+    return jax.lax.optimization_barrier(x.T) if jax.default_backend() == "cpu" else x.T
+
+
 class Segments(NamedTuple):
     """Which steps see which: `same[i, j]` is j <= i in i's segment, `first[i]` is i before any start flag."""
 
@@ -131,7 +136,7 @@ def decays(log_decay: Float[Array, " C"] | None, seg: Segments, dtype: Any) -> D
     """
     if log_decay is None:
         return Decays(seg.same.astype(dtype), seg.first.astype(dtype))
-    log_decay = jnp.where(seg.starts, 0, jnp.maximum(log_decay, _LEAST_LOG_DECAY))
+    log_decay = jnp.where(seg.starts, 0, jnp.maximum(log_decay, LEAST_LOG_DECAY))
     coarse = jax.lax.stop_gradient(jnp.round(log_decay * _GRID) / _GRID)
     g_coarse, g_fine = (_running_sum(part, seg) for part in (coarse, log_decay - coarse))
     exponent = (g_coarse[:, None] - g_coarse[None, :]) + (g_fine[:, None] - g_fine[None, :])
@@ -156,7 +161,7 @@ class ChannelDecays(NamedTuple):
 
 def channel_decays(log_decay: Float[Array, "C d"], seg: Segments) -> ChannelDecays:
     """Return the decays of a chunk for one log decay a channel."""
-    log_decay = jnp.where(seg.starts[:, None], 0, jnp.maximum(log_decay, _LEAST_LOG_DECAY))
+    log_decay = jnp.where(seg.starts[:, None], 0, jnp.maximum(log_decay, LEAST_LOG_DECAY))
     g = jnp.matmul(seg.same.astype(log_decay.dtype), log_decay, precision=jax.lax.Precision.HIGHEST)
     to_end = jnp.exp(jnp.where(seg.same[-1][:, None], g[-1:] - g, -jnp.inf))
     return ChannelDecays(log_decay, g, jnp.where(seg.first[:, None], jnp.exp(g), 0), to_end)

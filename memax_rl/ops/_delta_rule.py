@@ -4,34 +4,50 @@
 
 Yang et al. 2024, Parallelizing Linear Transformers with the Delta Rule over Sequence Length,
 https://arxiv.org/abs/2406.06484, with the decay of Gated Delta Networks, https://arxiv.org/abs/2412.06464.
-S_{t-1} counts as 0 at a start flag. A step writes k_t u_t^T with u_t = beta_t (v_t - decay_t S_{t-1}^T k_t),
-and within a chunk the rows of U solve a triangular system:
+S_{t-1} counts as 0 at a start flag. A step writes beta_t k_t e_t^T with the error e_t = v_t - decay_t S_{t-1}^T k_t,
+and within a chunk the rows of E solve a triangular system:
 
-    (I + A) U = beta o (V - c o (K S)),    A_ij = beta_i Gamma_ij k_i . k_j for j < i
-    Y = c o (Q S) + (Gamma o Q K^T) U,     S <- c_C S + (Gamma_C o K)^T U
+    (I + A) E = V - c o (K S),    A_ij = Gamma_ij k_i . k_j beta_j for j < i
+    Y = c o (Q S) + (Gamma o Q K^T) U with U = beta o E,     S <- c_C S + (Gamma_C o K)^T U
 
 with Gamma_ij the decay from step j to step i and c_i that from before the chunk, both zero across a start
 flag.
+
+The derivative is written out. E and the inverse of I + A are kept from the forward pass, [T, dv + chunk] in all, so that
+the backward loop solves nothing again. That of the running sums g of log decays needs no matrix: y_i is proportional to
+exp(g_i), and so is every e_i - v_i, while what step j writes is so to exp(-g_j). With dL/dv_i = dL/de_i through the
+system, all terms but two cancel: dL/dg_i = dy_i . y_i - dv_i . v_i, and <dS, S> at the last step of the chunk.
 """
 
+import functools
+from typing import Any, NamedTuple, cast
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from memax_rl.ops._checks import check_chunk, check_starts
 from memax_rl.ops._chunks import (
+    LEAST_LOG_DECAY,
+    Decays,
+    Segments,
     channel_decays,
     channel_scores,
     chunk_size,
     decays,
     loop_chunks,
     segments,
+    split_chunks,
+    transposed,
+    unit_lower_inverse,
     unit_lower_solve,
 )
+from memax_rl.ops._loop import loop, row
 
 
 def delta_rule(
-    q: Float[Array, "T dk"],
+    q: Float[Array, "R dk"],
     k: Float[Array, "T dk"],
     v: Float[Array, "T dv"],
     beta: Float[Array, " T"],
@@ -40,15 +56,16 @@ def delta_rule(
     starts: Bool[Array, " T"],
     *,
     chunk: int | None = None,
-) -> tuple[Float[Array, "dk dv"], Float[Array, "T dv"]]:
+) -> tuple[Float[Array, "dk dv"], Float[Array, "R dv"]]:
     """Return the last state and all y_t. No scaling and no normalisation: the models do that.
 
     **Cost.** O(T * (chunk * (dk + dv) + chunk^2 + dk * dv)) multiply-adds, T / chunk dependent steps, and
-    besides inputs, outputs and their gradients one state a chunk and O(chunk * (chunk + dk + dv)) memory.
+    besides inputs, outputs and their gradients one state a chunk and O(T * (dv + chunk)) memory.
 
     **Arguments:**
 
-    - `q`, `k`, `v`: queries, keys, values. With |k| = 1 the state stays bounded for beta in [0, 2].
+    - `q`, `k`, `v`: queries, keys, values. With |k| = 1 the state stays bounded for beta in [0, 2]. With R = T / r
+        queries, for a whole r, only every r-th step is read.
     - `beta`: how far the value under k is moved towards v; 1 overwrites it.
     - `log_decay`: the logarithm of the decay, at most 0, or None for no decay. What is below -80 counts as
         -80.
@@ -56,27 +73,113 @@ def delta_rule(
     - `starts`: true where a step begins a new sequence.
     - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
 
-    **Raises:** `ValueError` if `starts` is not `bool[T]` or `chunk` is below 1.
+    **Raises:** `ValueError` if `starts` is not `bool[T]`, `chunk` is below 1 or T is no multiple of R.
     """
-    length = k.shape[0]
+    length, reads = k.shape[0], q.shape[0]
     check_starts(starts, length)
     if chunk is not None:
         check_chunk(chunk)
+    if reads == 0 or length % reads:
+        raise ValueError(f"q must have a row for each of the {length} keys or for every r-th of them, got {reads} rows")
+    every = length // reads
+    chunk = -(-chunk_size(chunk, length) // every) * every
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
-    floats = [None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay)]
+    q, k, *rest = (None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay))
     # A padded step has beta = 0 and decay 1: it leaves the state as it is.
-    last, ys = loop_chunks(_delta_chunk, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
-    return last.astype(state.dtype), ys.astype(v.dtype)
+    inputs = split_chunks((k, *rest), length, chunk), split_chunks(starts, length, chunk)
+    last, ys = cast(
+        tuple[Array, Array], _delta_rule(state.astype(compute), split_chunks(q, reads, chunk // every), *inputs)
+    )
+    return last.astype(state.dtype), ys.reshape(-1, ys.shape[-1])[:reads].astype(v.dtype)
 
 
-def _delta_chunk(state, q, k, v, beta, log_decay, starts):
+class _Chunk(NamedTuple):
+    """What a chunk of `size` steps needs of its decays: those of the rows that are read, and those of all."""
+
+    reads: Decays
+    all: Decays
+    seg: Segments
+
+
+def _chunk_decays(reads: int, log_decay: Array | None, starts: Array, dtype: Any) -> _Chunk:
     seg = segments(starts)
-    within, from_before = decays(log_decay, seg, q.dtype)
-    earlier = np.tri(starts.shape[0], k=-1, dtype=bool)
-    a = jnp.where(earlier, within * (k @ k.T), 0) * beta[:, None]
-    u = unit_lower_solve(a, beta[:, None] * (v - from_before[:, None] * (k @ state)))
-    ys = from_before[:, None] * (q @ state) + (within * (q @ k.T)) @ u
-    return from_before[-1] * state + (k * within[-1][:, None]).T @ u, ys
+    every = len(starts) // reads
+    within, from_before = decays(log_decay, seg, dtype)
+    return _Chunk(Decays(within[every - 1 :: every], from_before[every - 1 :: every]), Decays(within, from_before), seg)
+
+
+@jax.custom_vjp
+def _delta_rule(state, q, inputs, starts):
+    return _delta_rule_fwd(state, q, inputs, starts)[0]
+
+
+def _delta_rule_fwd(state, q, inputs, starts):
+    """Run over all chunks: `q` [chunks, reads, dk], the others [chunks, size, ...]."""
+    (count, size), reads = starts.shape, q.shape[1]
+    earlier = np.tri(size, k=-1, dtype=bool)
+
+    def step(t, state, _):
+        q_now, (k, v, beta, log_decay), starts_now = row((q, inputs, starts), t)
+        decay = _chunk_decays(reads, log_decay, starts_now, k.dtype)
+        inverse = unit_lower_inverse(jnp.where(earlier, decay.all.within * (k @ (beta[:, None] * k).T), 0))
+        error = inverse @ (v - decay.all.from_before[:, None] * (k @ state))
+        u = beta[:, None] * error
+        ys = decay.reads.from_before[:, None] * (q_now @ state) + (decay.reads.within * (q_now @ k.T)) @ u
+        after = decay.all.from_before[-1] * state + transposed(k * decay.all.within[-1][:, None]) @ u
+        return after, (ys, error, inverse, state.T)
+
+    v = inputs[1]
+    shapes = ((count, reads, v.shape[2]), v.shape, (count, size, size), (count, *state.T.shape))
+    last, (ys, errors, inverses, states) = loop(step, state, tuple(jnp.zeros(s, v.dtype) for s in shapes), count)
+    return (last, ys), (q, inputs, starts, errors, inverses, states, (last, ys))
+
+
+def _delta_rule_bwd(residuals, cotangents):
+    q, (k, v, beta, log_decay), starts, errors, inverses, states, (last, ys) = residuals
+    dlast, dys = cotangents
+    (count, size), reads = starts.shape, q.shape[1]
+    later = np.tri(size, k=-1, dtype=bool).T
+
+    def step(t, carry, x):
+        dstate, after = carry
+        q, k, beta, log_decay, error = x
+        inverse, state_t, dy, starts_now = row((inverses, states, dys, starts), t)
+        decay = _chunk_decays(reads, log_decay, starts_now, k.dtype)
+        u, to_end = beta[:, None] * error, decay.all.within[-1][:, None]
+        dstate_t = transposed(dstate)
+        # Scores as [key, query]: a product with its first factor transposed is the slower one on a CPU.
+        within, solved = decay.reads.within.T, jnp.where(later, decay.all.within.T, 0)
+        du = (within * (k @ q.T)) @ dy + to_end * (k @ dstate)
+        dv = transposed(inverse) @ (beta[:, None] * du)
+        dsystem = -solved * (error @ dv.T)
+        dbeta = jnp.sum(error * du, axis=1) + jnp.sum(dsystem * (k @ k.T), axis=1)
+        dsystem = beta[:, None] * dsystem
+        dscores = within * (u @ dy.T)
+        # What was read from the state before the chunk.
+        dy_held, dv_held = decay.reads.from_before[:, None] * dy, -decay.all.from_before[:, None] * dv
+        dq = dy_held @ state_t + transposed(dscores) @ k
+        dk = dv_held @ state_t + dscores @ q + (dsystem + dsystem.T) @ k + to_end * (u @ dstate_t)
+        dlog_decay = None
+        if log_decay is not None:
+            v_now, y = row((v, ys), t)
+            same = decay.seg.same.astype(k.dtype)
+            dg = jnp.pad(jnp.sum(dy * y, axis=1)[:, None], ((0, 0), (size // reads - 1, 0))).reshape(-1)
+            # A running sum's gradient goes to all steps before it, up to the start flag.
+            dlog_decay = (dg - jnp.sum(dv * v_now, axis=1)) @ same + same[-1] * jnp.sum(dstate_t * after)
+            dlog_decay = jnp.where(starts_now | (log_decay < LEAST_LOG_DECAY), 0, dlog_decay)
+        dheld = transposed(jnp.concatenate([q, k])) @ jnp.concatenate([dy_held, dv_held])
+        dstate = decay.all.from_before[-1] * dstate + dheld
+        return (dstate, state_t), (dq, dk, dbeta, dlog_decay, dv)
+
+    # Gradients take the place of what they are gradients of, and that of v the place of the errors.
+    rows = (q, k, beta, log_decay, errors)
+    (dstate, _), (dq, dk, dbeta, dlog_decay, dv) = loop(
+        step, (dlast, last.T), rows, count, reverse=True, read_ahead=True
+    )
+    return dstate, dq, (dk, dv, dbeta, dlog_decay), None
+
+
+_delta_rule.defvjp(_delta_rule_fwd, _delta_rule_bwd)
 
 
 def generalized_delta_rule(
