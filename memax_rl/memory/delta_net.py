@@ -13,13 +13,15 @@ other state tracking need. State: per head S [head_size, head_size], and the las
 convolution; a start zeroes all.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_flag, check_heads, delta_step, each_head, rms_norm, unit
+from memax_rl.memory._heads import activated_qkv, check_flag, check_heads, delta_step, each_head, rms_norm
 from memax_rl.memory._layers import normal
 from memax_rl.ops import delta_rule, project
 
@@ -63,11 +65,9 @@ class DeltaNet(Memory):
     def _project(self, x):
         return tuple(project(x, w) for w in self.w_qkv)
 
-    def _gates(self, x, q, k, v):
-        """Return unit q, unit k and v [heads, head_size] after the convolution, and beta [heads]."""
-        q, k, v = (jax.nn.silu(u).reshape(self.heads, self.head_size) for u in (q, k, v))
+    def _beta(self, x):
         beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
-        return unit(q), unit(k), v, 2 * beta if self.negative_eigenvalues else beta
+        return 2 * beta if self.negative_eigenvalues else beta
 
     def _read(self, reads):
         return project(rms_norm(reads, self.norm), self.w_o)
@@ -80,14 +80,14 @@ class DeltaNet(Memory):
         """One step of the recurrence, as in the paper."""
         s, tail = state
         tail, qkv = self.conv.step(tail, self._project(x), start)
-        q, k, v, beta = self._gates(x, *qkv)
-        s = delta_step(jnp.where(start, 0, s), k, v, beta)
+        q, k, v = activated_qkv(self.heads, *qkv)
+        s = delta_step(jnp.where(start, 0, s), k, v, self._beta(x))
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s))
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
         s, tail = state
-        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
-        q, k, v, beta = jax.vmap(self._gates)(xs, *qkv)
-        s, reads = each_head(delta_rule, (q, k, v, beta, None), s, starts)
+        activated = functools.partial(activated_qkv, self.heads)
+        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        s, reads = each_head(delta_rule, (*qkv, jax.vmap(self._beta)(xs), None), s, starts)
         return (s, tail), jax.vmap(self._read)(reads)

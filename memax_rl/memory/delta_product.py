@@ -3,15 +3,17 @@
 Siems et al. 2025, DeltaProduct: Improving State-Tracking in Linear RNNs via Householder Products,
 https://arxiv.org/abs/2502.10297.
 
-    q = unit(silu(conv(W_q x))) / sqrt(head_size)
+    q = unit(silu(conv(W_q x)))
     k_j = unit(silu(conv(W_kj x))),    v_j = silu(conv(W_vj x)),    beta_j = 2 sigmoid(W_beta x + b_beta)_j
     S = exp(log_decay) S    (if gated, as in Gated DeltaNet)
     for j = 1 .. substeps:    S = S + beta_j k_j (v_j - S^T k_j)^T
-    y = W_o (rms_norm(S^T q) o silu(W_g x))
+    y = W_o (rms_norm(S^T q / sqrt(head_size)) o silu(W_g x))
 
 Without `negative_eigenvalues`, beta is sigmoid(...) and no step reflects. State: per head S [head_size,
 head_size], and the last three inputs of the convolution; a start zeroes all, before the first sub-step.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_flag, check_heads, decay_rates, delta_step, each_head, rms_norm, unit
+from memax_rl.memory._heads import (
+    check_flag,
+    check_heads,
+    decay_rates,
+    delta_step,
+    each_head,
+    gated_norm,
+    in_blocks,
+    unit,
+)
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.ops import delta_rule, project
 
@@ -77,19 +88,15 @@ class DeltaProduct(Memory):
     def _project(self, x):
         return tuple(project(x, w) for w in self.w_qkv)
 
-    def _gates(self, x, q, *kv):
-        """Return q [heads, size]; k, v [substeps, heads, size]; beta [substeps, heads]; log_decay [heads]."""
-        shape = (self.substeps, self.heads, self.head_size)
-        q = unit(jax.nn.silu(q).reshape(shape[1:])) * self.head_size**-0.5
-        k = unit(jax.nn.silu(jnp.stack(kv[: self.substeps])).reshape(shape))
-        v = jax.nn.silu(jnp.stack(kv[self.substeps :])).reshape(shape)
-        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta).reshape(shape[:2])
+    def _gates(self, x):
+        """Return beta [substeps, heads] and log_decay [heads]."""
+        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta).reshape(self.substeps, self.heads)
         log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_a) + self.dt_bias)
         log_decay = log_decay if self.gated else jnp.zeros_like(log_decay)
-        return q, k, v, 2 * beta if self.negative_eigenvalues else beta, log_decay
+        return 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return project(rms_norm(reads, self.norm) * jax.nn.silu(project(x, self.w_g)), self.w_o)
+        return project(gated_norm(self.norm, reads, project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -99,7 +106,8 @@ class DeltaProduct(Memory):
         """One input: the decay, then each sub-step in turn, as in the paper."""
         s, tail = state
         tail, streams = self.conv.step(tail, self._project(x), start)
-        q, ks, vs, betas, log_decay = self._gates(x, *streams)
+        q, ks, vs = _activated(self.heads, *streams)
+        betas, log_decay = self._gates(x)
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
         for k, v, beta in zip(ks, vs, betas, strict=True):
             s = delta_step(s, k, v, beta)
@@ -108,8 +116,9 @@ class DeltaProduct(Memory):
     def scan(self, state, xs, starts):
         """One `ops.delta_rule` a head over all sub-steps, which reads after the last one of each input."""
         s, tail = state
-        tail, streams = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
-        q, k, v, beta, log_decay = jax.vmap(self._gates)(xs, *streams)
+        activated = functools.partial(_activated, self.heads)
+        tail, (q, k, v) = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        beta, log_decay = jax.vmap(self._gates)(xs)
         first = jnp.arange(self.substeps) == 0
 
         def only_first(x):
@@ -119,4 +128,14 @@ class DeltaProduct(Memory):
 
         k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
         s, reads = each_head(delta_rule, (q, k, v, beta, only_first(log_decay)), s, only_first(starts))
-        return (s, tail), jax.vmap(self._read)(reads, xs)
+        ys = in_blocks(gated_norm, (reads, project(xs, self.w_g)), self.norm)
+        return (s, tail), project(ys, self.w_o)
+
+
+def _activated(heads, q, *kv):
+    """Return q [heads, size], k and v [substeps, heads, size]."""
+    q, k, v = (
+        jax.nn.silu(u).reshape(*u.shape[:-1], heads, -1)
+        for u in (q, jnp.stack(kv[: len(kv) // 2]), jnp.stack(kv[len(kv) // 2 :]))
+    )
+    return unit(q), unit(k), v

@@ -12,13 +12,24 @@ doubles beta, as in DeltaNet. State: per head S [head_size, head_size], and the 
 convolution; a start zeroes all.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_flag, check_heads, decay_rates, delta_step, each_head, rms_norm, unit
+from memax_rl.memory._heads import (
+    activated_qkv,
+    check_flag,
+    check_heads,
+    decay_rates,
+    delta_step,
+    each_head,
+    gated_norm,
+    in_blocks,
+)
 from memax_rl.memory._layers import normal
 from memax_rl.ops import delta_rule, project
 
@@ -69,16 +80,14 @@ class GatedDeltaNet(Memory):
     def _project(self, x):
         return tuple(project(x, w) for w in self.w_qkv)
 
-    def _gates(self, x, q, k, v):
-        """Return q, k, v [heads, head_size] after the convolution, beta and log_decay [heads]."""
-        q, k, v = (jax.nn.silu(u).reshape(self.heads, self.head_size) for u in (q, k, v))
+    def _gates(self, x):
+        """Return beta and log_decay [heads]."""
         beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
         log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_a) + self.dt_bias)
-        scale = self.head_size**-0.5
-        return scale * unit(q), unit(k), v, 2 * beta if self.negative_eigenvalues else beta, log_decay
+        return 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return project(rms_norm(reads, self.norm) * jax.nn.silu(project(x, self.w_g)), self.w_o)
+        return project(gated_norm(self.norm, reads, project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -88,14 +97,16 @@ class GatedDeltaNet(Memory):
         """One step of the recurrence, as in the paper."""
         s, tail = state
         tail, qkv = self.conv.step(tail, self._project(x), start)
-        q, k, v, beta, log_decay = self._gates(x, *qkv)
+        q, k, v = activated_qkv(self.heads, *qkv)
+        beta, log_decay = self._gates(x)
         s = delta_step(jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s), k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
         s, tail = state
-        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
-        q, k, v, beta, log_decay = jax.vmap(self._gates)(xs, *qkv)
-        s, reads = each_head(delta_rule, (q, k, v, beta, log_decay), s, starts)
-        return (s, tail), jax.vmap(self._read)(reads, xs)
+        activated = functools.partial(activated_qkv, self.heads)
+        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        s, reads = each_head(delta_rule, (*qkv, *jax.vmap(self._gates)(xs)), s, starts)
+        ys = in_blocks(gated_norm, (reads, project(xs, self.w_g)), self.norm)
+        return (s, tail), project(ys, self.w_o)

@@ -11,6 +11,8 @@ head. exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1] at
 [state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -68,11 +70,10 @@ class Mamba2(Memory):
     def _project(self, x):
         return tuple(project(x, w) for w in self.w_xbc)
 
-    def _gates(self, x, u, b, c):
-        """Return x' [heads, head_size], B and C [state_size], dt and log_decay [heads]."""
-        u, b, c = (jax.nn.silu(w) for w in (u, b, c))
+    def _gates(self, x):
+        """Return dt and log_decay [heads]."""
         dt = jax.nn.softplus(project(x, self.w_dt) + self.dt_bias)
-        return u.reshape(self.heads, self.head_size), b, c, dt, -jnp.exp(self.a_log) * dt
+        return dt, -jnp.exp(self.a_log) * dt
 
     def _read(self, reads, u, x):
         y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(project(x, self.w_z))[None]
@@ -86,7 +87,8 @@ class Mamba2(Memory):
         """One step of the recurrence, as in the paper."""
         s, tail = state
         tail, ubc = self.conv.step(tail, self._project(x), start)
-        u, b, c, dt, log_decay = self._gates(x, *ubc)
+        u, b, c = _activated(self.heads, *ubc)
+        dt, log_decay = self._gates(x)
         write = b[None, :, None] * (dt[:, None] * u)[:, None, :]
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s) + write
         return (s, tail), self._read(jnp.einsum("n,hnp->hp", c, s), u, x)
@@ -94,8 +96,14 @@ class Mamba2(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_attention`; the heads share queries and keys."""
         s, tail = state
-        tail, ubc = self.conv.scan(tail, jax.vmap(self._project)(xs), starts)
-        u, b, c, dt, log_decay = jax.vmap(self._gates)(xs, *ubc)
+        activated = functools.partial(_activated, self.heads)
+        tail, (u, b, c) = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        dt, log_decay = jax.vmap(self._gates)(xs)
         run = jax.vmap(linear_attention, in_axes=(None, None, 1, 1, 0, None), out_axes=(0, 1))
         s, reads = run(c, b, dt[:, :, None] * u, log_decay, s, starts)
         return (s, tail), jax.vmap(self._read)(reads, u, xs)
+
+
+def _activated(heads, u, b, c):
+    """Return x' [heads, head_size], B and C [state_size]."""
+    return jax.nn.silu(u).reshape(heads, -1), jax.nn.silu(b), jax.nn.silu(c)

@@ -14,6 +14,8 @@ without forming any H but those between chunks. Gradients are those of the exact
 and G [head_size, head_size], and the last three inputs of the convolution; a start zeroes all.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -71,12 +73,10 @@ class MesaNet(Memory):
         w_q, w_k, w_v = self.w_qkv
         return (project(x, w_q), project(x, w_k)), project(x, w_v)
 
-    def _gates(self, x, q, k, v):
-        """Return q, k, v [heads, head_size], beta and log gamma [heads]."""
-        q, k, v = (u.reshape(self.heads, self.head_size) for u in (q, k, v))
+    def _gates(self, x):
+        """Return beta and log gamma [heads]."""
         beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
-        log_gamma = jax.nn.log_sigmoid(project(x, self.w_gamma) + self.b_gamma)
-        return unit(jax.nn.silu(q)), unit(jax.nn.silu(k)), v, beta, log_gamma
+        return beta, jax.nn.log_sigmoid(project(x, self.w_gamma) + self.b_gamma)
 
     def _regularizer(self):
         return jax.nn.softplus(self.lam) + 0.25
@@ -94,7 +94,9 @@ class MesaNet(Memory):
         h, g, tail = state
         qk, v = self._project(x)
         tail, (q, k) = self.conv.step(tail, qk, start)
-        q, k, v, beta, log_gamma = self._gates(x, q, k, v)
+        q, k = _activated(self.heads, q, k)
+        v = v.reshape(self.heads, self.head_size)
+        beta, log_gamma = self._gates(x)
         gamma, write = jnp.exp(log_gamma)[:, None, None], (beta[:, None] * k)[:, :, None]
         h = gamma * jnp.where(start, 0, h) + write * k[:, None, :]
         g = gamma * jnp.where(start, 0, g) + write * v[:, None, :]
@@ -105,8 +107,9 @@ class MesaNet(Memory):
         """All solutions first, then they query G by `ops.linear_attention`, one call a head."""
         h, g, tail = state
         qk, v = jax.vmap(self._project)(xs)
-        tail, (q, k) = self.conv.scan(tail, qk, starts)
-        q, k, v, beta, log_gamma = jax.vmap(self._gates)(xs, q, k, v)
+        tail, (q, k) = self.conv.scan(tail, qk, starts, functools.partial(_activated, self.heads))
+        v = v.reshape(-1, self.heads, self.head_size)
+        beta, log_gamma = jax.vmap(self._gates)(xs)
 
         def run(q, k, v, beta, log_gamma, regularizer, h, g):
             h, p = regularized_solve(q, k, beta, log_gamma, regularizer, h, starts, iterations=self.iterations)
@@ -116,3 +119,8 @@ class MesaNet(Memory):
             q, k, v, beta, log_gamma, self._regularizer(), h, g
         )
         return (h, g, tail), jax.vmap(self._read)(reads)
+
+
+def _activated(heads, q, k):
+    """Return unit(silu(q)) and unit(silu(k)) for each head."""
+    return unit(jax.nn.silu(q).reshape(heads, -1)), unit(jax.nn.silu(k).reshape(heads, -1))

@@ -85,7 +85,7 @@ class S6(Memory):
         """One step of the recurrence, as in the paper."""
         h, tail = state
         tail, (u,) = self.conv.step(tail, (project(x, self.w_u),), start)
-        u = jax.nn.silu(u + self.b_conv)
+        (u,) = _activated(self.b_conv, u)
         dt, b, c = self._selection(u)
         decay = jnp.exp(-dt[:, None] * jnp.exp(self.a_log))
         h = decay * jnp.where(start, 0, h) + (dt * u)[:, None] * b[None, :]
@@ -94,10 +94,13 @@ class S6(Memory):
     def scan(self, state, xs, starts):
         """All products with weights at once, then the recurrence by `ops.selective_scan`."""
         h, tail = state
-        tail, (us,) = self.conv.scan(tail, (project(xs, self.w_u),), starts)
-        us = jax.nn.silu(us + self.b_conv[None])
+        tail, (us,) = self.conv.scan(tail, (project(xs, self.w_u),), starts, _activated, self.b_conv)
         dts, bs, cs = jax.vmap(self._selection)(us)
 
         h, reads = selective_scan(dts, us, bs, cs, -jnp.exp(self.a_log).T, h.T, starts)
         ys = project((reads + self.d[None] * us) * jax.nn.silu(project(xs, self.w_z)), self.w_y)
         return (h.T, tail), ys
+
+
+def _activated(bias, u):
+    return (jax.nn.silu(u + bias),)

@@ -19,6 +19,9 @@ from memax_rl.ops._loop import loop, row
 
 State = TypeVar("State", bound=PyTree[Array])
 
+# Steps at a time where a chunk is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
+BLOCK = 256
+
 _SUB_CHUNK = 8
 _BASE = 32
 # exp of it is below the smallest float32 that matters; a bound keeps running sums exact.
@@ -50,14 +53,24 @@ def scan_chunks(
 
 
 def loop_chunks(
-    body: Callable[..., tuple[State, Array]], state: State, inputs: PyTree[Array], length: int, chunk: int
-) -> tuple[State, Array]:
-    """As `scan_chunks`, faster under `vmap`, for a `body` that closes over no arrays. First derivatives only."""
-    state, ys = cast(tuple[State, Array], _loop_chunks(body, state, split_chunks(inputs, length, chunk)))
-    return state, ys.reshape(-1, *ys.shape[2:])[:length]
+    body: Callable[..., tuple[State, Any]],
+    state: State,
+    inputs: PyTree[Array],
+    length: int,
+    chunk: int,
+    *params: PyTree,
+) -> tuple[State, Any]:
+    """As `scan_chunks`, faster under `vmap`: `state, ys = body(*params, state, *inputs of one chunk)`.
+
+    `body` closes over no arrays: those that all chunks share are `params`. First derivatives only.
+    """
+    state, ys = cast(tuple[State, Any], _loop_chunks(body, params, state, split_chunks(inputs, length, chunk)))
+    return state, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:length], ys)
 
 
 def split_chunks(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array]:
+    """Return each [length, ...] as [chunks, chunk, ...], with zeros at the end."""
+
     def split(x: Array) -> Array:
         x = jnp.pad(x, [(0, -length % chunk)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(-1, chunk, *x.shape[1:])
@@ -66,42 +79,47 @@ def split_chunks(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loop_chunks(body, state, inputs):
-    return _loop_chunks_fwd(body, state, inputs)[0]
+def _loop_chunks(body, params, state, inputs):
+    return _loop_chunks_fwd(body, params, state, inputs)[0]
 
 
-def _loop_chunks_fwd(body, state, inputs):
+def _loop_chunks_fwd(body, params, state, inputs):
     count = len(jax.tree.leaves(inputs)[0])
 
     def step(t, state, _):
-        after, ys = body(state, *row(inputs, t))
+        after, ys = body(*params, state, *row(inputs, t))
         return after, (ys, state)
 
-    _, y = jax.eval_shape(body, state, *jax.tree.map(lambda x: x[0], inputs))
+    _, y = jax.eval_shape(body, *params, state, *jax.tree.map(lambda x: x[0], inputs))
     rows = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), (y, state))
     last, (ys, states) = loop(step, state, rows, count)
-    return (last, ys), (inputs, states)
+    return (last, ys), (params, inputs, states)
 
 
 def _loop_chunks_bwd(body, residuals, cotangents):
-    inputs, states = residuals
+    params, inputs, states = residuals
     dlast, dys = cotangents
     floats, rest = eqx.partition(inputs, eqx.is_inexact_array)
 
-    def step(t, dstate, x):
+    def step(t, carry, x):
+        dstate, dparams = carry
         state, other, dy = row((states, rest, dys), t)
-        _, pull_back = jax.vjp(lambda state, x: body(state, *eqx.combine(x, other)), state, x)
-        return pull_back((dstate, dy))
+        _, pull_back = jax.vjp(lambda params, state, x: body(*params, state, *eqx.combine(x, other)), params, state, x)
+        more, dstate, dx = pull_back((dstate, dy))
+        return (dstate, jax.tree.map(jnp.add, dparams, more)), dx
 
     # The gradient of a chunk's inputs takes their place.
-    return loop(step, dlast, floats, len(dys), reverse=True, read_ahead=True)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    count = len(jax.tree.leaves(inputs)[0])
+    (dstate, dparams), dinputs = loop(step, (dlast, zeros), floats, count, reverse=True, read_ahead=True)
+    return dparams, dstate, dinputs
 
 
 _loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
 
 
 def transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
-    """Return x.T as the first factor of a product: on a CPU written out, which costs less than to read it transposed."""
+    """Return x.T for the left of a product: on a CPU written out, which costs less than to read it transposed."""
     return jax.lax.optimization_barrier(x.T) if jax.default_backend() == "cpu" else x.T
 
 

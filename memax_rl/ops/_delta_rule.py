@@ -19,7 +19,6 @@ exp(g_i), and so is every e_i - v_i, while what step j writes is so to exp(-g_j)
 system, all terms but two cancel: dL/dg_i = dy_i . y_i - dv_i . v_i, and <dS, S> at the last step of the chunk.
 """
 
-import functools
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -152,7 +151,7 @@ def _delta_rule_bwd(residuals, cotangents):
         du = (within * (k @ q.T)) @ dy + to_end * (k @ dstate)
         dv = transposed(inverse) @ (beta[:, None] * du)
         dsystem = -solved * (error @ dv.T)
-        dbeta = jnp.sum(error * du, axis=1) + jnp.sum(dsystem * (k @ k.T), axis=1)
+        dbeta = jnp.vecdot(error, du) + jnp.vecdot(dsystem, k @ k.T)
         dsystem = beta[:, None] * dsystem
         dscores = within * (u @ dy.T)
         # What was read from the state before the chunk.
@@ -163,9 +162,9 @@ def _delta_rule_bwd(residuals, cotangents):
         if log_decay is not None:
             v_now, y = row((v, ys), t)
             same = decay.seg.same.astype(k.dtype)
-            dg = jnp.pad(jnp.sum(dy * y, axis=1)[:, None], ((0, 0), (size // reads - 1, 0))).reshape(-1)
+            dg = jnp.pad(jnp.vecdot(dy, y)[:, None], ((0, 0), (size // reads - 1, 0))).reshape(-1)
             # A running sum's gradient goes to all steps before it, up to the start flag.
-            dlog_decay = (dg - jnp.sum(dv * v_now, axis=1)) @ same + same[-1] * jnp.sum(dstate_t * after)
+            dlog_decay = (dg - jnp.vecdot(dv, v_now)) @ same + same[-1] * jnp.vdot(dstate_t, after)
             dlog_decay = jnp.where(starts_now | (log_decay < LEAST_LOG_DECAY), 0, dlog_decay)
         dheld = transposed(jnp.concatenate([q, k])) @ jnp.concatenate([dy_held, dv_held])
         dstate = decay.all.from_before[-1] * dstate + dheld
