@@ -184,7 +184,7 @@ def _s5(p, xs):
 
 def _s6(p, xs):
     h, tail = np.zeros(p.a_log.shape), [np.zeros(p.d.shape)] * 3
-    (taps,) = p.conv.weights
+    taps = p.conv.weights
     for x in xs:
         tail = [x @ p.w_u, *tail[:3]]
         u = _silu(sum(w * t for w, t in zip(taps, tail, strict=True)) + p.b_conv)

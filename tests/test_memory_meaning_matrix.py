@@ -127,7 +127,8 @@ def _mlstm(m, xs):
 
 
 def _mamba2(m, xs):
-    u, b, c = (_silu(_conv(w, xs @ p)) for w, p in zip(m.conv.weights, m.w_xbc, strict=True))
+    widths = np.cumsum([m.heads * m.head_size, m.state_size])
+    u, b, c = np.split(_silu(_conv(m.conv.weights, xs @ m.w_xbc)), widths, axis=1)
     s = 0
     for t, (x, start) in enumerate(zip(xs, STARTS, strict=True)):
         dt = _softplus(x @ m.w_dt + m.dt_bias)
@@ -140,7 +141,7 @@ def _mamba2(m, xs):
 
 def _delta_family(m, xs):
     substeps, gated = getattr(m, "substeps", 1), hasattr(m, "a_log")
-    streams = [_silu(_conv(w, xs @ p)) for w, p in zip(m.conv.weights, m.w_qkv, strict=True)]
+    streams = np.split(_silu(_conv(m.conv.weights, xs @ m.w_qkv)), 1 + 2 * substeps, axis=1)
     s = np.zeros((m.heads, 4, 4))
     for t, (x, start) in enumerate(zip(xs, STARTS, strict=True)):
         q, *kv = (_heads(m, u[t]) for u in streams)
@@ -176,11 +177,11 @@ def _rwkv7(m, xs):
 
 
 def _mesa_net(m, xs):
-    q, k = (_silu(_conv(w, xs @ p)) for w, p in zip(m.conv.weights, m.w_qkv[:2], strict=True))
+    q, k = np.split(_silu(_conv(m.conv.weights, xs @ m.w_qk)), 2, axis=1)
     regularizer = np.stack([np.diag(row) for row in _softplus(m.lam) + 0.25])
     h, g = 0, 0
     for t, (x, start) in enumerate(zip(xs, STARTS, strict=True)):
-        q_t, k_t, v_t = _unit(_heads(m, q[t])), _unit(_heads(m, k[t])), _heads(m, x @ m.w_qkv[2])
+        q_t, k_t, v_t = _unit(_heads(m, q[t])), _unit(_heads(m, k[t])), _heads(m, x @ m.w_v)
         beta, gamma = _sigmoid(x @ m.w_beta + m.b_beta), _sigmoid(x @ m.w_gamma + m.b_gamma)
         h, g = (0, 0) if start else (h, g)
         h, g = (
@@ -339,8 +340,8 @@ def test_parity_needs_negative_eigenvalues(name):
             lambda m: [m.w_qkv, m.conv.weights, m.w_beta, m.b_beta, m.w_o],
             model,
             [
-                (key_of, key_of, value_of),
-                (now, now, now),
+                jnp.concatenate([key_of, key_of, value_of], axis=1),
+                jnp.tile(now, (1, 3)),
                 jnp.array([[-12.0], [24], [24]]),
                 jnp.zeros(1),
                 jnp.ones((2, 1)),

@@ -44,11 +44,9 @@ def _over_root_bwd(epsilon, residuals, dy):
 _over_root.defvjp(_over_root_fwd, _over_root_bwd)
 
 
-def activated_qkv(
-    heads: int, q: Float[Array, " inner"], k: Float[Array, " inner"], v: Float[Array, " inner"]
-) -> tuple[Float[Array, "heads size"], ...]:
-    """Return unit(silu(q)), unit(silu(k)) and silu(v) for each head."""
-    q, k, v = (jax.nn.silu(x).reshape(heads, -1) for x in (q, k, v))
+def activated_qkv(heads: int, qkv: Float[Array, " width"]) -> tuple[Float[Array, "heads size"], ...]:
+    """Return unit(silu(q)), unit(silu(k)) and silu(v) for each head, from q, k, v side by side."""
+    q, k, v = jax.nn.silu(qkv).reshape(3, heads, -1)
     return unit(q), unit(k), v
 
 
@@ -59,10 +57,11 @@ def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> F
 
 
 def gated_norm(
-    weight: Float[Array, " inner"], reads: Float[Array, "heads size"], g: Float[Array, " inner"]
+    heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"], g: Float[Array, " inner"]
 ) -> Float[Array, " inner"]:
-    """Return rms_norm(reads / sqrt(size)) o silu(g)."""
-    return rms_norm(reads.shape[-1] ** -0.5 * reads, weight) * jax.nn.silu(g)
+    """Return rms_norm(reads / sqrt(size)) o silu(g), with the norm over each head."""
+    reads = reads.reshape(heads, -1)
+    return rms_norm(reads.shape[1] ** -0.5 * reads, weight) * jax.nn.silu(g)
 
 
 def in_blocks(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params: Array) -> Float[Array, "T ..."]:
@@ -93,6 +92,10 @@ def each_head(
     starts: Bool[Array, " T"],
 ) -> tuple[Float[Array, "heads k v"], Float[Array, "_ heads v"]]:
     """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
+    if len(state) == 1:
+        # Without an axis of one, which XLA would move about.
+        last, ys = op(*(None if x is None else x[:, 0] for x in inputs), state[0], starts)
+        return last[None], ys[:, None]
     axes = tuple(None if x is None else 1 for x in inputs)
     return jax.vmap(op, in_axes=(*axes, 0, None), out_axes=(0, 1))(*inputs, state, starts)
 

@@ -34,7 +34,7 @@ class DeltaNet(Memory):
     heads: int
     head_size: int
     negative_eigenvalues: bool
-    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    w_qkv: Float[Array, "in_size width"]
     conv: ShortConvolution
     w_beta: Float[Array, "in_size heads"]
     b_beta: Float[Array, " heads"]
@@ -55,15 +55,12 @@ class DeltaNet(Memory):
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         self.negative_eigenvalues = check_flag("negative_eigenvalues", negative_eigenvalues)
         inner = self.heads * self.head_size
-        keys = jax.random.split(key, 6)
-        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[:3])
-        self.conv = ShortConvolution([inner] * 3, key=keys[3])
-        self.w_beta, self.b_beta = normal(keys[4], in_size, self.heads), jnp.zeros(self.heads)
+        keys = jax.random.split(key, 4)
+        self.w_qkv = normal(keys[0], in_size, 3 * inner)
+        self.conv = ShortConvolution(3 * inner, key=keys[1])
+        self.w_beta, self.b_beta = normal(keys[2], in_size, self.heads), jnp.zeros(self.heads)
         self.norm = jnp.ones(inner)
-        self.w_o = normal(keys[5], inner, out_size)
-
-    def _project(self, x):
-        return tuple(project(x, w) for w in self.w_qkv)
+        self.w_o = normal(keys[3], inner, out_size)
 
     def _beta(self, x):
         beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
@@ -79,8 +76,8 @@ class DeltaNet(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         s, tail = state
-        tail, qkv = self.conv.step(tail, self._project(x), start)
-        q, k, v = activated_qkv(self.heads, *qkv)
+        tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
+        q, k, v = activated_qkv(self.heads, qkv)
         s = delta_step(jnp.where(start, 0, s), k, v, self._beta(x))
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s))
 
@@ -88,6 +85,6 @@ class DeltaNet(Memory):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
         s, tail = state
         activated = functools.partial(activated_qkv, self.heads)
-        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        tail, qkv = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
         s, reads = each_head(delta_rule, (*qkv, jax.vmap(self._beta)(xs), None), s, starts)
         return (s, tail), jax.vmap(self._read)(reads)

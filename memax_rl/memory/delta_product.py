@@ -45,7 +45,7 @@ class DeltaProduct(Memory):
     substeps: int
     gated: bool
     negative_eigenvalues: bool
-    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    w_qkv: Float[Array, "in_size width"]
     conv: ShortConvolution
     w_beta: Float[Array, "in_size substeps*heads"]
     b_beta: Float[Array, " substeps*heads"]
@@ -73,10 +73,10 @@ class DeltaProduct(Memory):
         self.substeps = check_size("substeps", substeps)
         self.gated = check_flag("gated", gated)
         self.negative_eigenvalues = check_flag("negative_eigenvalues", negative_eigenvalues)
-        inner, streams = self.heads * self.head_size, 1 + 2 * substeps
-        keys = jax.random.split(key, streams + 6)
-        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[6:])
-        self.conv = ShortConvolution([inner] * streams, key=keys[0])
+        inner = self.heads * self.head_size
+        keys = jax.random.split(key, 7)
+        self.w_qkv = normal(keys[6], in_size, (1 + 2 * substeps) * inner)
+        self.conv = ShortConvolution((1 + 2 * substeps) * inner, key=keys[0])
         self.w_beta = normal(keys[1], in_size, substeps * self.heads)
         self.b_beta = jnp.zeros(substeps * self.heads)
         self.w_a = normal(keys[2], in_size, self.heads)
@@ -84,9 +84,6 @@ class DeltaProduct(Memory):
         self.w_g = normal(keys[4], in_size, inner)
         self.norm = jnp.ones(inner)
         self.w_o = normal(keys[5], inner, out_size)
-
-    def _project(self, x):
-        return tuple(project(x, w) for w in self.w_qkv)
 
     def _gates(self, x):
         """Return beta [substeps, heads] and log_decay [heads]."""
@@ -96,7 +93,7 @@ class DeltaProduct(Memory):
         return 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return project(gated_norm(self.norm, reads, project(x, self.w_g)), self.w_o)
+        return project(gated_norm(self.heads, self.norm, reads.reshape(-1), project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -105,8 +102,8 @@ class DeltaProduct(Memory):
     def step(self, state, x, start):
         """One input: the decay, then each sub-step in turn, as in the paper."""
         s, tail = state
-        tail, streams = self.conv.step(tail, self._project(x), start)
-        q, ks, vs = _activated(self.heads, *streams)
+        tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
+        q, ks, vs = _activated(self.substeps, self.heads, qkv)
         betas, log_decay = self._gates(x)
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
         for k, v, beta in zip(ks, vs, betas, strict=True):
@@ -116,8 +113,8 @@ class DeltaProduct(Memory):
     def scan(self, state, xs, starts):
         """One `ops.delta_rule` a head over all sub-steps, which reads after the last one of each input."""
         s, tail = state
-        activated = functools.partial(_activated, self.heads)
-        tail, (q, k, v) = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        activated = functools.partial(_activated, self.substeps, self.heads)
+        tail, (q, k, v) = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
         beta, log_decay = jax.vmap(self._gates)(xs)
         first = jnp.arange(self.substeps) == 0
 
@@ -128,14 +125,12 @@ class DeltaProduct(Memory):
 
         k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
         s, reads = each_head(delta_rule, (q, k, v, beta, only_first(log_decay)), s, only_first(starts))
-        ys = in_blocks(gated_norm, (reads, project(xs, self.w_g)), self.norm)
+        normed = functools.partial(gated_norm, self.heads)
+        ys = in_blocks(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
         return (s, tail), project(ys, self.w_o)
 
 
-def _activated(heads, q, *kv):
-    """Return q [heads, size], k and v [substeps, heads, size]."""
-    q, k, v = (
-        jax.nn.silu(u).reshape(*u.shape[:-1], heads, -1)
-        for u in (q, jnp.stack(kv[: len(kv) // 2]), jnp.stack(kv[len(kv) // 2 :]))
-    )
-    return unit(q), unit(k), v
+def _activated(substeps, heads, qkv):
+    """Return q [heads, size], k and v [substeps, heads, size] from q, all k and all v side by side."""
+    q, k, v = jnp.split(jax.nn.silu(qkv).reshape(1 + 2 * substeps, heads, -1), [1, 1 + substeps])
+    return unit(q[0]), unit(k), v

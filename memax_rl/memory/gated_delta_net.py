@@ -42,7 +42,7 @@ class GatedDeltaNet(Memory):
     heads: int
     head_size: int
     negative_eigenvalues: bool
-    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    w_qkv: Float[Array, "in_size width"]
     conv: ShortConvolution
     w_beta: Float[Array, "in_size heads"]
     b_beta: Float[Array, " heads"]
@@ -67,18 +67,15 @@ class GatedDeltaNet(Memory):
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         self.negative_eigenvalues = check_flag("negative_eigenvalues", negative_eigenvalues)
         inner = self.heads * self.head_size
-        keys = jax.random.split(key, 9)
-        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[:3])
-        self.conv = ShortConvolution([inner] * 3, key=keys[3])
-        self.w_beta, self.b_beta = normal(keys[4], in_size, self.heads), jnp.zeros(self.heads)
-        self.w_a = normal(keys[5], in_size, self.heads)
-        self.a_log, self.dt_bias = decay_rates(keys[6], self.heads, smallest=0.0)
-        self.w_g = normal(keys[7], in_size, inner)
+        keys = jax.random.split(key, 7)
+        self.w_qkv = normal(keys[0], in_size, 3 * inner)
+        self.conv = ShortConvolution(3 * inner, key=keys[1])
+        self.w_beta, self.b_beta = normal(keys[2], in_size, self.heads), jnp.zeros(self.heads)
+        self.w_a = normal(keys[3], in_size, self.heads)
+        self.a_log, self.dt_bias = decay_rates(keys[4], self.heads, smallest=0.0)
+        self.w_g = normal(keys[5], in_size, inner)
         self.norm = jnp.ones(inner)
-        self.w_o = normal(keys[8], inner, out_size)
-
-    def _project(self, x):
-        return tuple(project(x, w) for w in self.w_qkv)
+        self.w_o = normal(keys[6], inner, out_size)
 
     def _gates(self, x):
         """Return beta and log_decay [heads]."""
@@ -87,7 +84,7 @@ class GatedDeltaNet(Memory):
         return 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return project(gated_norm(self.norm, reads, project(x, self.w_g)), self.w_o)
+        return project(gated_norm(self.heads, self.norm, reads.reshape(-1), project(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -96,8 +93,8 @@ class GatedDeltaNet(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         s, tail = state
-        tail, qkv = self.conv.step(tail, self._project(x), start)
-        q, k, v = activated_qkv(self.heads, *qkv)
+        tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
+        q, k, v = activated_qkv(self.heads, qkv)
         beta, log_decay = self._gates(x)
         s = delta_step(jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s), k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
@@ -106,7 +103,8 @@ class GatedDeltaNet(Memory):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
         s, tail = state
         activated = functools.partial(activated_qkv, self.heads)
-        tail, qkv = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        tail, qkv = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
         s, reads = each_head(delta_rule, (*qkv, *jax.vmap(self._gates)(xs)), s, starts)
-        ys = in_blocks(gated_norm, (reads, project(xs, self.w_g)), self.norm)
+        normed = functools.partial(gated_norm, self.heads)
+        ys = in_blocks(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
         return (s, tail), project(ys, self.w_o)

@@ -32,7 +32,7 @@ class Mamba2(Memory):
     heads: int
     head_size: int
     state_size: int
-    w_xbc: tuple[Float[Array, "in_size _"], ...]
+    w_xbc: Float[Array, "in_size width"]
     conv: ShortConvolution
     w_dt: Float[Array, "in_size heads"]
     dt_bias: Float[Array, " heads"]
@@ -56,19 +56,15 @@ class Mamba2(Memory):
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         self.state_size = check_size("state_size", state_size)
         inner = self.heads * self.head_size
-        widths = (inner, self.state_size, self.state_size)
-        keys = jax.random.split(key, 8)
-        self.w_xbc = tuple(normal(k, in_size, width) for k, width in zip(keys[:3], widths, strict=True))
-        self.conv = ShortConvolution(widths, key=keys[3])
-        self.w_dt = normal(keys[4], in_size, self.heads)
-        self.a_log, self.dt_bias = decay_rates(keys[5], self.heads, smallest=1.0)
+        keys = jax.random.split(key, 6)
+        self.w_xbc = normal(keys[0], in_size, inner + 2 * self.state_size)
+        self.conv = ShortConvolution(inner + 2 * self.state_size, key=keys[1])
+        self.w_dt = normal(keys[2], in_size, self.heads)
+        self.a_log, self.dt_bias = decay_rates(keys[3], self.heads, smallest=1.0)
         self.d = jnp.ones(self.heads)
-        self.w_z = normal(keys[6], in_size, inner)
+        self.w_z = normal(keys[4], in_size, inner)
         self.norm = jnp.ones(inner)
-        self.w_o = normal(keys[7], inner, out_size)
-
-    def _project(self, x):
-        return tuple(project(x, w) for w in self.w_xbc)
+        self.w_o = normal(keys[5], inner, out_size)
 
     def _gates(self, x):
         """Return dt and log_decay [heads]."""
@@ -86,8 +82,8 @@ class Mamba2(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         s, tail = state
-        tail, ubc = self.conv.step(tail, self._project(x), start)
-        u, b, c = _activated(self.heads, *ubc)
+        tail, xbc = self.conv.step(tail, project(x, self.w_xbc), start)
+        u, b, c = _activated(self.heads, self.head_size, xbc)
         dt, log_decay = self._gates(x)
         write = b[None, :, None] * (dt[:, None] * u)[:, None, :]
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s) + write
@@ -96,14 +92,15 @@ class Mamba2(Memory):
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.linear_attention`; the heads share queries and keys."""
         s, tail = state
-        activated = functools.partial(_activated, self.heads)
-        tail, (u, b, c) = self.conv.scan(tail, jax.vmap(self._project)(xs), starts, activated)
+        activated = functools.partial(_activated, self.heads, self.head_size)
+        tail, (u, b, c) = self.conv.scan(tail, project(xs, self.w_xbc), starts, activated)
         dt, log_decay = jax.vmap(self._gates)(xs)
         run = jax.vmap(linear_attention, in_axes=(None, None, 1, 1, 0, None), out_axes=(0, 1))
         s, reads = run(c, b, dt[:, :, None] * u, log_decay, s, starts)
         return (s, tail), jax.vmap(self._read)(reads, u, xs)
 
 
-def _activated(heads, u, b, c):
-    """Return x' [heads, head_size], B and C [state_size]."""
-    return jax.nn.silu(u).reshape(heads, -1), jax.nn.silu(b), jax.nn.silu(c)
+def _activated(heads, head_size, xbc):
+    """Return x' [heads, head_size], B and C [state_size] from all three side by side."""
+    x, bc = jnp.split(jax.nn.silu(xbc), [heads * head_size])
+    return x.reshape(heads, head_size), *jnp.split(bc, 2)

@@ -35,7 +35,8 @@ class MesaNet(Memory):
     heads: int
     head_size: int
     iterations: int
-    w_qkv: tuple[Float[Array, "in_size inner"], ...]
+    w_qk: Float[Array, "in_size width"]
+    w_v: Float[Array, "in_size inner"]
     conv: ShortConvolution
     w_beta: Float[Array, "in_size heads"]
     b_beta: Float[Array, " heads"]
@@ -59,19 +60,15 @@ class MesaNet(Memory):
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         self.iterations = check_size("iterations", iterations)
         inner = self.heads * self.head_size
-        keys = jax.random.split(key, 7)
-        self.w_qkv = tuple(normal(k, in_size, inner) for k in keys[:3])
-        self.conv = ShortConvolution([inner] * 2, key=keys[3])
-        self.w_beta, self.b_beta = normal(keys[4], in_size, self.heads), jnp.zeros(self.heads)
-        self.w_gamma, self.b_gamma = normal(keys[5], in_size, self.heads), jnp.linspace(3.0, 6.0, self.heads)
+        keys = jax.random.split(key, 6)
+        self.w_qk, self.w_v = normal(keys[0], in_size, 2 * inner), normal(keys[1], in_size, inner)
+        self.conv = ShortConvolution(2 * inner, key=keys[2])
+        self.w_beta, self.b_beta = normal(keys[3], in_size, self.heads), jnp.zeros(self.heads)
+        self.w_gamma, self.b_gamma = normal(keys[4], in_size, self.heads), jnp.linspace(3.0, 6.0, self.heads)
         # Lam is 1 at the start.
         self.lam = jnp.full((self.heads, self.head_size), jnp.log(jnp.expm1(0.75)))
         self.norm = jnp.ones(inner)
-        self.w_o = normal(keys[6], inner, out_size)
-
-    def _project(self, x):
-        w_q, w_k, w_v = self.w_qkv
-        return (project(x, w_q), project(x, w_k)), project(x, w_v)
+        self.w_o = normal(keys[5], inner, out_size)
 
     def _gates(self, x):
         """Return beta and log gamma [heads]."""
@@ -92,10 +89,9 @@ class MesaNet(Memory):
     def step(self, state, x, start):
         """One step of both recurrences and one solve, as in the paper."""
         h, g, tail = state
-        qk, v = self._project(x)
-        tail, (q, k) = self.conv.step(tail, qk, start)
-        q, k = _activated(self.heads, q, k)
-        v = v.reshape(self.heads, self.head_size)
+        tail, qk = self.conv.step(tail, project(x, self.w_qk), start)
+        q, k = _activated(self.heads, qk)
+        v = project(x, self.w_v).reshape(self.heads, self.head_size)
         beta, log_gamma = self._gates(x)
         gamma, write = jnp.exp(log_gamma)[:, None, None], (beta[:, None] * k)[:, :, None]
         h = gamma * jnp.where(start, 0, h) + write * k[:, None, :]
@@ -106,9 +102,8 @@ class MesaNet(Memory):
     def scan(self, state, xs, starts):
         """All solutions first, then they query G by `ops.linear_attention`, one call a head."""
         h, g, tail = state
-        qk, v = jax.vmap(self._project)(xs)
-        tail, (q, k) = self.conv.scan(tail, qk, starts, functools.partial(_activated, self.heads))
-        v = v.reshape(-1, self.heads, self.head_size)
+        tail, (q, k) = self.conv.scan(tail, project(xs, self.w_qk), starts, functools.partial(_activated, self.heads))
+        v = project(xs, self.w_v).reshape(-1, self.heads, self.head_size)
         beta, log_gamma = jax.vmap(self._gates)(xs)
 
         def run(q, k, v, beta, log_gamma, regularizer, h, g):
@@ -121,6 +116,7 @@ class MesaNet(Memory):
         return (h, g, tail), jax.vmap(self._read)(reads)
 
 
-def _activated(heads, q, k):
-    """Return unit(silu(q)) and unit(silu(k)) for each head."""
-    return unit(jax.nn.silu(q).reshape(heads, -1)), unit(jax.nn.silu(k).reshape(heads, -1))
+def _activated(heads, qk):
+    """Return unit(silu(q)) and unit(silu(k)) for each head, from both side by side."""
+    q, k = unit(jax.nn.silu(qk).reshape(2, heads, -1))
+    return q, k

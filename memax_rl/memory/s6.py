@@ -62,7 +62,7 @@ class S6(Memory):
         rank = max(1, out_size // 16)
         keys = jax.random.split(key, 9)
         self.w_u, self.w_z = (normal(k, in_size, inner) for k in keys[:2])
-        self.conv, self.b_conv = ShortConvolution([inner], key=keys[2]), jnp.zeros(inner)
+        self.conv, self.b_conv = ShortConvolution(inner, key=keys[2]), jnp.zeros(inner)
         self.w_down, self.w_up = normal(keys[3], inner, rank), normal(keys[4], rank, inner)
         dt = jnp.exp(jax.random.uniform(keys[5], (inner,), minval=math.log(dt_min), maxval=math.log(dt_max)))
         # The inverse of softplus.
@@ -84,8 +84,8 @@ class S6(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         h, tail = state
-        tail, (u,) = self.conv.step(tail, (project(x, self.w_u),), start)
-        (u,) = _activated(self.b_conv, u)
+        tail, u = self.conv.step(tail, project(x, self.w_u), start)
+        u = _activated(self.b_conv, u)
         dt, b, c = self._selection(u)
         decay = jnp.exp(-dt[:, None] * jnp.exp(self.a_log))
         h = decay * jnp.where(start, 0, h) + (dt * u)[:, None] * b[None, :]
@@ -94,7 +94,7 @@ class S6(Memory):
     def scan(self, state, xs, starts):
         """All products with weights at once, then the recurrence by `ops.selective_scan`."""
         h, tail = state
-        tail, (us,) = self.conv.scan(tail, (project(xs, self.w_u),), starts, _activated, self.b_conv)
+        tail, us = self.conv.scan(tail, project(xs, self.w_u), starts, _activated, self.b_conv)
         dts, bs, cs = jax.vmap(self._selection)(us)
 
         h, reads = selective_scan(dts, us, bs, cs, -jnp.exp(self.a_log).T, h.T, starts)
@@ -103,4 +103,4 @@ class S6(Memory):
 
 
 def _activated(bias, u):
-    return (jax.nn.silu(u + bias),)
+    return jax.nn.silu(u + bias)

@@ -20,7 +20,7 @@ from memax_rl.ops._loop import loop, row
 State = TypeVar("State", bound=PyTree[Array])
 
 # Steps at a time where a chunk is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
-BLOCK = 256
+BLOCK = 128
 
 _SUB_CHUNK = 8
 _BASE = 32

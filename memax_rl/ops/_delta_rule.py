@@ -13,10 +13,10 @@ and within a chunk the rows of E solve a triangular system:
 with Gamma_ij the decay from step j to step i and c_i that from before the chunk, both zero across a start
 flag.
 
-The derivative is written out. E and the inverse of I + A are kept from the forward pass, [T, dv + chunk] in all, so that
-the backward loop solves nothing again. That of the running sums g of log decays needs no matrix: y_i is proportional to
-exp(g_i), and so is every e_i - v_i, while what step j writes is so to exp(-g_j). With dL/dv_i = dL/de_i through the
-system, all terms but two cancel: dL/dg_i = dy_i . y_i - dv_i . v_i, and <dS, S> at the last step of the chunk.
+The derivative is written out. E and the inverse of I + A are kept, [T, dv + chunk] in all, so that the backward loop
+solves nothing again. That of the running sums g of log decays needs no matrix: y_i is proportional to exp(g_i), and so
+is every e_i - v_i, while what step j writes is so to exp(-g_j). With dL/dv_i = dL/de_i through the system, all terms but
+two cancel: dL/dg_i = dq_i . q_i - dv_i . v_i (dq_i . q_i is dy_i . y_i), and <dS, S> at the last step of the chunk.
 """
 
 from typing import Any, NamedTuple, cast
@@ -130,11 +130,11 @@ def _delta_rule_fwd(state, q, inputs, starts):
     v = inputs[1]
     shapes = ((count, reads, v.shape[2]), v.shape, (count, size, size), (count, *state.T.shape))
     last, (ys, errors, inverses, states) = loop(step, state, tuple(jnp.zeros(s, v.dtype) for s in shapes), count)
-    return (last, ys), (q, inputs, starts, errors, inverses, states, (last, ys))
+    return (last, ys), (q, inputs, starts, errors, inverses, states, last)
 
 
 def _delta_rule_bwd(residuals, cotangents):
-    q, (k, v, beta, log_decay), starts, errors, inverses, states, (last, ys) = residuals
+    q, (k, v, beta, log_decay), starts, errors, inverses, states, last = residuals
     dlast, dys = cotangents
     (count, size), reads = starts.shape, q.shape[1]
     later = np.tri(size, k=-1, dtype=bool).T
@@ -160,11 +160,10 @@ def _delta_rule_bwd(residuals, cotangents):
         dk = dv_held @ state_t + dscores @ q + (dsystem + dsystem.T) @ k + to_end * (u @ dstate_t)
         dlog_decay = None
         if log_decay is not None:
-            v_now, y = row((v, ys), t)
             same = decay.seg.same.astype(k.dtype)
-            dg = jnp.pad(jnp.vecdot(dy, y)[:, None], ((0, 0), (size // reads - 1, 0))).reshape(-1)
+            dg = jnp.pad(jnp.vecdot(dq, q)[:, None], ((0, 0), (size // reads - 1, 0))).reshape(-1)
             # A running sum's gradient goes to all steps before it, up to the start flag.
-            dlog_decay = (dg - jnp.vecdot(dv, v_now)) @ same + same[-1] * jnp.vdot(dstate_t, after)
+            dlog_decay = (dg - jnp.vecdot(dv, row(v, t))) @ same + same[-1] * jnp.vdot(dstate_t, after)
             dlog_decay = jnp.where(starts_now | (log_decay < LEAST_LOG_DECAY), 0, dlog_decay)
         dheld = transposed(jnp.concatenate([q, k])) @ jnp.concatenate([dy_held, dv_held])
         dstate = decay.all.from_before[-1] * dstate + dheld
