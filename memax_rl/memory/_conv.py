@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from memax_rl.ops._chunks import BLOCK, loop_chunks
+from memax_rl.ops._chunks import remade
 
 _TAPS = 4
 
@@ -55,7 +55,7 @@ class ShortConvolution(eqx.Module):
         for lag in reversed(range(_TAPS - 1)):
             reach = jnp.where(flags[_TAPS - 2 - lag :][:length], lag, reach)
         body = functools.partial(_convolve, then)
-        _, ys = loop_chunks(body, state, (xs, reach), length, min(BLOCK, length), self.weights, params)
+        ys = remade(body, _befores, state, (xs, reach), self.weights, params)
         kept = jnp.arange(_TAPS - 1)[::-1] <= reach[-1]
         return jnp.where(kept[:, None], jnp.concatenate([state, xs])[length:], 0), ys
 
@@ -67,3 +67,9 @@ def _convolve(then, weights, params, tail, xs, reach):
     shifted = (jnp.where((reach >= lag)[:, None], history[_TAPS - 1 - lag :][:length], 0) for lag in range(_TAPS))
     ys = sum(w[None] * x for w, x in zip(weights, shifted, strict=True))
     return history[length:], jax.vmap(functools.partial(then, *params))(ys)
+
+
+def _befores(tail, inputs):
+    """Return the last three inputs before each block."""
+    xs, _ = inputs
+    return jnp.concatenate([tail[None], xs[:-1, 1 - _TAPS :]]) if len(xs) > 1 else tail[None]

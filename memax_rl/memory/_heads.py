@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory._layers import check_size
-from memax_rl.ops._chunks import BLOCK, loop_chunks
+from memax_rl.ops._chunks import remade
 
 
 def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, int]:
@@ -56,6 +56,11 @@ def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> F
     return (math.sqrt(size) * _over_root(x, size * 1e-5)).reshape(-1) * weight
 
 
+def head_norm(heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"]) -> Float[Array, " inner"]:
+    """Return rms_norm of all heads side by side."""
+    return rms_norm(reads.reshape(heads, -1), weight)
+
+
 def gated_norm(
     heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"], g: Float[Array, " inner"]
 ) -> Float[Array, " inner"]:
@@ -64,7 +69,7 @@ def gated_norm(
     return rms_norm(reads.shape[1] ** -0.5 * reads, weight) * jax.nn.silu(g)
 
 
-def in_blocks(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params: Array) -> Float[Array, "T ..."]:
+def each_row(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params: Array) -> Float[Array, "T ..."]:
     """Return `body(*params, *rows)` for each row of `inputs`, where `body` closes over no arrays.
 
     Its inside is formed again in the backward pass, some steps at a time: the inputs are all that is kept.
@@ -73,8 +78,7 @@ def in_blocks(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params
     def run(params, state, *rows):
         return state, jax.vmap(functools.partial(body, *params))(*rows)
 
-    length = len(inputs[0])
-    return loop_chunks(run, (), inputs, length, min(BLOCK, length), params)[1]
+    return remade(run, lambda state, inputs: state, (), inputs, params)
 
 
 def delta_step(

@@ -21,7 +21,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import activated_qkv, check_flag, check_heads, delta_step, each_head, rms_norm
+from memax_rl.memory._heads import (
+    activated_qkv,
+    check_flag,
+    check_heads,
+    delta_step,
+    each_head,
+    each_row,
+    head_norm,
+    rms_norm,
+)
 from memax_rl.memory._layers import normal
 from memax_rl.ops import delta_rule, project
 
@@ -66,9 +75,6 @@ class DeltaNet(Memory):
         beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
         return 2 * beta if self.negative_eigenvalues else beta
 
-    def _read(self, reads):
-        return project(rms_norm(reads, self.norm), self.w_o)
-
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
         return jnp.zeros((self.heads, self.head_size, self.head_size)), self.conv.initial_state()
@@ -79,7 +85,7 @@ class DeltaNet(Memory):
         tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
         q, k, v = activated_qkv(self.heads, qkv)
         s = delta_step(jnp.where(start, 0, s), k, v, self._beta(x))
-        return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s))
+        return (s, tail), project(rms_norm(jnp.einsum("hk,hkv->hv", q, s), self.norm), self.w_o)
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
@@ -87,4 +93,5 @@ class DeltaNet(Memory):
         activated = functools.partial(activated_qkv, self.heads)
         tail, qkv = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
         s, reads = each_head(delta_rule, (*qkv, jax.vmap(self._beta)(xs), None), s, starts)
-        return (s, tail), jax.vmap(self._read)(reads)
+        ys = each_row(functools.partial(head_norm, self.heads), (reads.reshape(len(xs), -1),), self.norm)
+        return (s, tail), project(ys, self.w_o)

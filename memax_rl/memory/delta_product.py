@@ -27,8 +27,8 @@ from memax_rl.memory._heads import (
     decay_rates,
     delta_step,
     each_head,
+    each_row,
     gated_norm,
-    in_blocks,
     unit,
 )
 from memax_rl.memory._layers import check_size, normal
@@ -126,7 +126,7 @@ class DeltaProduct(Memory):
         k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
         s, reads = each_head(delta_rule, (q, k, v, beta, only_first(log_decay)), s, only_first(starts))
         normed = functools.partial(gated_norm, self.heads)
-        ys = in_blocks(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
+        ys = each_row(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
         return (s, tail), project(ys, self.w_o)
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
+from memax_rl.memory._heads import each_row
 from memax_rl.memory._layers import check_size, matrix
 from memax_rl.ops import project, turning_recurrence
 
@@ -74,11 +75,13 @@ class FFM(Memory):
 
     def _read(self, s, x):
         """Return y from the real parts of S, then its imaginary parts, in one vector."""
-        g = jax.nn.sigmoid(project(x, self.w_g.T) + self.b_g)
-        gated = (project(s, self.w_m.T) + self.b_m) * g
-        centred = gated - jnp.mean(gated)
-        normed = centred * jax.lax.rsqrt(jnp.mean(centred**2) + _EPS)
-        return normed + (project(x, self.w_s.T) + self.b_s) * (1 - g)
+        return _gated(*self._biases(), *self._projections(s, x))
+
+    def _projections(self, s, x):
+        return project(s, self.w_m.T), project(x, self.w_g.T), project(x, self.w_s.T)
+
+    def _biases(self):
+        return self.b_m, self.b_g, self.b_s
 
     def initial_state(self):
         """Return S = 0."""
@@ -96,4 +99,14 @@ class FFM(Memory):
         writes = jnp.stack([us, jnp.zeros_like(us)], axis=1)
         first = jnp.stack([state.real.reshape(-1), state.imag.reshape(-1)])
         hs = turning_recurrence(gamma.real, gamma.imag, writes, first, starts)
-        return jax.lax.complex(*hs[-1]).reshape(state.shape), jax.vmap(self._read)(hs.reshape(len(xs), -1), xs)
+        ys = each_row(_gated, self._projections(hs.reshape(len(xs), -1), xs), *self._biases())
+        return jax.lax.complex(*hs[-1]).reshape(state.shape), ys
+
+
+def _gated(b_m, b_g, b_s, m, g, s):
+    """Return layer_norm((m + b_m) o g) + (s + b_s) o (1 - g) with g = sigmoid(g + b_g)."""
+    g = jax.nn.sigmoid(g + b_g)
+    gated = (m + b_m) * g
+    centred = gated - jnp.mean(gated)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2) + _EPS)
+    return normed + (s + b_s) * (1 - g)

@@ -27,8 +27,8 @@ from memax_rl.memory._heads import (
     decay_rates,
     delta_step,
     each_head,
+    each_row,
     gated_norm,
-    in_blocks,
 )
 from memax_rl.memory._layers import normal
 from memax_rl.ops import delta_rule, project
@@ -106,5 +106,5 @@ class GatedDeltaNet(Memory):
         tail, qkv = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
         s, reads = each_head(delta_rule, (*qkv, *jax.vmap(self._gates)(xs)), s, starts)
         normed = functools.partial(gated_norm, self.heads)
-        ys = in_blocks(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
+        ys = each_row(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
         return (s, tail), project(ys, self.w_o)

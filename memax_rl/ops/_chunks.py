@@ -19,8 +19,8 @@ from memax_rl.ops._loop import loop, row
 
 State = TypeVar("State", bound=PyTree[Array])
 
-# Steps at a time where a chunk is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
-BLOCK = 128
+# Steps at a time where the state is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
+_BLOCK = 128
 
 _SUB_CHUNK = 8
 _BASE = 32
@@ -58,14 +58,26 @@ def loop_chunks(
     inputs: PyTree[Array],
     length: int,
     chunk: int,
-    *params: PyTree,
-) -> tuple[State, Any]:
-    """As `scan_chunks`, faster under `vmap`: `state, ys = body(*params, state, *inputs of one chunk)`.
+) -> tuple[State, Array]:
+    """As `scan_chunks`, faster under `vmap`, for a `body` that closes over no arrays. First derivatives only."""
+    state, ys = cast(tuple[State, Array], _loop_chunks(body, state, split_chunks(inputs, length, chunk)))
+    return state, _joined(ys, length)
 
-    `body` closes over no arrays: those that all chunks share are `params`. First derivatives only.
+
+def remade(
+    body: Callable[..., tuple[State, Any]],
+    befores: Callable[[State, PyTree[Array]], State],
+    state: State,
+    inputs: PyTree[Array],
+    *params: PyTree[Array],
+) -> Any:
+    """Return the ys of `state, ys = body(*params, state, *inputs)`, whose inside is formed again in the backward pass.
+
+    That goes over blocks of some steps: `befores(state, inputs)` returns the state before each of them from inputs
+    [blocks, steps, ...]. Inputs are all that is kept, and their gradients take their place. `body` closes over no arrays.
+    First derivatives only.
     """
-    state, ys = cast(tuple[State, Any], _loop_chunks(body, params, state, split_chunks(inputs, length, chunk)))
-    return state, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:length], ys)
+    return _remade(body, befores, params, state, inputs)
 
 
 def split_chunks(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array]:
@@ -78,27 +90,38 @@ def split_chunks(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array
     return jax.tree.map(split, inputs)
 
 
+def _joined(ys: PyTree[Array], length: int) -> PyTree[Array]:
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:length], ys)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loop_chunks(body, params, state, inputs):
-    return _loop_chunks_fwd(body, params, state, inputs)[0]
+def _loop_chunks(body, state, inputs):
+    return _loop_chunks_fwd(body, state, inputs)[0]
 
 
-def _loop_chunks_fwd(body, params, state, inputs):
-    count = len(jax.tree.leaves(inputs)[0])
+def _loop_chunks_fwd(body, state, inputs):
+    count = _length(inputs)
 
     def step(t, state, _):
-        after, ys = body(*params, state, *row(inputs, t))
+        after, ys = body(state, *row(inputs, t))
         return after, (ys, state)
 
-    _, y = jax.eval_shape(body, *params, state, *jax.tree.map(lambda x: x[0], inputs))
+    _, y = jax.eval_shape(body, state, *jax.tree.map(lambda x: x[0], inputs))
     rows = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), (y, state))
     last, (ys, states) = loop(step, state, rows, count)
-    return (last, ys), (params, inputs, states)
+    return (last, ys), (inputs, states)
 
 
 def _loop_chunks_bwd(body, residuals, cotangents):
-    params, inputs, states = residuals
-    dlast, dys = cotangents
+    inputs, states = residuals
+    return _loop_back(body, (), states, inputs, *cotangents)[1:]
+
+
+_loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
+
+
+def _loop_back(body, params, states, inputs, dlast, dys):
+    """Return the gradients by `params`, the first state and all inputs, given the state before each chunk."""
     floats, rest = eqx.partition(inputs, eqx.is_inexact_array)
 
     def step(t, carry, x):
@@ -109,13 +132,35 @@ def _loop_chunks_bwd(body, residuals, cotangents):
         return (dstate, jax.tree.map(jnp.add, dparams, more)), dx
 
     # The gradient of a chunk's inputs takes their place.
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    count = len(jax.tree.leaves(inputs)[0])
-    (dstate, dparams), dinputs = loop(step, (dlast, zeros), floats, count, reverse=True, read_ahead=True)
+    carry = dlast, jax.tree.map(jnp.zeros_like, params)
+    (dstate, dparams), dinputs = loop(step, carry, floats, _length(inputs), reverse=True, read_ahead=True)
     return dparams, dstate, dinputs
 
 
-_loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
+def _length(inputs):
+    return len(jax.tree.leaves(inputs)[0])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _remade(body, befores, params, state, inputs):
+    del befores
+    return body(*params, state, *inputs)[1]
+
+
+def _remade_fwd(body, befores, params, state, inputs):
+    return _remade(body, befores, params, state, inputs), (params, state, inputs)
+
+
+def _remade_bwd(body, befores, residuals, dys):
+    params, state, inputs = residuals
+    length = _length(inputs)
+    blocks, dys = split_chunks((inputs, dys), length, min(_BLOCK, length))
+    dlast = jax.tree.map(jnp.zeros_like, state)
+    dparams, dstate, dinputs = _loop_back(body, params, befores(state, blocks), blocks, dlast, dys)
+    return dparams, dstate, _joined(dinputs, length)
+
+
+_remade.defvjp(_remade_fwd, _remade_bwd)
 
 
 def transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
