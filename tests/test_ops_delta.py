@@ -151,6 +151,42 @@ def test_no_gradient_crosses_a_start(kind):
     assert all(bool(jnp.any(g[at:] != 0)) for g in grads)
 
 
+@pytest.mark.parametrize(("every", "chunk"), [(2, None), (3, 8), (5, 1)])
+def test_reads_at_every_rth_step(every, chunk):
+    """Fewer queries than keys read what the same queries at every r-th step read, with the same gradients."""
+    length = 60
+    arrays, starts = _inputs(length, "delta")
+    q, *rest = (jnp.asarray(x, jnp.float32) for x in arrays)
+    read, starts = slice(every - 1, None, every), jnp.asarray(starts)
+    arrays = q[read], *rest
+
+    def fewer(q, k, v, beta, log_decay, state):
+        return ops.delta_rule(q, k, v, beta, log_decay, state, starts, chunk=chunk)
+
+    def all_steps(q, k, v, beta, log_decay, state):
+        padded = jnp.zeros((length, DK)).at[read].set(q)
+        last, ys = ops.delta_rule(padded, k, v, beta, log_decay, state, starts)
+        return last, ys[read]
+
+    def values_and_gradients(run):
+        def loss(arrays):
+            last, ys = run(*arrays)
+            return jnp.sum(jnp.sin(ys)) + jnp.sum(jnp.cos(last)), (last, ys)
+
+        (_, values), gradients = jax.value_and_grad(loss, has_aux=True)(arrays)
+        return *values, *gradients
+
+    for got, want in zip(values_and_gradients(fewer), values_and_gradients(all_steps), strict=True):
+        assert float(jnp.max(jnp.abs(got - want))) < 2e-5 * float(jnp.max(jnp.abs(want)))
+
+
+def test_queries_that_do_not_divide_the_steps():
+    arrays, starts = _inputs(10, "delta")
+    q, k, v, beta, log_decay, state = (jnp.asarray(x, jnp.float32) for x in arrays)
+    with pytest.raises(ValueError, match="q must have a row for each of the 10 keys"):
+        ops.delta_rule(q[:4], k, v, beta, log_decay, state, jnp.asarray(starts))
+
+
 def test_no_states_of_all_steps():
     """The temporaries of a backward pass are a few times the inputs, far below one state a step."""
     length, size = 2048, 64

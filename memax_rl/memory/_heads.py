@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, 
 
 def unit(x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
     """Return x / |x| over the last axis. Zero stays zero, with a finite derivative."""
-    return _over_root(x, 1e-6)
+    return cast(Array, _over_root(x, 1e-6))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -53,7 +54,7 @@ def activated_qkv(heads: int, qkv: Float[Array, " width"]) -> tuple[Float[Array,
 def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
     """Return each head divided by its root mean square, side by side, times a weight."""
     size = x.shape[-1]
-    return (math.sqrt(size) * _over_root(x, size * 1e-5)).reshape(-1) * weight
+    return (math.sqrt(size) * cast(Array, _over_root(x, size * 1e-5))).reshape(-1) * weight
 
 
 def head_norm(heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"]) -> Float[Array, " inner"]:

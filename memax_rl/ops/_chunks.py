@@ -74,8 +74,8 @@ def remade(
     """Return the ys of `state, ys = body(*params, state, *inputs)`, whose inside is formed again in the backward pass.
 
     That goes over blocks of some steps: `befores(state, inputs)` returns the state before each of them from inputs
-    [blocks, steps, ...]. Inputs are all that is kept, and their gradients take their place. `body` closes over no arrays.
-    First derivatives only.
+    [blocks, steps, ...]. Inputs are all that is kept, and their gradients take their place. `body` closes over no
+    arrays. First derivatives only.
     """
     return _remade(body, befores, params, state, inputs)
 

@@ -15,8 +15,9 @@ flag.
 
 The derivative is written out. E and the inverse of I + A are kept, [T, dv + chunk] in all, so that the backward loop
 solves nothing again. That of the running sums g of log decays needs no matrix: y_i is proportional to exp(g_i), and so
-is every e_i - v_i, while what step j writes is so to exp(-g_j). With dL/dv_i = dL/de_i through the system, all terms but
-two cancel: dL/dg_i = dq_i . q_i - dv_i . v_i (dq_i . q_i is dy_i . y_i), and <dS, S> at the last step of the chunk.
+is every e_i - v_i, while what step j writes is so to exp(-g_j). With dL/dv_i = dL/de_i through the system, all terms
+but two cancel: dL/dg_i = dq_i . q_i - dv_i . v_i, where dq_i . q_i is dy_i . y_i; to the last of a chunk comes the sum
+over dS o S.
 """
 
 from typing import Any, NamedTuple, cast
@@ -83,12 +84,11 @@ def delta_rule(
     every = length // reads
     chunk = -(-chunk_size(chunk, length) // every) * every
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
-    q, k, *rest = (None if x is None else x.astype(compute) for x in (q, k, v, beta, log_decay))
+    steps = tuple(None if x is None else x.astype(compute) for x in (k, v, beta, log_decay))
     # A padded step has beta = 0 and decay 1: it leaves the state as it is.
-    inputs = split_chunks((k, *rest), length, chunk), split_chunks(starts, length, chunk)
-    last, ys = cast(
-        tuple[Array, Array], _delta_rule(state.astype(compute), split_chunks(q, reads, chunk // every), *inputs)
-    )
+    inputs = split_chunks(steps, length, chunk), split_chunks(starts, length, chunk)
+    queries = split_chunks(q.astype(compute), reads, chunk // every)
+    last, ys = cast(tuple[Array, Array], _delta_rule(state.astype(compute), queries, *inputs))
     return last.astype(state.dtype), ys.reshape(-1, ys.shape[-1])[:reads].astype(v.dtype)
 
 

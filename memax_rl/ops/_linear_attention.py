@@ -22,6 +22,7 @@ from memax_rl.ops._chunks import (
     decays,
     loop_chunks,
     segments,
+    transposed,
 )
 
 
@@ -70,7 +71,7 @@ def _scalar_chunk(state, q, k, v, log_decay, starts):
     seg = segments(starts)
     within, from_before = decays(log_decay, seg, q.dtype)
     ys = from_before[:, None] * (q @ state) + (within * (q @ k.T)) @ v
-    return from_before[-1] * state + (k * within[-1][:, None]).T @ v, ys
+    return from_before[-1] * state + transposed(k * within[-1][:, None]) @ v, ys
 
 
 def _channel_chunk(state, q, k, v, log_decay, starts):
@@ -78,4 +79,4 @@ def _channel_chunk(state, q, k, v, log_decay, starts):
     decay = channel_decays(log_decay, seg)
     (scores,) = channel_scores(q, [k], decay.g, decay.g, seg.same, seg)
     ys = (q * decay.from_before) @ state + scores @ v
-    return decay.from_before[-1][:, None] * state + (k * decay.to_end).T @ v, ys
+    return decay.from_before[-1][:, None] * state + transposed(k * decay.to_end) @ v, ys
