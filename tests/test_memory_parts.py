@@ -32,8 +32,8 @@ def test_convolution_is_its_steps(length):
     keys = jax.random.split(jax.random.key(1), 4)
     state, xs = jax.random.normal(keys[0], (3, WIDTH)), jax.random.normal(keys[1], (length, WIDTH))
     bias = jax.random.normal(keys[2], (WIDTH,))
-    # Next to each other, around one edge of blocks of 128 and not around the other, and at the very end, so that part of
-    # the state is gone.
+    # Next to each other, around one edge of blocks of 128 and not around the other, and near the end, so that part
+    # of the state is gone.
     starts = jnp.isin(jnp.arange(length), jnp.array([5, 6, 90, 255, 256, length - 2]))
     if length == 2:
         starts = jnp.zeros(2, bool)
