@@ -25,8 +25,26 @@ def matrix(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -
 
 
 def orthogonal(key: PRNGKeyArray, size: int) -> Float[Array, "size size"]:
-    """Return a random orthogonal matrix."""
-    return jax.random.orthogonal(key, size)
+    """Return a random orthogonal matrix, uniform over all of them (Haar measure).
+
+    A product of Householder reflections (Stewart 1980, "The efficient generation of random orthogonal matrices"), not
+    `jax.random.orthogonal`: several LAPACK calls in one compiled program dead-lock XLA on a CPU with two threads, see
+    benchmarks/lapack_deadlock.py.
+    """
+    # Reflection i leaves the first i rows alone, so its vector is zero there.
+    vectors = jnp.triu(jax.random.normal(key, (size, size)))
+
+    def reflect(i, q):
+        row = size - 1 - i
+        x = vectors[row]
+        sign = jnp.where(x[row] < 0, -1.0, 1.0)
+        # A vector of zeros would have no direction.
+        u = x.at[row].add(sign * jnp.maximum(jnp.linalg.norm(x), 1e-6))
+        # Its image of axis `row` is -sign x / |x|; without the sign it is uniform on the sphere.
+        q = q - jnp.outer(u, (2 / jnp.sum(u**2)) * (u @ q))
+        return q.at[:, row].multiply(-sign)
+
+    return jax.lax.fori_loop(0, size, reflect, jnp.eye(size))
 
 
 def check_size(name: str, value: object, minimum: int = 1) -> int:
