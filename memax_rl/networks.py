@@ -121,8 +121,8 @@ class ActionDistribution(eqx.Module):
     """A distribution over the actions of a space. `raw` is the policy head's output for one step.
 
     Discrete: a categorical with logits `raw`. MultiDiscrete: independent categoricals. Box: a normal with independent
-    components, its mean `raw` and its standard deviation exp(log_std); the environment is given the action clipped to
-    the box, the learner sees it unclipped.
+    components, its mean `raw` and its standard deviation exp(log_std), in units of the box where its bounds are finite:
+    `to_environment` clips and maps what the environment is given, the learner sees it as it was drawn.
     """
 
     space: Any = eqx.field(static=True)
@@ -154,6 +154,8 @@ class ActionDistribution(eqx.Module):
     def log_prob(self, action: Array) -> Float[Array, ""]:
         """Return the log-probability (density for a Box) of an action."""
         parts = list(action) if isinstance(self.space, spaces.MultiDiscrete) else action
+        # A Box of shape () has one component.
+        parts = action.reshape(-1) if self.log_std is not None else parts
         with jax.numpy_rank_promotion("allow"):
             return cast(Array, self._distribution().log_prob(parts))
 
@@ -171,14 +173,19 @@ class ActionDistribution(eqx.Module):
 
 
 def check_action_space(space: Any) -> None:
-    """Raise `ValueError` unless a policy head can be made for the space."""
+    """Raise `ValueError` unless a policy head can be made for the action space."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return
-    if isinstance(space, spaces.Box) and len(space.shape) <= 1:
-        return
-    raise ValueError(
-        f"cannot act in the action space {space!r}; expected Discrete, MultiDiscrete or a Box of at most one axis"
-    )
+    known = "expected Discrete, MultiDiscrete or a Box of real numbers of at most one axis"
+    if isinstance(space, spaces.Box):
+        if not jnp.issubdtype(space.dtype, jnp.floating):
+            raise ValueError(
+                f"cannot act in the action space {space!r} of dtype {jnp.dtype(space.dtype)}; {known}. State "
+                "whole-number actions as Discrete or MultiDiscrete"
+            )
+        if len(space.shape) <= 1:
+            return
+    raise ValueError(f"cannot act in the action space {space!r}; {known}")
 
 
 def action_outputs(space: Any) -> int:
@@ -186,11 +193,36 @@ def action_outputs(space: Any) -> int:
     return flat_size(space)
 
 
+def _bounds(space: Any) -> tuple[Array, Array, Array]:
+    """Return lower and upper bounds of a Box, and for which components both are finite."""
+    low, high = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), space.shape) for x in (space.low, space.high))
+    return low, high, jnp.isfinite(low) & jnp.isfinite(high)
+
+
 def to_environment(space: Any, action: Array) -> Array:
-    """Return the action as the environment takes it: clipped to the bounds of a Box, else as it is."""
-    if isinstance(space, spaces.Box):
-        return jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high)).astype(space.dtype)
-    return action
+    """Return the policy's action as the environment takes it.
+
+    A component of a Box with two finite bounds is in [-1, 1] for the policy, so that neither its first standard
+    deviation nor its learning rate depends on the unit of the action: it is clipped there and mapped affinely to
+    [low, high]. Every other component is clipped to the bound that it has. Discrete actions are as they are.
+    """
+    if not isinstance(space, spaces.Box):
+        return action
+    low, high, bounded = _bounds(space)
+    share = (jnp.clip(action, -1, 1) + 1) / 2
+    # Not low + share * (high - low), which overflows for bounds near the largest numbers.
+    mapped = jnp.where(bounded, low, 0) * (1 - share) + jnp.where(bounded, high, 0) * share
+    # Rounding must not leave the box.
+    return jnp.clip(jnp.where(bounded, mapped, action), low, high).astype(space.dtype)
+
+
+def from_environment(space: Any, action: Array) -> Array:
+    """Return an action of the environment as the policy would have put it: the inverse of `to_environment`."""
+    if not isinstance(space, spaces.Box):
+        return action
+    low, high, bounded = _bounds(space)
+    width = jnp.where(bounded & (high > low), high - low, 1)
+    return jnp.where(bounded, 2 * (action - jnp.where(bounded, low, 0)) / width - 1, action)
 
 
 class ActorCritic(eqx.Module):

@@ -22,6 +22,7 @@ from memax_rl.envs.strategies import strategies
 from memax_rl.envs.trials import TrialParams, Trials
 from memax_rl.envs.wrappers import NormalizeObservationConfig
 from memax_rl.files import write_atomically
+from memax_rl.networks import from_environment
 from memax_rl.streams import Act, seed_key, start_stream, step_stream
 
 # Trials so many times as long as trained.
@@ -265,7 +266,8 @@ def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: in
 
     def measure(strategy):
         def act(memory, inputs, key):
-            return *strategy.act(memory, inputs, key), jnp.zeros(())
+            memory, action = strategy.act(memory, inputs, key)
+            return memory, from_environment(env.tasks.action_space, action), jnp.zeros(())
 
         initial_memory = strategy.initial_memory
         returns = play_trials(env, act, initial_memory, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
