@@ -33,7 +33,7 @@ from memax_rl.networks import QNetwork, QValues, check_discrete
 from memax_rl.optimizer import Schedule, clip, make_schedule
 from memax_rl.replay import Replay, Sample
 from memax_rl.returns import lambda_returns, n_step_returns
-from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
+from memax_rl.streams import Finished, Stream, as_metric, count_unusable, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, learning_reward, previous, value_ends
 
 
@@ -156,7 +156,7 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
 class DQN:
     """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
 
-    `name`, `longer`, `plays_greedily`, `unsaved`, `shared_out`: see `PPO`. It trains on one device.
+    `name`, `longer`, `plays_greedily`, `unsaved`, `learned`, `shared_out`: see `PPO`. It trains on one device.
 
     **Arguments:**
 
@@ -171,6 +171,7 @@ class DQN:
 
     name = "dqn"
     longer = "set dqn.slots to more than the longest episode"
+    learned = ("network", "target", "optimizer")
     plays_greedily = True
     devices = 1
     shared_out: tuple[str, ...] = ()
@@ -255,7 +256,7 @@ class DQN:
             "gradient_steps": after.gradient_steps - state.gradient_steps,
             "env_steps": env_steps,
         }
-        return after, {name: jnp.asarray(m, jnp.float32) for name, m in metrics.items()}
+        return after, {name: as_metric(name, m) for name, m in metrics.items()}
 
     def act(self, network: QNetwork, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
         """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability).
@@ -319,6 +320,7 @@ class DQN:
             "env_steps": jnp.sum(slots.valid),
             "epsilon": jnp.mean(epsilon),
             "tape/overlong": jnp.sum(beyond),
+            "env/unusable": count_unusable(slots),
         }
         return streams, new, replay, metrics
 

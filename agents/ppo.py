@@ -37,7 +37,7 @@ from memax_rl.moments import RunningMoments
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.optimizer import Schedule, clip, make_schedule
 from memax_rl.returns import generalized_advantages
-from memax_rl.streams import Finished, Stream, episode_metrics, start_stream, step_stream
+from memax_rl.streams import Finished, Stream, as_metric, count_unusable, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, learning_reward, previous, value_ends
 
 
@@ -147,7 +147,7 @@ class PPO:
 
     `name` is that of its settings in a configuration, `longer` what to do about an episode longer than a row,
     `plays_greedily` whether it is evaluated with its best actions unless told otherwise, `unsaved` what of its state
-    stays out of checkpoints, `shared_out` what of it is shared out over devices.
+    stays out of checkpoints, `learned` what of it must stay finite, `shared_out` what of it is shared out over devices.
 
     **Arguments:**
 
@@ -164,6 +164,7 @@ class PPO:
     longer = "set ppo.slots to more than the longest episode, or ppo.fill to 'stream'"
     plays_greedily = False
     unsaved: tuple[str, ...] = ()
+    learned = ("network", "optimizer", "returns")
     shared_out = ("streams", "carried", "used")
 
     def __init__(
@@ -245,7 +246,7 @@ class PPO:
         env_steps = state.env_steps + collected.pop("env_steps")
         metrics = {**collected, **learnt, "reward_scale": scale, "learning_rate": learning_rate, "env_steps": env_steps}
         new = PPOState(network, optimizer, streams, carried, used, returns, key, env_steps, state.updates + 1)
-        return new, {name: jnp.asarray(m, jnp.float32) for name, m in metrics.items()}
+        return new, {name: as_metric(name, m) for name, m in metrics.items()}
 
     def act(self, network: ActorCritic, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
         """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability)."""
@@ -297,14 +298,15 @@ class PPO:
         row = eqx.tree_at(lambda t: t.valid, row, learnt)
 
         lagging = jnp.sum(learnt & _before(state.used, slots))
-        counts = (env_steps, jnp.sum(learnt), lagging, jnp.sum(complete == 0))
-        env_steps, used_slots, lagging, overlong = self._total(counts)
+        counts = (env_steps, jnp.sum(learnt), lagging, jnp.sum(complete == 0), count_unusable(new))
+        env_steps, used_slots, lagging, overlong, unusable = self._total(counts)
         metrics = {
             **episode_metrics(devices.gather(finished, self.devices, axis=1)),
             "env_steps": env_steps,
             "tape/utilization": used_slots / (num_envs * slots),
             "tape/lag": lagging / jnp.maximum(used_slots, 1),
             "tape/overlong": overlong,
+            "env/unusable": unusable,
         }
         return streams, Rows(row, state.streams.memory, before, streams.inputs), carried, used, metrics
 

@@ -139,6 +139,27 @@ def step_stream(
     return after, slot, Finished(done, total, length)
 
 
+def as_metric(name: str, value: Any) -> Array:
+    """Return a metric as float32, but the number of steps exactly: float32 ends at 16 million of them."""
+    return jnp.asarray(value, jnp.int32 if name == "env_steps" else jnp.float32)
+
+
+# The square of a larger number overflows float32, and with it every variance that it enters.
+LARGEST = 1e18
+
+
+def count_unusable(tape: Tape) -> Int[Array, ""]:
+    """Return how many slots hold an observation or a reward that is not finite, or larger than `LARGEST`."""
+
+    def unusable(x: Array) -> Array:
+        # False for nan too.
+        return jnp.any(~(jnp.abs(x) <= LARGEST), axis=tuple(range(tape.start.ndim, x.ndim)))
+
+    leaves = [tape.reward, *jax.tree.leaves(tape.observation)]
+    found = [unusable(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.sum(jnp.any(jnp.stack(found), axis=0))
+
+
 def episode_metrics(finished: Finished) -> dict[str, Array]:
     """Return count, mean return and mean length of the episodes that ended; nan where none did."""
     count = jnp.sum(finished.done)

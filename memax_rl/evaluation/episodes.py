@@ -104,13 +104,23 @@ def evaluate_state(
     is_plain = all(isinstance(wrapper, NormalizeObservationConfig) for wrapper in config.env_wrappers)
     is_plain = is_plain and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
+    # The network of a seed that has diverged plays nonsense. Its return is no result.
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))]
+    sound = [all(bool(np.all(np.isfinite(leaf[i]))) for leaf in leaves) for i in range(config.num_seeds)]
+    if not any(sound):
+        raise ValueError(
+            "the networks of all seeds of this run hold nan or inf: it has diverged, and nothing can be played"
+        )
+    returns, lengths, ended = returns[sound], lengths[sound], ended[sound]
+    seeds = [config.seed + i for i in range(config.num_seeds) if sound[i]]
     per_seed = [float(np.mean(r)) for r in returns]
     return {
         "env": config.env,
         "memory": config.network.memory,
         "policy": "greedy" if greedy else "sampled",
         "episodes_per_seed": episodes,
-        "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+        "seeds": seeds,
+        "diverged_seeds": [config.seed + i for i in range(config.num_seeds) if not sound[i]],
         "return": summarize(returns.astype(np.float64)),
         "chance": chance,
         "best": best,

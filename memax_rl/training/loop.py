@@ -22,7 +22,7 @@ from memax_rl.agents.ppo import PPO
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
-from memax_rl.streams import seed_key
+from memax_rl.streams import LARGEST, seed_key
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, open_logs
 from memax_rl.training.run import Run, RunError
@@ -225,7 +225,7 @@ def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callabl
 
     def update(arrays):
         state, metrics = agent.update(eqx.combine(arrays, static))
-        return eqx.filter(state, eqx.is_array), metrics
+        return eqx.filter(state, eqx.is_array), metrics | {"finite": _is_finite(agent, state)}
 
     def one(arrays):
         if arrays.updates.shape[0] > 1:
@@ -256,6 +256,20 @@ def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callabl
     return jax.jit(many, donate_argnums=0)
 
 
+def _is_finite(agent: Agent, state: PyTree) -> jax.Array:
+    """Return 1.0 if all that was learned is finite. A finite loss is no proof: its gradient may be nan."""
+    learned = [eqx.filter(getattr(state, name), eqx.is_inexact_array) for name in agent.learned]
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]
+    return jnp.all(jnp.stack(finite)).astype(jnp.float32)
+
+
+def find_diverged(config: TrainConfig, network: PyTree) -> list[int]:
+    """Return the seeds whose network, in a stack of those of all seeds, is not finite."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))]
+    sound = [all(bool(np.all(np.isfinite(leaf[i]))) for leaf in leaves) for i in range(config.num_seeds)]
+    return [config.seed + i for i, is_sound in enumerate(sound) if not is_sound]
+
+
 def place(agent: Agent, arrays: PyTree) -> PyTree:
     """Return the arrays of the state on the agent's devices."""
     if agent.devices == 1:
@@ -270,6 +284,10 @@ def _update_of(arrays: PyTree) -> int:
 def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], stopped) -> tuple[PyTree, float]:
     """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
     many = make_many_updates(agent, static, config.total_steps)
+    # Seeds train independently, so those that are still sound go on.
+    diverged: dict[int, dict[str, float]] = {}
+    for seed in find_diverged(config, arrays.network):
+        diverged[seed] = {"seed": seed, "update": _update_of(arrays), "loss": np.nan}
     n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
     begun = time.monotonic() - seconds
     while int(np.min(arrays.env_steps)) < config.total_steps:
@@ -280,18 +298,33 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         _check_host(agent, new, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
-        # An agent that fills a replay first has no loss yet.
-        bad = next((r for r in rows if not np.isfinite(r["loss"]) and r.get("gradient_steps", 1) > 0), None)
+        rows = [row for row in rows if row["seed"] not in diverged]
+        unusable = next((row for row in rows if row["env/unusable"] > 0), None)
         overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
-        sound = [row for row in rows if bad is None or row["update"] < bad["update"]]
+        for row in rows:
+            if row["seed"] not in diverged and _has_diverged(row):
+                diverged[int(row["seed"])] = row
+        stops = len(diverged) == config.num_seeds or (diverged and config.on_divergence == "stop")
+        # The row in which a seed diverged is its last one, and tells so; of a run that stops only sound rows are kept.
+        ends = {seed: row["update"] - bool(stops) for seed, row in diverged.items()}
+        sound = [row for row in rows if row["update"] <= ends.get(int(row["seed"]), np.inf)]
         run.append_metrics(sound)
         for log in logs:
             log.write(sound)
-        if bad is not None:
+        if unusable is not None:
             raise TrainingError(
-                f"the loss is {bad['loss']} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; the last good "
-                f"checkpoint is of update {saved} in {run.checkpoints}. Try a smaller {agent.name}.learning_rate or "
-                f"{agent.name}.max_grad_norm, and look whether observations or rewards are very large"
+                f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, at "
+                f"{unusable['env/unusable']:.0f} steps of update {unusable['update']:.0f} of seed "
+                f"{unusable['seed']:.0f}; mend the environment, or wrap it so that it stays within bounds. "
+                f"Checkpoints: {kept}"
+            )
+        if stops:
+            bad = max(diverged.values(), key=lambda row: row["update"])
+            what = "a parameter is not finite" if np.isfinite(bad["loss"]) else f"the loss is {bad['loss']}"
+            raise TrainingError(
+                f"{what} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; good checkpoints: {kept}. Try a "
+                f"smaller {agent.name}.learning_rate or {agent.name}.max_grad_norm, and look whether observations or "
+                "rewards are very large"
             )
         if overlong is not None:
             raise TrainingError(
@@ -308,6 +341,11 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
     run.save(_update_of(arrays), _saved(agent, arrays), seconds)
     return arrays, seconds
+
+
+def _has_diverged(row: dict[str, float]) -> bool:
+    # An agent that fills a replay first has no loss yet.
+    return row["finite"] == 0 or (not np.isfinite(row["loss"]) and row.get("gradient_steps", 1) > 0)
 
 
 def _updates_a_call(seconds_an_update: float) -> int:
@@ -363,6 +401,8 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: 
         "seconds": round(seconds, 3),
         "steps_per_second": round(float(np.sum(state.env_steps)) / seconds, 1),
     }
+    if diverged := find_diverged(config, state.network):
+        summary["diverged_seeds"] = diverged
     if config.eval_episodes:
         try:
             result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
