@@ -10,8 +10,10 @@ Mishra et al. 2026, M2RNN: Non-Linear RNNs with Matrix-Valued States, https://ar
 norm divides all heads together by their root mean square and multiplies by a weight. As the authors' layer
 (https://github.com/open-lm-engine/lm-engine, sequence_mixer_blocks/m2rnn.py) but for its convolution and activation of
 q, k, v, which are options there, its heads that share q, k, v, f, g or W, and its clipping of the gradient of S; the
-decay's exp(a_log) starts in [1, 16], theirs by default in [0, 16]. W starts as the identity; `w` holds it transposed. State: per head S
-[head_size, head_size]. Reset: S = 0. `scan` forms S for one chunk of time at once, and again for the gradient.
+decay's exp(a_log) starts in [1, 16], theirs by default in [0, 16].
+
+W starts as the identity; `w` holds it transposed. State: per head S [head_size, head_size]. Reset: S = 0. `scan` forms
+S for one chunk of time at once, and again for the gradient.
 """
 
 import math

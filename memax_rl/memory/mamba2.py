@@ -7,8 +7,8 @@ Mamba2Mixer with one group of B and C and no limits on dt.
     S = exp(-exp(a_log) dt) S + B (dt x')^T,    y = W_o rms_norm((S^T C + d o x') o silu(z))
 
 x' has [heads, head_size] entries; B and C [state_size] are shared by the heads; dt, a_log and d are one a
-head. b_conv starts at zero. exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1] at the start. State: per head S
-[state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
+head. At the start b_conv is zero, exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1]. State: per
+head S [state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
 """
 
 import functools

@@ -16,10 +16,10 @@ forget biases are spread over [3, 6].
 
 The cell, the norm after it and the sigmoid gate after the norm are those of the authors' xLSTM-7B layer
 (https://github.com/NX-AI/xlstm, xlstm_large). What differs there: q and k have half the size of v, the inputs of both
-gates are capped softly at 15, the divisor has 1e-6 added and the norm 1e-6 in place of 1e-5, and the output gate has no
-bias. Their first block (blocks/mlstm) has, around the same cell and norm, a projection to twice the width, a convolution
-of 4 before q and k, gates that see q, k and v, a learned skip from the convolution to behind the norm, and a SiLU gate
-of its own projection in place of o.
+gates are capped softly at 15, the divisor has 1e-6 added, the norm has 1e-6 in place of 1e-5, and the output gate has
+no bias. Their first block (blocks/mlstm) has, around the same cell and norm, a projection to twice the width, a
+convolution of 4 before q and k, gates that see q, k and v, a trained skip from the convolution to behind the norm, and
+a SiLU gate of its own projection in place of o.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """sLSTM: an LSTM with exponential input gates, a normaliser, and memory mixing within heads.
 
-Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/2405.04517, section 2.2 and figure 10.
+Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/2405.04517, section 2.2.
 
     z, i, f, o = W x + b + R h each with its own W, b and block-diagonal R, a block for each head
     m' = max(log sigmoid(f) + m, i),    m' = i in the first step
@@ -12,7 +12,9 @@ m only keeps the exponentials in range: it cancels in c / n. After any step n >=
 first. layer_norm takes the mean of each head off, divides by its standard deviation and multiplies by a weight, as the
 authors' layer (https://github.com/NX-AI/xlstm, blocks/slstm) does behind the cell: h is an average over the past, which
 for inputs without order falls to less than .1. What else is there, and is left out here: a convolution of 4 and SiLU
-before i and f, input weights in blocks, a block for each head, and a feed-forward layer behind. State: h, c, n, m [out_size]. Reset: all zero.
+before i and f, input weights in blocks as those of R, and a feed-forward layer behind.
+
+State: h, c, n, m [out_size]. Reset: all zero.
 """
 
 import jax
