@@ -217,8 +217,8 @@ def _ttt_linear(m, xs):
         # The mean of the gradients so far, or what the trained share makes of it.
         w = base - max(1 / (place + 1) + m.share[place], 0) * np.sum(gradients, axis=0)
         z = np.einsum("hk,hkv->hv", np.append(q, np.ones((m.heads, 1)), axis=1), w)
-        y = _layer_norm(q + m.inner_weight * _layer_norm(z) + m.inner_bias)
-        yield (y.ravel() * m.norm + m.norm_bias) @ m.w_o
+        y = _layer_norm((q + m.inner_weight * _layer_norm(z) + m.inner_bias).ravel())
+        yield (y * m.norm + m.norm_bias) @ m.w_o
 
 
 def _spherical(m, xs):

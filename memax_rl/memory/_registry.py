@@ -397,7 +397,7 @@ _ENTRIES: dict[str, Entry] = {
             "batch_size": "steps whose gradients share one base (16)",
             "rate": "learning rate of the inner model (1.0)",
         },
-        verified="fla's chunk_ttt_linear_ref and the authors' dual form at one rate; 1 / i: read against ttt-lm-jax",
+        verified="ttt-lm-jax, TTTLinearBase without rotary embedding, whole layer; fla's chunk_ttt_linear_ref",
     ),
 }
 

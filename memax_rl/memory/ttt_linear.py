@@ -10,11 +10,12 @@ https://arxiv.org/abs/2407.04620.
     W = base - max(1 / i + share_i, 0) total    in the mini-batch's step i = 1, ..., batch_size
     y = W_o layer_norm(f(q; W))
 
-The trained share_i starts at zero: W moves by the mean of the gradients so far, not by their sum. That is the authors'
-layer (https://github.com/test-time-training/ttt-lm-jax, ttt_layer.py, TTTLinear) without two of its parts: the backbone
-around it (convolution, gate), and the rotary embedding of q and k. There the position restarts with each mini-batch, so
-that a key and a query of two mini-batches turn by the difference of their places in them; an agent has to find the same
-key wherever in a mini-batch it was written.
+LN is over each head, layer_norm over all of them together. The trained share_i starts at zero: W moves by the mean of
+the gradients so far, not by their sum. That is the authors' layer (https://github.com/test-time-training/ttt-lm-jax,
+ttt_layer.py, TTTLinearBase), whose norms have 1e-6 in place of 1e-5, but for the rotary embedding of q and k. There the
+position restarts with each mini-batch, so that a key and a query of two mini-batches turn by the difference of their
+places in them; an agent has to find the same key wherever in a mini-batch it was written. What their language model
+puts around the layer (convolution, gate) is left out.
 
 Mini-batches have `batch_size` steps and count from the episode's start; a start ends one early. W holds the
 weights and, as its last row, the bias. State: per head base and total [head_size + 1, head_size], and the steps
@@ -119,7 +120,7 @@ class TTTLinear(Memory):
         return transpose(out - target)[0]
 
     def _read(self, reads):
-        return project(_layer_norm(reads).reshape(-1) * self.norm + self.norm_bias, self.w_o)
+        return project(_layer_norm(reads.reshape(-1)) * self.norm + self.norm_bias, self.w_o)
 
     def initial_state(self):
         """Return base = W_0 and total = 0 for each head, and no steps in the mini-batch."""
