@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads, each_head, layer_norm
+from memax_rl.memory._heads import check_heads, each_head, each_row, layer_norm
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.ops import linear_attention, project
 
@@ -79,11 +79,6 @@ class MLSTM(Memory):
             jax.nn.log_sigmoid(project(x, self.w_f) + self.b_f),
         )
 
-    def _read(self, reads, m, x):
-        divisor = jnp.maximum(jnp.abs(reads[:, -1:]), jnp.exp(-m)[:, None])
-        h = layer_norm(reads[:, :-1] / divisor, self.norm)
-        return project(jax.nn.sigmoid(project(x, self.w_o) + self.b_o) * h, self.w_y)
-
     def initial_state(self):
         """Return C = 0, n = 0 and m = 0 for each head."""
         return jnp.zeros((self.heads, self.head_size, self.head_size + 1)), jnp.zeros(self.heads)
@@ -95,7 +90,8 @@ class MLSTM(Memory):
         m_new = jax.lax.stop_gradient(jnp.maximum(f_log + m, i_log))
         f, i = jnp.exp(f_log + jax.lax.stop_gradient(m) - m_new), jnp.exp(i_log - m_new)
         c = f[:, None, None] * c + (i[:, None] * k)[:, :, None] * v[:, None, :]
-        return (c, m_new), self._read(jnp.einsum("hk,hkv->hv", q, c), m_new, x)
+        h = _gated(self.norm, self.b_o, jnp.einsum("hk,hkv->hv", q, c), m_new, project(x, self.w_o))
+        return (c, m_new), project(h, self.w_y)
 
     def scan(self, state, xs, starts):
         """All m by an associative scan; then both gates are known and the rest is `ops.linear_attention`."""
@@ -106,7 +102,14 @@ class MLSTM(Memory):
         c, reads = each_head(
             linear_attention, (q, jnp.exp(i_log - m)[:, :, None] * k, v, f_log + m_before - m), c, starts
         )
-        return (c, m[-1]), jax.vmap(self._read)(reads, m, xs)
+        hs = each_row(_gated, (reads, m, project(xs, self.w_o)), self.norm, self.b_o)
+        return (c, m[-1]), project(hs, self.w_y)
+
+
+def _gated(norm, bias, reads, m, o):
+    """Return sigmoid(o + b_o) o layer_norm(the reading of C over that of n), from both side by side."""
+    divisor = jnp.maximum(jnp.abs(reads[:, -1:]), jnp.exp(-m)[:, None])
+    return jax.nn.sigmoid(o + bias) * layer_norm(reads[:, :-1] / divisor, norm)
 
 
 def _running_max(i_log: Array, f_log: Array, m0: Array, starts: Array) -> Float[Array, "T heads"]:

@@ -17,12 +17,14 @@ before i and f, input weights in blocks as those of R, and a feed-forward layer 
 State: h, c, n, m [out_size]. Reset: all zero.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import layer_norm
+from memax_rl.memory._heads import each_row, layer_norm
 from memax_rl.memory._layers import check_size, matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
@@ -43,6 +45,10 @@ def _product(weights, h):
     heads, size, _ = weights[0].shape
     split = h.reshape(*h.shape[:-1], heads, size)
     return tuple(jnp.einsum("...hi,hji->...hj", split, r).reshape(h.shape) for r in weights)
+
+
+def _normed(heads, weight, h):
+    return layer_norm(h.reshape(heads, -1), weight)
 
 
 class SLSTM(Memory):
@@ -79,9 +85,6 @@ class SLSTM(Memory):
     def _inputs(self, x):
         return tuple(project(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
 
-    def _read(self, h):
-        return layer_norm(h.reshape(self.r[0].shape[0], -1), self.norm)
-
     def initial_state(self):
         """Return h = c = n = m = 0."""
         return tuple(jnp.zeros(self.out_size) for _ in range(4))
@@ -90,9 +93,9 @@ class SLSTM(Memory):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
         state = nonlinear_step(_cell, _product, self.r, self._inputs(x), state)
-        return state, self._read(state[0])
+        return state, _normed(len(self.r[0]), self.norm, state[0])
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
         state, hs = nonlinear_recurrence(_cell, _product, self.r, jax.vmap(self._inputs)(xs), state, starts)
-        return state, jax.vmap(self._read)(hs)
+        return state, each_row(functools.partial(_normed, len(self.r[0])), (hs,), self.norm)
