@@ -14,7 +14,6 @@ LOW, HIGH = 0.2, 3.0
 SMALLER = {
     "aaren": (0.05, "a mean over the whole episode, as in the paper"),
     "linear_transformer": (0.02, "a mean over the whole episode, as in the paper"),
-    "lstm": (0.1, "the state itself, a gate times tanh of a running average"),
     "para_lstm": (0.1, "the state itself, a gate times tanh of a running average"),
 }
 

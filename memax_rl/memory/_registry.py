@@ -299,7 +299,7 @@ _ENTRIES: dict[str, Entry] = {
         "matrix",
         "https://arxiv.org/abs/2405.04517",
         _HEADS,
-        verified="NX-AI/xlstm, recurrent and parallel cell; the norm and gate behind it: read against xlstm_large",
+        verified="NX-AI's xlstm and xlstm-jax, cell and norm of each head; the gate: read against xlstm_large",
     ),
     "nmax": Entry(
         NMax,

@@ -26,7 +26,7 @@ def _slopes(heads: int) -> np.ndarray:
     """Return the penalty a step of each head."""
     whole = 2 ** (heads.bit_length() - 1)
     exponents = np.concatenate([8 / whole * np.arange(1, whole + 1), 4 / whole * (2 * np.arange(heads - whole) + 1)])
-    return np.exp2(-exponents).astype(np.float32)
+    return np.exp2(-exponents)
 
 
 class AlibiAttention(Memory):
