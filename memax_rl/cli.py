@@ -280,6 +280,8 @@ def _describe_memories(width: int = 128) -> Iterator[str]:
         model = eqx.filter_eval_shape(lambda key, make=make: make(key=key), jax.random.key(0))
         state, cost = memory.state_size(model), memory.training_flops(model) / 1e3
         yield f"{name:20s} {entry.family:10s} {state:7,d} {cost:7,.0f}  {entry.paper}".rstrip()
+        if entry.verified:
+            yield f"{'':20s}   verified: {entry.verified}"
         for option, meaning in entry.options.items():
             yield f"{'':20s}   {option}: {meaning}"
 

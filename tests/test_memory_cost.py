@@ -56,7 +56,7 @@ def test_training_flops_of_a_loop_are_those_of_all_its_turns():
     assert many == pytest.approx(few, rel=0.02)
 
 
-def test_listing_shows_paper_class_options_state_and_cost(capsys, monkeypatch):
+def test_listing_shows_paper_class_options_state_cost_and_what_it_was_verified_against(capsys, monkeypatch):
     monkeypatch.setattr(memory, "names", lambda: ("gru", "lru"))
     assert main(["list", "memories", "-v"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -65,3 +65,4 @@ def test_listing_shows_paper_class_options_state_and_cost(capsys, monkeypatch):
     assert float(lru[3]) == pytest.approx(memory.training_flops(_model("lru")) / 1e3, rel=0.01)
     assert lru[4].startswith("https://arxiv.org/")
     assert any(line.strip().startswith("r_min: ") for line in lines)
+    assert f"verified: {memory.entry('lru').verified}" in [line.strip() for line in lines]

@@ -97,7 +97,9 @@ def _slstm(p, xs):
         c = _sigmoid(f) * c + np.exp(i) * np.tanh(z)
         n = _sigmoid(f) * n + np.exp(i)
         y = _sigmoid(o) * c / n
-        yield y
+        by_head = y.reshape(heads, size)
+        centered = by_head - by_head.mean(axis=1, keepdims=True)
+        yield (centered / np.sqrt(by_head.var(axis=1, keepdims=True) + 1e-5)).ravel() * p.norm
 
 
 def _m2rnn(p, xs):
@@ -107,11 +109,11 @@ def _m2rnn(p, xs):
         f = np.exp(-np.exp(p.a_log) * _softplus(x @ p.w_f + p.f_bias))
         reads = []
         for j in range(p.heads):
-            written = np.tanh(s[j] @ p.w[j].T + np.outer(k[j], v[j]) / np.sqrt(p.head_size))
+            written = np.tanh(s[j] @ p.w[j].T + np.outer(k[j], v[j]))
             s[j] = f[j] * s[j] + (1 - f[j]) * written
-            read = s[j].T @ q[j] / np.sqrt(p.head_size) + p.d[j] * v[j]
-            reads.append(read / np.sqrt(np.mean(read**2) + 1e-5))
-        yield (np.concatenate(reads) * _silu(x @ p.w_g)) @ p.w_o
+            reads.append(s[j].T @ q[j] + p.d[j] * v[j])
+        gated = np.concatenate(reads) * _silu(x @ p.w_g)
+        yield (gated / np.sqrt(np.mean(gated**2) + 1e-5) * p.norm) @ p.w_o
 
 
 def _para_gru(p, xs):
@@ -274,7 +276,8 @@ def _attention(p, xs, bias=None, turn=None):
 
 
 def _alibi(p, xs):
-    return _attention(p, xs, bias=lambda h, back: -(2.0 ** (-8 * (h + 1) / p.heads.heads)) * back)
+    slopes = {2: [-4, -8], 3: [-4, -8, -2], 6: [-2, -4, -6, -8, -1, -3]}[p.heads.heads]
+    return _attention(p, xs, bias=lambda h, back: -(2.0 ** slopes[h]) * back)
 
 
 def _rope(p, xs):
@@ -299,6 +302,8 @@ SMALL = {"heads": 2, "head_size": 4}
 MODELS = {
     "aaren": (_aaren, SMALL),
     "alibi_attention": (_alibi, {"window": 5, **SMALL}),
+    "alibi_attention, 3 heads": (_alibi, {"window": 5, "heads": 3, "head_size": 4}),
+    "alibi_attention, 6 heads": (_alibi, {"window": 5, "heads": 6, "head_size": 4}),
     "attention": (_attention, {"window": 5, **SMALL}),
     "bmru": (_bmru, {"eps": 0.5}),
     "dlse": (_dlse, {}),
@@ -328,7 +333,7 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_textbook_loop(name, key):
     textbook, options = MODELS[name]
-    model = _make(name, key, **options)
+    model = _make(name.split(",")[0], key, **options)
     xs = jax.random.normal(key, (27, IN))
     starts = jnp.isin(jnp.arange(27), jnp.array([0, 9, 10]))
     ys = eqx.filter_jit(model.scan)(model.initial_state(), xs, starts)[1]

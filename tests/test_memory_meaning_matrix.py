@@ -123,12 +123,12 @@ def _mlstm(m, xs):
         c = f[:, None, None] * c + i[:, None, None] * np.einsum("hk,hv->hkv", k / 2, v)
         n = f[:, None] * n + i[:, None] * k / 2
         h = np.einsum("hkv,hk->hv", c, q) / np.maximum(np.abs(np.sum(n * q, axis=1)), 1)[:, None]
-        yield (_sigmoid(x @ m.w_o + m.b_o) * h.ravel()) @ m.w_y
+        yield (_sigmoid(x @ m.w_o + m.b_o) * _layer_norm(h).ravel() * m.norm) @ m.w_y
 
 
 def _mamba2(m, xs):
     widths = np.cumsum([m.heads * m.head_size, m.state_size])
-    u, b, c = np.split(_silu(_conv(m.conv.weights, xs @ m.w_xbc)), widths, axis=1)
+    u, b, c = np.split(_silu(_conv(m.conv.weights, xs @ m.w_xbc) + m.b_conv), widths, axis=1)
     s = 0
     for t, (x, start) in enumerate(zip(xs, STARTS, strict=True)):
         dt = _softplus(x @ m.w_dt + m.dt_bias)
@@ -204,21 +204,21 @@ def _ttt_linear(m, xs):
         dz = (d_hat - np.mean(d_hat) - hat * np.mean(d_hat * hat)) / scale
         return np.outer(np.append(k, 1), dz)
 
-    w, base, begin = m.w_0, m.w_0, 0
+    w, begin = m.w_0, 0
     for t, (x, start) in enumerate(zip(xs, STARTS, strict=True)):
         q, k, v = (_heads(m, x @ w) for w in m.w_qkv)
         eta = m.rate * _sigmoid(x @ m.w_eta + m.b_eta) / size
         w, begin = (m.w_0, t) if start else (w, begin)
-        base = w if (t - begin) % m.batch_size == 0 else base
-        w = np.stack(
-            [
-                w[h] - eta[h] * loss_gradient(m.inner_weight[h], m.inner_bias[h], base[h], k[h], v[h])
-                for h in range(m.heads)
-            ]
-        )
+        place = (t - begin) % m.batch_size
+        if place == 0:
+            base, gradients = w, []
+        by_heads = zip(m.inner_weight, m.inner_bias, base, k, v, strict=True)
+        gradients.append(eta[:, None, None] * np.stack([loss_gradient(*head) for head in by_heads]))
+        # The mean of the gradients so far, or what the trained share makes of it.
+        w = base - max(1 / (place + 1) + m.share[place], 0) * np.sum(gradients, axis=0)
         z = np.einsum("hk,hkv->hv", np.append(q, np.ones((m.heads, 1)), axis=1), w)
-        y = _layer_norm(q + m.inner_weight * _layer_norm(z) + m.inner_bias)
-        yield (y.ravel() * m.norm + m.norm_bias) @ m.w_o
+        y = _layer_norm((q + m.inner_weight * _layer_norm(z) + m.inner_bias).ravel())
+        yield (y * m.norm + m.norm_bias) @ m.w_o
 
 
 def _spherical(m, xs):

@@ -57,6 +57,11 @@ def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> F
     return (math.sqrt(size) * cast(Array, _over_root(x, size * 1e-5))).reshape(-1) * weight
 
 
+def layer_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
+    """Return each head with its mean taken off and divided by its standard deviation, side by side, times a weight."""
+    return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), weight)
+
+
 def head_norm(heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"]) -> Float[Array, " inner"]:
     """Return rms_norm of all heads side by side."""
     return rms_norm(reads.reshape(heads, -1), weight)

@@ -60,12 +60,15 @@ class Entry:
     - `family`: how it computes: "none", "diagonal", "matrix", "delta", "attention", "nonlinear" or "own".
     - `paper`: a link.
     - `options`: what each keyword option means, with its default.
+    - `verified`: against which code or equation its values, steps and gradients were compared; "read against" where the
+        code was read and not run.
     """
 
     build: Callable[..., Memory]
     family: str = "own"
     paper: str = ""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    verified: str = ""
 
 
 _HEADS = {
@@ -91,9 +94,22 @@ _ENTRIES: dict[str, Entry] = {
         "attention",
         "https://arxiv.org/abs/2405.13956",
         {"heads": "number of heads (out_size // head_size)", "head_size": "features of a head (32)"},
+        verified="attention with a constant query by torch's scaled_dot_product_attention",
     ),
-    "alibi_attention": Entry(AlibiAttention, "attention", "https://arxiv.org/abs/2108.12409", _WINDOW),
-    "attention": Entry(Attention, "attention", "https://arxiv.org/abs/1706.03762", _WINDOW),
+    "alibi_attention": Entry(
+        AlibiAttention,
+        "attention",
+        "https://arxiv.org/abs/2108.12409",
+        _WINDOW,
+        verified="torch's scaled_dot_product_attention with Bloom's slopes; of other than 2^n heads: read against",
+    ),
+    "attention": Entry(
+        Attention,
+        "attention",
+        "https://arxiv.org/abs/1706.03762",
+        _WINDOW,
+        verified="torch's scaled_dot_product_attention",
+    ),
     "bmru": Entry(
         BMRU,
         "diagonal",
@@ -103,8 +119,15 @@ _ENTRIES: dict[str, Entry] = {
             "eps": "share of the old value that a write keeps: 0 the unit proper, 1 its cumulative form (0)",
             "surrogate": "steepness of the derivative that stands for that of the step (1)",
         },
+        verified="from the paper's text only",
     ),
-    "delta_net": Entry(DeltaNet, "delta", "https://arxiv.org/abs/2406.06484", _HEADS | _NEGATIVE),
+    "delta_net": Entry(
+        DeltaNet,
+        "delta",
+        "https://arxiv.org/abs/2406.06484",
+        _HEADS | _NEGATIVE,
+        verified="fla (flash-linear-attention), delta rule",
+    ),
     "delta_product": Entry(
         DeltaProduct,
         "delta",
@@ -115,9 +138,20 @@ _ENTRIES: dict[str, Entry] = {
             "gated": "decay before each input (True)",
             "negative_eigenvalues": "let a sub-step reflect the state (True)",
         },
+        verified="fla, gated delta product",
     ),
-    "dlse": Entry(DLSE, "diagonal", options=_SIZE),
-    "elman": Entry(Elman, "nonlinear", "https://doi.org/10.1207/s15516709cog1402_1"),
+    "dlse": Entry(
+        DLSE,
+        "diagonal",
+        options=_SIZE,
+        verified="torch.logcumsumexp (the recurrence; no paper is known to give the form)",
+    ),
+    "elman": Entry(
+        Elman,
+        "nonlinear",
+        "https://doi.org/10.1207/s15516709cog1402_1",
+        verified="torch's rnn_tanh_cell",
+    ),
     "ffm": Entry(
         FFM,
         "diagonal",
@@ -127,6 +161,7 @@ _ENTRIES: dict[str, Entry] = {
             "context_size": "frequencies of each trace (4)",
             "max_period": "longest period at the start, steps (1024)",
         },
+        verified="proroklab/ffm",
     ),
     "frame_stack": Entry(
         FrameStack,
@@ -136,16 +171,41 @@ _ENTRIES: dict[str, Entry] = {
             "window": "inputs seen, the present one included (16)",
             "frame_size": "features kept of each input (16)",
         },
+        verified="a stack of inputs and a linear layer by torch",
     ),
-    "fwp": Entry(FWP, "matrix", "https://arxiv.org/abs/2102.11174", _HEADS),
-    "gated_delta_net": Entry(GatedDeltaNet, "delta", "https://arxiv.org/abs/2412.06464", _HEADS | _NEGATIVE),
-    "gla": Entry(GLA, "matrix", "https://arxiv.org/abs/2312.06635", _HEADS),
-    "gru": Entry(GRU, "nonlinear", "https://arxiv.org/abs/1406.1078"),
+    "fwp": Entry(
+        FWP,
+        "matrix",
+        "https://arxiv.org/abs/2102.11174",
+        _HEADS,
+        verified="fla, linear attention without normalization",
+    ),
+    "gated_delta_net": Entry(
+        GatedDeltaNet,
+        "delta",
+        "https://arxiv.org/abs/2412.06464",
+        _HEADS | _NEGATIVE,
+        verified="fla; transformers' Qwen3NextGatedDeltaNet, whole layer",
+    ),
+    "gla": Entry(
+        GLA,
+        "matrix",
+        "https://arxiv.org/abs/2312.06635",
+        _HEADS,
+        verified="fla, naive gated linear attention",
+    ),
+    "gru": Entry(
+        GRU,
+        "nonlinear",
+        "https://arxiv.org/abs/1406.1078",
+        verified="torch.gru_cell",
+    ),
     "ind_rnn": Entry(
         IndRNN,
         "diagonal",
         "https://arxiv.org/abs/1803.04831",
         {"horizon": "steps over which a state may at most double: |u| <= 2^(1 / horizon) (1024)"},
+        verified="Sunnydreamrain/IndRNN_pytorch",
     ),
     "linear_transformer": Entry(
         LinearTransformer,
@@ -153,8 +213,14 @@ _ENTRIES: dict[str, Entry] = {
         "https://arxiv.org/abs/2006.16236",
         _HEADS
         | {"rotary_base": "turn queries and keys by their distance, with this base, for instance 100 (0: do not)"},
+        verified="fla, naive linear attention; transformers' rotary embedding",
     ),
-    "lrnn": Entry(LRNN, "diagonal", "https://arxiv.org/abs/1709.04057"),
+    "lrnn": Entry(
+        LRNN,
+        "diagonal",
+        "https://arxiv.org/abs/1709.04057",
+        verified="fla, naive HGRN (the recurrence)",
+    ),
     "lru": Entry(
         LRU,
         "diagonal",
@@ -165,9 +231,21 @@ _ENTRIES: dict[str, Entry] = {
             "r_max": "largest modulus of the decay at the start (0.999)",
             "max_phase": "largest phase of the decay at the start, radians (pi)",
         },
+        verified="NicolasZucchet/minimal-LRU",
     ),
-    "lstm": Entry(LSTM, "nonlinear", "https://doi.org/10.1162/neco.1997.9.8.1735"),
-    "m2rnn": Entry(M2RNN, "nonlinear", "https://arxiv.org/abs/2603.14360", _HEADS),
+    "lstm": Entry(
+        LSTM,
+        "nonlinear",
+        "https://doi.org/10.1162/neco.1997.9.8.1735",
+        verified="torch.lstm_cell",
+    ),
+    "m2rnn": Entry(
+        M2RNN,
+        "nonlinear",
+        "https://arxiv.org/abs/2603.14360",
+        _HEADS,
+        verified="open-lm-engine's _m2rnn_torch (the recurrence); the layer around it: read against theirs",
+    ),
     "mamba2": Entry(
         Mamba2,
         "matrix",
@@ -177,28 +255,79 @@ _ENTRIES: dict[str, Entry] = {
             "head_size": "columns of a head's state (32)",
             "state_size": "rows of a head's state (64)",
         },
+        verified="transformers' Mamba2Mixer, whole layer; the bias of the convolution: read against it",
     ),
     "memory_caching": Entry(
         MemoryCaching,
         "matrix",
         "https://arxiv.org/abs/2602.24281",
         _HEADS | {"segment_size": "steps a segment (32)", "cached": "segments whose state is kept (8)"},
+        verified="from the paper's text only, at second hand",
     ),
     "mesa_net": Entry(
         MesaNet,
         "matrix",
         "https://arxiv.org/abs/2506.05233",
         _HEADS | {"iterations": "steps of conjugate gradients (30)"},
+        verified="fla, naive_mesa_net_exact",
     ),
-    "mgu": Entry(MGU, "nonlinear", "https://arxiv.org/abs/1603.09420"),
-    "min_gru": Entry(MinGRU, "diagonal", "https://arxiv.org/abs/2410.01201"),
-    "min_lstm": Entry(MinLSTM, "diagonal", "https://arxiv.org/abs/2410.01201"),
-    "mlp": Entry(MLP, "none"),
-    "mlstm": Entry(MLSTM, "matrix", "https://arxiv.org/abs/2405.04517", _HEADS),
-    "nmax": Entry(NMax, "diagonal", options=_SIZE),
-    "para_gru": Entry(ParaGRU, "nonlinear", "https://arxiv.org/abs/2510.21450", _SOLVER),
-    "para_lstm": Entry(ParaLSTM, "nonlinear", "https://arxiv.org/abs/2510.21450", _SOLVER),
-    "rope_attention": Entry(RopeAttention, "attention", "https://arxiv.org/abs/2104.09864", _WINDOW),
+    "mgu": Entry(
+        MGU,
+        "nonlinear",
+        "https://arxiv.org/abs/1603.09420",
+        verified="torch.gru_cell with tied gates, but for the deviation that its file states",
+    ),
+    "min_gru": Entry(
+        MinGRU,
+        "diagonal",
+        "https://arxiv.org/abs/2410.01201",
+        verified="lucidrains/minGRU-pytorch, form in log space",
+    ),
+    "min_lstm": Entry(
+        MinLSTM,
+        "diagonal",
+        "https://arxiv.org/abs/2410.01201",
+        verified="lucidrains' minLSTM, form in log space",
+    ),
+    "mlp": Entry(
+        MLP,
+        "none",
+        verified="a linear layer and its activation by torch",
+    ),
+    "mlstm": Entry(
+        MLSTM,
+        "matrix",
+        "https://arxiv.org/abs/2405.04517",
+        _HEADS,
+        verified="NX-AI's xlstm and xlstm-jax, cell and norm of each head; the gate: read against xlstm_large",
+    ),
+    "nmax": Entry(
+        NMax,
+        "diagonal",
+        options=_SIZE,
+        verified="torch.cummax (the recurrence; no paper is known to give the form)",
+    ),
+    "para_gru": Entry(
+        ParaGRU,
+        "nonlinear",
+        "https://arxiv.org/abs/2510.21450",
+        _SOLVER,
+        verified="apple/ml-pararnn, recurrence_step, by both solvers",
+    ),
+    "para_lstm": Entry(
+        ParaLSTM,
+        "nonlinear",
+        "https://arxiv.org/abs/2510.21450",
+        _SOLVER,
+        verified="apple/ml-pararnn, recurrence_step, by both solvers",
+    ),
+    "rope_attention": Entry(
+        RopeAttention,
+        "attention",
+        "https://arxiv.org/abs/2104.09864",
+        _WINDOW,
+        verified="torch's scaled_dot_product_attention with transformers' rotary embedding",
+    ),
     "rot_rnn": Entry(
         RotRNN,
         "diagonal",
@@ -209,8 +338,15 @@ _ENTRIES: dict[str, Entry] = {
             "gamma_min": "smallest decay of a head at the start (0.9)",
             "gamma_max": "largest decay of a head at the start (0.999)",
         },
+        verified="the paper's equations with a dense matrix gamma P Theta P^T",
     ),
-    "rwkv7": Entry(RWKV7, "delta", "https://arxiv.org/abs/2503.14456", _HEADS),
+    "rwkv7": Entry(
+        RWKV7,
+        "delta",
+        "https://arxiv.org/abs/2503.14456",
+        _HEADS,
+        verified="fla, RWKV-7 recurrence",
+    ),
     "s5": Entry(
         S5,
         "diagonal",
@@ -220,6 +356,7 @@ _ENTRIES: dict[str, Entry] = {
             "dt_min": "smallest step size at the start (0.001)",
             "dt_max": "largest step size at the start (0.1)",
         },
+        verified="lindermanlab/S5 (zero-order hold, clipped eigenvalues)",
     ),
     "s6": Entry(
         S6,
@@ -231,12 +368,14 @@ _ENTRIES: dict[str, Entry] = {
             "dt_min": "smallest step size at the start (0.001)",
             "dt_max": "largest step size at the start (0.1)",
         },
+        verified="transformers' MambaMixer, whole layer",
     ),
     "slstm": Entry(
         SLSTM,
         "nonlinear",
         "https://arxiv.org/abs/2405.04517",
         {"heads": "blocks of the recurrent matrices (out_size // 32 where that divides, else 1)"},
+        verified="NX-AI/xlstm, pointwise cell; the norm behind it: read against blocks/slstm",
     ),
     "spherical": Entry(
         Spherical,
@@ -247,6 +386,7 @@ _ENTRIES: dict[str, Entry] = {
             "head_size": "size of a head's vector (32)",
             "reflections": "reflections an input; two are a rotation (2)",
         },
+        verified="fla, delta rule with beta 2 and no values",
     ),
     "ttt_linear": Entry(
         TTTLinear,
@@ -257,6 +397,7 @@ _ENTRIES: dict[str, Entry] = {
             "batch_size": "steps whose gradients share one base (16)",
             "rate": "learning rate of the inner model (1.0)",
         },
+        verified="ttt-lm-jax, TTTLinearBase without rotary embedding, whole layer; fla's chunk_ttt_linear_ref",
     ),
 }
 

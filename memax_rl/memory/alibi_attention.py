@@ -6,17 +6,27 @@ Press et al. 2021, Train Short, Test Long, https://arxiv.org/abs/2108.12409.
     p = softmax over the last `window` steps j of the episode of q_t . k_j / sqrt(head_size) - slope (t - j)
     y = W_o (sum_j p_j v_j)
 
-The slope of head 1, 2, ..., H is 2^(-8/H), 2^(-16/H), ..., 2^-8, and is not trained.
+The slope of head 1, 2, ..., H is 2^(-8/H), 2^(-16/H), ..., 2^-8, and is not trained. Where H is no power of two, the
+first heads have the slopes of the power of two P below, and the rest every other slope of 2 P heads: 2^(-4/P),
+2^(-12/P), ..., as in the authors' code and in Bloom.
 State: rings of the last window - 1 keys and values, [window - 1, heads, head_size] each. Reset: the rings are
 emptied.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._layers import check_size
 from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
+
+
+def _slopes(heads: int) -> np.ndarray:
+    """Return the penalty a step of each head."""
+    whole = 2 ** (heads.bit_length() - 1)
+    exponents = np.concatenate([8 / whole * np.arange(1, whole + 1), 4 / whole * (2 * np.arange(heads - whole) + 1)])
+    return np.exp2(-exponents)
 
 
 class AlibiAttention(Memory):
@@ -43,8 +53,7 @@ class AlibiAttention(Memory):
 
     def _bias(self) -> Float[Array, "heads window"]:
         """Return what is added to the score of the key that lies 0, 1, ..., window - 1 steps back."""
-        slopes = 2.0 ** (-8 * jnp.arange(1, self.heads.heads + 1) / self.heads.heads)
-        return -slopes[:, None] * jnp.arange(self.window, dtype=jnp.float32)[None]
+        return -jnp.asarray(_slopes(self.heads.heads))[:, None] * jnp.arange(self.window, dtype=jnp.float32)[None]
 
     def initial_state(self):
         """Return empty rings of keys and values."""

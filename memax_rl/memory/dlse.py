@@ -6,6 +6,9 @@ could not be confirmed against a paper.
     u = W_u x + b_u,    h = logaddexp(h + log gamma, u),    log gamma = -softplus(rate)
     y = W_y h + b_y
 
+h is the logarithm of a sum and grows with the logarithm of the steps seen, up to about log(1 / (1 - gamma)), 9 at most
+at the start: it tells time as well. W_y starts at a quarter of the usual size, so that y stays near 1.
+
 State: h [state_size]. Reset: h = -inf, the logarithm of an empty sum; after a step h is finite. `scan` is a
 loop on a CPU and elsewhere a tree over pairs (sum of log gamma, logarithm of the sum), which compose as (g,
 a) then (g', a') to (g + g', logaddexp(a + g', a')).
@@ -66,7 +69,7 @@ class DLSE(Memory):
         forget = 10 ** jax.random.uniform(keys[0], (size,), minval=-4.0, maxval=-1.0)
         self.rate = jnp.log(forget) - jnp.log1p(-forget)
         self.w_u, self.b_u = normal(keys[1], in_size, size), jnp.zeros(size)
-        self.w_y, self.b_y = normal(keys[2], size, out_size), jnp.zeros(out_size)
+        self.w_y, self.b_y = normal(keys[2], size, out_size, scale=0.25), jnp.zeros(out_size)
 
     def initial_state(self):
         """Return h = -inf."""

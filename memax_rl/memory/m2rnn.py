@@ -1,15 +1,19 @@
 """M2RNN: a nonlinear recurrence on a matrix for each head.
 
-Mishra et al. 2026, M2RNN: Non-Linear RNNs with Matrix-Valued States, https://arxiv.org/abs/2603.14360; the
-recurrence as given second-hand, without the convolution of its block, not confirmed against the paper.
+Mishra et al. 2026, M2RNN: Non-Linear RNNs with Matrix-Valued States, https://arxiv.org/abs/2603.14360.
 
     q, k, v = W_q x, W_k x, W_v x, split into heads
     f = exp(-exp(a_log) softplus(W_f x + f_bias)), one number for each head
     S = f S + (1 - f) tanh(S W + k v^T)
-    y = W_o (norm(S^T q + D o v) o silu(W_g x))
+    y = W_o norm((S^T q + D o v) o silu(W_g x))
 
-norm divides each head by its root mean square. W starts as the identity; `w` holds it transposed. State: per head S
-[head_size, head_size]. Reset: S = 0. `scan` forms S for one chunk of time at once, and again for the gradient.
+norm divides all heads together by their root mean square and multiplies by a weight. As the authors' layer
+(https://github.com/open-lm-engine/lm-engine, sequence_mixer_blocks/m2rnn.py) but for its convolution and activation of
+q, k, v, which are options there, its heads that share q, k, v, f, g or W, and its clipping of the gradient of S; the
+decay's exp(a_log) starts in [1, 16], theirs by default in [0, 16].
+
+W starts as the identity; `w` holds it transposed. State: per head S [head_size, head_size]. Reset: S = 0. `scan` forms
+S for one chunk of time at once, and again for the gradient.
 """
 
 import math
@@ -19,12 +23,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
+from memax_rl.memory._heads import rms_norm
 from memax_rl.memory._layers import check_size, normal
 from memax_rl.memory._remat import scan_chunks
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 _CHUNK = 32
-_EPS = 1e-5
 
 
 def _cell(gates, state):
@@ -53,6 +57,7 @@ class M2RNN(Memory):
     a_log: Float[Array, " heads"]
     w: Float[Array, "heads head_size head_size"]
     d: Float[Array, "heads head_size"]
+    norm: Float[Array, " inner"]
     w_o: Float[Array, "inner out_size"]
 
     def __init__(
@@ -70,18 +75,18 @@ class M2RNN(Memory):
         self.a_log = jnp.log(jax.random.uniform(keys[6], (self.heads,), minval=1.0, maxval=16.0))
         self.w = jnp.broadcast_to(jnp.eye(head_size), (self.heads, head_size, head_size))
         self.d = jnp.ones((self.heads, head_size))
+        self.norm = jnp.ones(inner)
         self.w_o = normal(keys[7], inner, out_size)
 
     def _inputs(self, x):
         """Return q, k, v [heads, head_size] and f [heads]."""
         q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
         f = jnp.exp(-jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_f) + self.f_bias))
-        return q * self.head_size**-0.5, k * self.head_size**-0.5, v, f
+        return q, k, v, f
 
     def _read(self, read, v, x):
-        read = read + self.d * v
-        normed = read * jax.lax.rsqrt(jnp.mean(read**2, axis=-1, keepdims=True) + _EPS)
-        return project(normed.reshape(-1) * jax.nn.silu(project(x, self.w_g)), self.w_o)
+        gated = (read + self.d * v).reshape(-1) * jax.nn.silu(project(x, self.w_g))
+        return project(rms_norm(gated[None], self.norm), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head."""

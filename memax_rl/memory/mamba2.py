@@ -1,14 +1,14 @@
 """Mamba-2: a state space model with one decay a head, computed as linear attention.
 
-Dao and Gu 2024, Transformers are SSMs, https://arxiv.org/abs/2405.21060. From the paper's description; its
-block was not compared with the authors' code.
+Dao and Gu 2024, Transformers are SSMs, https://arxiv.org/abs/2405.21060. The whole layer, as transformers'
+Mamba2Mixer with one group of B and C and no limits on dt.
 
-    x', B, C = silu(conv(W_x x, W_B x, W_C x)),    dt = softplus(W_dt x + dt_bias),    z = W_z x
+    x', B, C = silu(conv(W_x x, W_B x, W_C x) + b_conv),    dt = softplus(W_dt x + dt_bias),    z = W_z x
     S = exp(-exp(a_log) dt) S + B (dt x')^T,    y = W_o rms_norm((S^T C + d o x') o silu(z))
 
 x' has [heads, head_size] entries; B and C [state_size] are shared by the heads; dt, a_log and d are one a
-head. exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1] at the start. State: per head S
-[state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
+head. At the start b_conv is zero, exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1]. State: per
+head S [state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
 """
 
 import functools
@@ -34,6 +34,7 @@ class Mamba2(Memory):
     state_size: int
     w_xbc: Float[Array, "in_size width"]
     conv: ShortConvolution
+    b_conv: Float[Array, " width"]
     w_dt: Float[Array, "in_size heads"]
     dt_bias: Float[Array, " heads"]
     a_log: Float[Array, " heads"]
@@ -59,6 +60,7 @@ class Mamba2(Memory):
         keys = jax.random.split(key, 6)
         self.w_xbc = normal(keys[0], in_size, inner + 2 * self.state_size)
         self.conv = ShortConvolution(inner + 2 * self.state_size, key=keys[1])
+        self.b_conv = jnp.zeros(inner + 2 * self.state_size)
         self.w_dt = normal(keys[2], in_size, self.heads)
         self.a_log, self.dt_bias = decay_rates(keys[3], self.heads, smallest=1.0)
         self.d = jnp.ones(self.heads)
@@ -83,7 +85,7 @@ class Mamba2(Memory):
         """One step of the recurrence, as in the paper."""
         s, tail = state
         tail, xbc = self.conv.step(tail, project(x, self.w_xbc), start)
-        u, b, c = _activated(self.heads, self.head_size, xbc)
+        u, b, c = _activated(self.heads, self.head_size, self.b_conv, xbc)
         dt, log_decay = self._gates(x)
         write = b[None, :, None] * (dt[:, None] * u)[:, None, :]
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s) + write
@@ -93,14 +95,14 @@ class Mamba2(Memory):
         """The recurrence over all steps by `ops.linear_attention`; the heads share queries and keys."""
         s, tail = state
         activated = functools.partial(_activated, self.heads, self.head_size)
-        tail, (u, b, c) = self.conv.scan(tail, project(xs, self.w_xbc), starts, activated)
+        tail, (u, b, c) = self.conv.scan(tail, project(xs, self.w_xbc), starts, activated, self.b_conv)
         dt, log_decay = jax.vmap(self._gates)(xs)
         run = jax.vmap(linear_attention, in_axes=(None, None, 1, 1, 0, None), out_axes=(0, 1))
         s, reads = run(c, b, dt[:, :, None] * u, log_decay, s, starts)
         return (s, tail), jax.vmap(self._read)(reads, u, xs)
 
 
-def _activated(heads, head_size, xbc):
+def _activated(heads, head_size, bias, xbc):
     """Return x' [heads, head_size], B and C [state_size] from all three side by side."""
-    x, bc = jnp.split(jax.nn.silu(xbc), [heads * head_size])
+    x, bc = jnp.split(jax.nn.silu(xbc + bias), [heads * head_size])
     return x.reshape(heads, head_size), *jnp.split(bc, 2)

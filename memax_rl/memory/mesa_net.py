@@ -1,8 +1,8 @@
 """MesaNet: reads by the solution of a least-squares problem over all keys and values, found at each step.
 
 von Oswald et al. 2025, MesaNet: Sequence Modeling by Locally Optimal Test-Time Training,
-https://arxiv.org/abs/2506.05233. The recurrence is the paper's; the block around it (convolution, norm) was
-not compared.
+https://arxiv.org/abs/2506.05233. The recurrence is the paper's; of the block around it the convolution of
+q and k and the norm of each head are here.
 
     q, k = unit(silu(conv(W_q x))), unit(silu(conv(W_k x))),    v = W_v x
     beta = sigmoid(W_beta x + b_beta),    gamma = sigmoid(W_gamma x + b_gamma)

@@ -6,11 +6,20 @@ Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/
     q, k, v = W_q x, W_k x / sqrt(head_size), W_v x,    o = sigmoid(W_o x + b_o)
     i_log = w_i x + b_i,    f_log = log_sigmoid(w_f x + b_f)    (one a head)
     m_new = max(f_log + m, i_log),    f = exp(f_log + m - m_new),    i = exp(i_log - m_new)
-    C = f C + i k v^T,    n = f n + i k,    y = W_y (o o (C^T q / max(|n . q|, exp(-m_new))))
+    C = f C + i k v^T,    n = f n + i k,    y = W_y (o o layer_norm(C^T q / max(|n . q|, exp(-m_new))))
 
-C and n are kept divided by exp(m), which cancels in y: no gradient goes through m. State: per head C
-[head_size, head_size] and n [head_size] side by side as one matrix, and m; a start zeroes all three. At the
-start the gates do not depend on the input and the forget biases are spread over [3, 6].
+C and n are kept divided by exp(m), which cancels in y: no gradient goes through m. layer_norm takes the mean of each
+head off, divides by its standard deviation and multiplies by a weight: without it what is read grows with the steps
+seen, because n . q is a sum of terms of either sign. State: per head C [head_size, head_size] and n [head_size] side
+by side as one matrix, and m; a start zeroes all three. At the start the gates do not depend on the input and the
+forget biases are spread over [3, 6].
+
+The cell, the norm after it and the sigmoid gate after the norm are those of the authors' xLSTM-7B layer
+(https://github.com/NX-AI/xlstm, xlstm_large). What differs there: q and k have half the size of v, the inputs of both
+gates are capped softly at 15, the divisor has 1e-6 added, the norm has 1e-6 in place of 1e-5, and the output gate has
+no bias. Their first block (blocks/mlstm) has, around the same cell and norm, a projection to twice the width, a
+convolution of 4 before q and k, gates that see q, k and v, a trained skip from the convolution to behind the norm, and
+a SiLU gate of its own projection in place of o.
 """
 
 import jax
@@ -18,8 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads, each_head
-from memax_rl.memory._layers import normal
+from memax_rl.memory._heads import check_heads, each_head, each_row, layer_norm
+from memax_rl.memory._layers import check_size, normal
 from memax_rl.ops import linear_attention, project
 
 
@@ -39,12 +48,15 @@ class MLSTM(Memory):
     b_i: Float[Array, " heads"]
     w_f: Float[Array, "in_size heads"]
     b_f: Float[Array, " heads"]
+    norm: Float[Array, " inner"]
     w_y: Float[Array, "inner out_size"]
 
     def __init__(
         self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
     ):
         self.in_size, self.out_size = in_size, out_size
+        # The norm of a single number is zero.
+        check_size("head_size", head_size, 2)
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         inner = self.heads * self.head_size
         keys = jax.random.split(key, 5)
@@ -52,6 +64,7 @@ class MLSTM(Memory):
         self.b_o = jnp.zeros(inner)
         self.w_i = self.w_f = jnp.zeros((in_size, self.heads))
         self.b_i, self.b_f = jnp.zeros(self.heads), jnp.linspace(3.0, 6.0, self.heads)
+        self.norm = jnp.ones(inner)
         self.w_y = normal(keys[4], inner, out_size)
 
     def _project(self, x):
@@ -66,11 +79,6 @@ class MLSTM(Memory):
             jax.nn.log_sigmoid(project(x, self.w_f) + self.b_f),
         )
 
-    def _read(self, reads, m, x):
-        divisor = jnp.maximum(jnp.abs(reads[:, -1:]), jnp.exp(-m)[:, None])
-        h = (reads[:, :-1] / divisor).reshape(-1)
-        return project(jax.nn.sigmoid(project(x, self.w_o) + self.b_o) * h, self.w_y)
-
     def initial_state(self):
         """Return C = 0, n = 0 and m = 0 for each head."""
         return jnp.zeros((self.heads, self.head_size, self.head_size + 1)), jnp.zeros(self.heads)
@@ -82,7 +90,8 @@ class MLSTM(Memory):
         m_new = jax.lax.stop_gradient(jnp.maximum(f_log + m, i_log))
         f, i = jnp.exp(f_log + jax.lax.stop_gradient(m) - m_new), jnp.exp(i_log - m_new)
         c = f[:, None, None] * c + (i[:, None] * k)[:, :, None] * v[:, None, :]
-        return (c, m_new), self._read(jnp.einsum("hk,hkv->hv", q, c), m_new, x)
+        h = _gated(self.norm, self.b_o, jnp.einsum("hk,hkv->hv", q, c), m_new, project(x, self.w_o))
+        return (c, m_new), project(h, self.w_y)
 
     def scan(self, state, xs, starts):
         """All m by an associative scan; then both gates are known and the rest is `ops.linear_attention`."""
@@ -93,7 +102,14 @@ class MLSTM(Memory):
         c, reads = each_head(
             linear_attention, (q, jnp.exp(i_log - m)[:, :, None] * k, v, f_log + m_before - m), c, starts
         )
-        return (c, m[-1]), jax.vmap(self._read)(reads, m, xs)
+        hs = each_row(_gated, (reads, m, project(xs, self.w_o)), self.norm, self.b_o)
+        return (c, m[-1]), project(hs, self.w_y)
+
+
+def _gated(norm, bias, reads, m, o):
+    """Return sigmoid(o + b_o) o layer_norm(the reading of C over that of n), from both side by side."""
+    divisor = jnp.maximum(jnp.abs(reads[:, -1:]), jnp.exp(-m)[:, None])
+    return jax.nn.sigmoid(o + bias) * layer_norm(reads[:, :-1] / divisor, norm)
 
 
 def _running_max(i_log: Array, f_log: Array, m0: Array, starts: Array) -> Float[Array, "T heads"]:

@@ -1,7 +1,7 @@
 """ParaGRU: a GRU whose units feed back to themselves alone, for Newton's method to solve.
 
-Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the place of the reset gate is as given
-second-hand.
+Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the recurrence of the authors' code
+(https://github.com/apple/ml-pararnn), without the block around it.
 
     z = sigmoid(W_z x + b_z + a_z o h)
     r = sigmoid(W_r x + b_r + a_r o h)

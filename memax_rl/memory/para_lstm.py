@@ -1,13 +1,16 @@
 """ParaLSTM: an LSTM whose units feed back to themselves alone, for Newton's method to solve.
 
-Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; coupled gates and peepholes as given
-second-hand.
+Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the recurrence of the authors' code
+(https://github.com/apple/ml-pararnn), without the block around it.
 
     f = sigmoid(W_f x + b_f + a_f o h + p_f o c)
     n = tanh(W_n x + b_n + a_n o h)
     c = f o c + (1 - f) o n
     o = sigmoid(W_o x + b_o + a_o o h + p_o o c)    with the new c
     h = o o tanh(c),    y = h
+
+y is h itself, a gate times the tanh of a running average, and about .15 in size for unit inputs at the start, like that
+of an LSTM: there is no output matrix that could scale it, and h feeds back.
 
 State: h, c [out_size]. Reset: h = c = 0. The Jacobian of a step is a 2 x 2 matrix for each unit. `scan` is a
 loop on a CPU, which is faster there, and Newton's method elsewhere.

@@ -1,7 +1,7 @@
 """S6: the selective state space of Mamba, with its convolution and gate.
 
-Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2 and figure 3; written from the equations
-as known, not checked against the authors' code.
+Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2 and figure 3. The whole layer, as transformers'
+MambaMixer.
 
     u, z = W_u x, W_z x;    u = silu(conv(u) + b_conv)
     dt = softplus(W_up (W_down u) + dt_bias),    B, C = W_b u, W_c u,    A = -exp(a_log)
@@ -9,6 +9,7 @@ as known, not checked against the authors' code.
 
 h is [inner, state_size], dt, u, D [inner], B, C [state_size], conv a causal convolution of 4 taps for each
 channel. At the start A is -1, ..., -state_size and softplus(dt_bias) log-uniform in [dt_min, dt_max].
+The paper puts no norm behind the gate, and unit inputs leave about .2 there: W_y starts five times as large as usual.
 State: h and the last three inputs of the convolution. Reset: both zero.
 """
 
@@ -70,7 +71,7 @@ class S6(Memory):
         self.w_b, self.w_c = (normal(k, inner, state) for k in keys[6:8])
         self.a_log = jnp.broadcast_to(jnp.log(jnp.arange(1.0, state + 1)), (inner, state))
         self.d = jnp.ones(inner)
-        self.w_y = normal(keys[8], inner, out_size)
+        self.w_y = normal(keys[8], inner, out_size, scale=5.0)
 
     def _selection(self, u):
         """Return dt, B and C from the inputs after the convolution."""

@@ -1,23 +1,30 @@
 """sLSTM: an LSTM with exponential input gates, a normaliser, and memory mixing within heads.
 
-Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/2405.04517, section 2.2,
-without the block around the cell.
+Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/2405.04517, section 2.2.
 
     z, i, f, o = W x + b + R h each with its own W, b and block-diagonal R, a block for each head
     m' = max(log sigmoid(f) + m, i),    m' = i in the first step
     c = exp(log sigmoid(f) + m - m') o c + exp(i - m') o tanh(z)
     n = exp(log sigmoid(f) + m - m') o n + exp(i - m')
-    h = sigmoid(o) o c / n,    y = h
+    h = sigmoid(o) o c / n,    y = layer_norm(h)
 
 m only keeps the exponentials in range: it cancels in c / n. After any step n >= 1, so that n = 0 marks the
-first. State: h, c, n, m [out_size]. Reset: all zero.
+first. layer_norm takes the mean of each head off, divides by its standard deviation and multiplies by a weight, as the
+authors' layer (https://github.com/NX-AI/xlstm, blocks/slstm) does behind the cell: h is an average over the past, which
+for inputs without order falls to less than .1. What else is there, and is left out here: a convolution of 4 and SiLU
+before i and f, input weights in blocks as those of R, and a feed-forward layer behind.
+
+State: h, c, n, m [out_size]. Reset: all zero.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
+from memax_rl.memory._heads import each_row, layer_norm
 from memax_rl.memory._layers import check_size, matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
@@ -40,6 +47,10 @@ def _product(weights, h):
     return tuple(jnp.einsum("...hi,hji->...hj", split, r).reshape(h.shape) for r in weights)
 
 
+def _normed(heads, weight, h):
+    return layer_norm(h.reshape(heads, -1), weight)
+
+
 class SLSTM(Memory):
     """Scalar-memory xLSTM cell.
 
@@ -51,6 +62,7 @@ class SLSTM(Memory):
     w: tuple[Float[Array, "out_size in_size"], ...]
     b: tuple[Float[Array, " out_size"], ...]
     r: tuple[Float[Array, "heads head_size head_size"], ...]
+    norm: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None):
         self.in_size, self.out_size = in_size, out_size
@@ -60,9 +72,13 @@ class SLSTM(Memory):
         if out_size % heads:
             raise ValueError(f"heads must divide out_size, got heads={heads} and out_size={out_size}")
         size = out_size // heads
+        if size == 1:
+            # The norm of a single number is zero.
+            raise ValueError(f"heads must leave each head 2 units or more, got heads={heads} and out_size={out_size}")
         keys = jax.random.split(key, 8)
         self.w = tuple(matrix(k, in_size, out_size) for k in keys[:4])
         self.r = tuple(jax.vmap(orthogonal, (0, None))(jax.random.split(k, heads), size) for k in keys[4:])
+        self.norm = jnp.ones(out_size)
         zero = jnp.zeros(out_size)
         self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
 
@@ -77,8 +93,9 @@ class SLSTM(Memory):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
         state = nonlinear_step(_cell, _product, self.r, self._inputs(x), state)
-        return state, state[0]
+        return state, _normed(len(self.r[0]), self.norm, state[0])
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
-        return nonlinear_recurrence(_cell, _product, self.r, jax.vmap(self._inputs)(xs), state, starts)
+        state, hs = nonlinear_recurrence(_cell, _product, self.r, jax.vmap(self._inputs)(xs), state, starts)
+        return state, each_row(functools.partial(_normed, len(self.r[0])), (hs,), self.norm)
