@@ -46,15 +46,15 @@ class PPOConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    num_envs: int | None = Field(default=None, ge=1)
+    num_envs: int | None = Field(default=None, ge=1, le=2**20)
     """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
-    slots: int | None = Field(default=None, ge=1)
+    slots: int | None = Field(default=None, ge=1, le=2**24)
     """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
     fill: Literal["episodes", "stream"] = "episodes"
     """What a row holds: whole episodes, or a stretch of a stream that goes on where the last one ended."""
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=4, ge=1, le=10_000)
     """Passes over the tape in an update."""
-    minibatches: int = Field(default=8, ge=1)
+    minibatches: int = Field(default=8, ge=1, le=2**20)
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
     learning_rate: float = Field(default=1.5e-3, gt=0)
     """Adam's step size at the start."""

@@ -8,7 +8,6 @@ give the same episodes, however many copies or processes there are.
 """
 
 import difflib
-import importlib
 import math
 import re
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from memax_rl.envs import registry, spaces
 from memax_rl.envs.base import Environment, EnvParams, Step
 from memax_rl.envs.gymnasium_host import RESET, STEP, WAIT, Host, encoded
 from memax_rl.envs.host_options import HostOptions
+from memax_rl.envs.trust import import_package
 
 
 class HostState(eqx.Module):
@@ -241,7 +241,7 @@ def find_spec(env_id: str) -> EnvSpec:
     package = package or ("popgym" if env_id.startswith("popgym-") else "")
     try:
         if package:
-            importlib.import_module(package)
+            import_package(package)
         return gymnasium.spec(name)
     except ImportError as error:
         raise ValueError(f"env: gym/{env_id}: the package {package} cannot be imported: {error}") from None

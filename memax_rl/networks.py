@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from memax_rl import memory as memories
 from memax_rl.encoder import Dense, Encoder, Inputs, Space, flat_size, nvec, one_hot
@@ -30,11 +30,11 @@ class NetworkConfig(BaseModel):
     """Name of the memory model, see `memax-rl list memories`."""
     memory_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of the memory model, for example --memory-options.state-size 64."""
-    width: int = Field(default=128, ge=1)
+    width: int = Field(default=128, ge=1, le=65_536)
     """Features between layers, and size of the memory's output."""
-    depth: int = Field(default=1, ge=1)
+    depth: int = Field(default=1, ge=1, le=1024)
     """Number of memory blocks."""
-    feed_forward: float = Field(default=0.0, ge=0)
+    feed_forward: float = Field(default=0.0, ge=0, le=64)
     """Hidden size of the layer after each memory, as a multiple of width. 0: none."""
     previous_action: bool = True
     """Show the agent its previous action, zero at an episode's start."""
@@ -44,6 +44,11 @@ class NetworkConfig(BaseModel):
     """Show the agent a flag that is 1 at an episode's start."""
     separate_value: bool = False
     """Give the value function encoder and memory of its own."""
+
+    @field_validator("memory")
+    @classmethod
+    def _any_case(cls, name: str) -> str:
+        return name if name in memories.names() else name.lower()
 
     @model_validator(mode="after")
     def _check_memory(self) -> "NetworkConfig":

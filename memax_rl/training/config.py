@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from memax_rl import envs
 from memax_rl.agents.dqn import DQNConfig
 from memax_rl.agents.ppo import PPOConfig
+from memax_rl.envs.trust import may_import
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
@@ -31,11 +32,11 @@ class TrainConfig(BaseModel):
     """Wrappers, the innermost first, for example '[{name: sticky_actions, probability: 0.25}]'."""
     agent: Literal["ppo", "dqn"] = "ppo"
     """The agent. Only its own settings below count."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """The first seed."""
-    num_seeds: int = Field(default=1, ge=1)
+    num_seeds: int = Field(default=1, ge=1, le=4096)
     """How many runs, of seeds seed, seed + 1, ..., train together."""
-    devices: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1, le=4096)
     """Devices that share the rows of each update; on a CPU they are threads. Another number is another random run."""
     total_steps: int = Field(default=260_000, ge=1, le=2_000_000_000)
     """Environment steps of each seed; the run ends with the first update that reaches them."""
@@ -49,18 +50,38 @@ class TrainConfig(BaseModel):
     """Settings of DQN."""
     checkpoint_interval: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints. The last state is always saved."""
-    eval_episodes: int = Field(default=256, ge=0)
+    eval_episodes: int = Field(default=256, ge=0, le=1_000_000)
     """Fresh episodes to evaluate each seed on at the end. 0: none."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run's folder (needs `pip install memax_rl[tensorboard]`)."""
     wandb: str | None = None
     """Also log to this project of Weights & Biases (needs `pip install memax_rl[wandb]`)."""
 
+    @field_validator("total_steps", mode="before")
+    @classmethod
+    def _read_steps(cls, value: Any) -> Any:
+        return _read_count(value)
+
+    @field_validator("env_wrappers", mode="before")
+    @classmethod
+    def _read_wrappers(cls, value: Any) -> Any:
+        # A name alone, or one wrapper alone, is short for a list of one.
+        value = [value] if isinstance(value, str | dict) else value
+        return [{"name": w} if isinstance(w, str) else w for w in value] if isinstance(value, list | tuple) else value
+
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _read_agent(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
     @field_validator("env")
     @classmethod
     def _check_env(cls, name: str) -> str:
         if name.startswith("gym/"):
-            envs.check(name)
+            # A configuration that may not import a package can be read all the same; `envs.make` says so.
+            package = name.removeprefix("gym/").rpartition(":")[0]
+            if not package or may_import(package):
+                envs.check(name)
         elif name not in envs.names():
             raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
         return name
@@ -70,6 +91,19 @@ class TrainConfig(BaseModel):
     def _complete_env_options(cls, options: dict[str, Any], info: Any) -> dict[str, Any]:
         # If the environment itself is wrong, that is what the user is told.
         return envs.complete_options(info.data["env"], options) if "env" in info.data else options
+
+
+_UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+def _read_count(value: Any) -> Any:
+    """Return a count that is written as 1M, 2.5k or 1e6 as a whole number; anything else as it is."""
+    if isinstance(value, str) and value[-1:].lower() in _UNITS:
+        try:
+            value = float(value[:-1]) * _UNITS[value[-1].lower()]
+        except ValueError:
+            return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _close(name: str, known: Iterable[str]) -> str:
@@ -102,7 +136,13 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         says_it = message.startswith(f"{name}: ") or "unknown" in message or "option" in message
         return message if says_it else f"{name}: {message}"
-    return f"{name}: {message}, got {error['input']!r}"
+    return f"{name}: {message}, got {_short(error['input'])}"
+
+
+def _short(value: Any) -> str:
+    """Return a value as in a program, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
 
 
 def _keys(path: list[str]) -> list[str]:
@@ -116,6 +156,63 @@ def _keys(path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
+# What is more than this is no configuration.
+_LONGEST_VALUE = 100
+_LARGEST_FILE = 1_000_000
+_DEEPEST = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: no aliases, which can stand for more than any memory holds, and no dates or deep nests."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested deeper than {_DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _letter, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
+    _Loader.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers | {
+        _letter: [(tag, pattern) for tag, pattern in _resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    }
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a subclass of SafeLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(_cut(" ".join(str(error).split()))) from None
+
+
+def _cut(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return the fields in a YAML file. Raises `ValueError` that names the file if it holds anything else."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"{path} is larger than {_LARGEST_FILE} bytes, and no configuration")
+        fields = parse_yaml(path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid YAML: {error}") from None
+    if fields is not None and not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(fields).__name__}")
+    return fields or {}
+
+
 def load_config(name: str | Path) -> TrainConfig:
     """Return the configuration in a YAML file, or the preset of that name.
 
@@ -127,15 +224,9 @@ def load_config(name: str | Path) -> TrainConfig:
             raise ValueError(f"no configuration file or preset {str(name)!r}; {_close(str(name), presets())}")
         path = preset_path(str(name))
     try:
-        fields = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if fields is not None and not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(fields).__name__}")
-    try:
-        return make_config(fields or {})
+        return make_config(read_fields(path))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
 def _preset_folder() -> Path:
@@ -222,8 +313,8 @@ def _parse(text: str) -> Any:
         except ValueError:
             pass
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text)
+    except ValueError:
         return text
 
 

@@ -1,0 +1,56 @@
+"""Which packages a configuration may cause to be imported.
+
+A name such as `gym/PACKAGE:ID` imports PACKAGE, and importing runs its code. What a user types, or writes in a program,
+may do that. A run folder or a configuration file may come from a stranger: while it is used, only packages that the user
+names, or that are imported already, count.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+# Packages that may be imported; None: all.
+_allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
+# The environments of this package name these themselves.
+_OURS = frozenset({"gymnasium", "popgym"})
+
+
+@contextmanager
+def only_imports(imports: Iterable[str] = (), *, trust: bool = False) -> Iterator[None]:
+    """Allow only the named packages to be imported for an environment inside.
+
+    Args:
+        imports: Names of packages that the user allows.
+        trust: Whether to allow all.
+    """
+    token = _allowed.set(None if trust else frozenset(imports))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def may_import(package: str) -> bool:
+    """Whether the package may be imported now, or is imported already."""
+    allowed = _allowed.get()
+    return allowed is None or package in allowed | _OURS or package in sys.modules
+
+
+def import_package(package: str) -> None:
+    """Import a package by name.
+
+    Args:
+        package: The name, as in an import statement.
+
+    Raises:
+        ValueError: If it may not be imported now, see `only_imports`.
+        ImportError: If it cannot be imported.
+    """
+    if not may_import(package):
+        raise ValueError(
+            f"the configuration asks for the package {package!r} to be imported, which runs its code; if you trust it, "
+            f"add --import {package} or --trust (from Python: imports=({package!r},) or trust=True)"
+        )
+    importlib.import_module(package)
