@@ -1,4 +1,4 @@
-"""Logs beside metrics.csv: what they need is asked for before anything is made, and each seed has a place of its own."""
+"""Logs beside metrics.csv: what they need is looked for before anything is made; each seed has its own place."""
 
 import json
 import struct
