@@ -41,14 +41,14 @@ def _write(config, run, updates):
 
 def _events(folder):
     """Return the events of TensorBoard files, oldest file first."""
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+    from tensorboardX.proto import event_pb2  # pyright: ignore[reportMissingImports]
 
     events = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         while data:
             (size,) = struct.unpack("<Q", data[:8])
-            events.append(Event.FromString(data[12 : 12 + size]))
+            events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
             data = data[16 + size :]
     return events
 

@@ -1,8 +1,8 @@
 """Mean, median and interquartile mean of returns, with bootstrap confidence intervals over runs, or over episodes.
 
 Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice,
-https://arxiv.org/abs/2108.13264, recommend the interquartile mean of the scores of runs, a run's score being its mean
-over the episodes of an evaluation, and percentile bootstrap intervals over runs, stratified by task if there are several.
+https://arxiv.org/abs/2108.13264, recommend the interquartile mean of the scores of runs, a score being the mean over
+the episodes of an evaluation, and percentile bootstrap intervals over runs, stratified by task if there are several.
 With a single run there is nothing to say of runs: the same statistics are then over its episodes, and named so.
 """
 

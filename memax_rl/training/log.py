@@ -224,15 +224,16 @@ def _wandb_ids(run: Run, seeds: Sequence[int]) -> tuple[str, dict[int, str]]:
     """
     path = run.folder / "wandb.json"
     if not path.exists():
-        ids = {str(seed): secrets.token_hex(8) for seed in seeds}
-        group = f"{run.folder.absolute().name[:100]}-{secrets.token_hex(4)}"
-        write_atomically(path, json.dumps({"group": group, "ids": ids}, indent=2) + "\n")
+        new = {
+            "group": f"{run.folder.absolute().name[:100]}-{secrets.token_hex(4)}",
+            "ids": {str(seed): secrets.token_hex(8) for seed in seeds},
+        }
+        write_atomically(path, json.dumps(new, indent=2) + "\n")
     try:
         content = json.loads(path.read_text())
         group, ids = content["group"], {seed: content["ids"][str(seed)] for seed in seeds}
-        sound = isinstance(group, str) and all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids.values())
+        if isinstance(group, str) and all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids.values()):
+            return group, ids
     except (ValueError, KeyError, TypeError, OSError):
-        sound = False
-    if not sound:
-        raise RunError(f"{path} does not hold a group and an id for each seed; delete it to begin new runs at wandb")
-    return group, ids
+        pass
+    raise RunError(f"{path} does not hold a group and an id for each seed; delete it to begin new runs at wandb")
