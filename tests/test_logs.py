@@ -1,5 +1,6 @@
 """Logs beside metrics.csv: what they need is looked for before anything is made; each seed has its own place."""
 
+import importlib
 import json
 import struct
 import sys
@@ -41,7 +42,7 @@ def _write(config, run, updates):
 
 def _events(folder):
     """Return the events of TensorBoard files, oldest file first."""
-    from tensorboardX.proto import event_pb2  # pyright: ignore[reportMissingImports]
+    event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")
 
     events = []
     for path in sorted(folder.iterdir()):
