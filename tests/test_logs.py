@@ -26,6 +26,26 @@ def test_a_missing_package_of_a_log_leaves_no_folder(arguments, package, message
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture
+def wandb():
+    """The package as at a process's start: it reads its environment once."""
+    package = pytest.importorskip("wandb")
+    package.teardown()
+    yield package
+    package.teardown()
+
+
+@pytest.mark.usefixtures("wandb")
+def test_wandb_without_a_login_leaves_no_folder(tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "settings"))
+    assert main(["train", "--out", str(tmp_path / "run"), "--wandb", "x"]) == 2
+    assert "wandb is 'x', but: No API key configured" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def _row(update, seed, **metrics):
     return {"update": update, "seed": seed, "env_steps": 100.0 * update, "seconds": 1.0} | metrics
 
@@ -70,8 +90,8 @@ def test_each_seed_has_a_tensorboard_folder_and_a_resumed_run_hides_what_it_make
     assert [e.step for e in events if e.HasField("session_log")] == [201]
 
 
+@pytest.mark.usefixtures("wandb")
 def test_two_folders_of_one_name_are_not_one_run_at_wandb_and_a_resumed_one_is(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     config = make_config({"wandb": "project", "seed": 3, "num_seeds": 2})

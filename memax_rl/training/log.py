@@ -4,6 +4,7 @@ import abc
 import importlib
 import json
 import math
+import os
 import re
 import secrets
 import sys
@@ -28,7 +29,7 @@ class Log(AbstractContextManager):
 
 
 def check_logs(config: TrainConfig) -> None:
-    """Raise `ValueError` if a log that the configuration asks for needs a package that is missing.
+    """Raise `ValueError` if a log that the configuration asks for needs a package that is missing, or a login.
 
     It makes nothing, and is called before anything is made.
     """
@@ -45,6 +46,15 @@ def check_logs(config: TrainConfig) -> None:
                     f"{what}, but the package {package} cannot be imported ({error}); "
                     f"install it with `pip install 'memax_rl[{extra}]'`, or leave {extra} out"
                 ) from None
+    if config.wandb is not None and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        try:
+            wandb.login()
+        except wandb.Error as error:
+            raise ValueError(
+                f"wandb is {config.wandb!r}, but: {error} Or set WANDB_MODE=offline, to log into the run's folder"
+            ) from None
 
 
 def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Log]:
@@ -194,8 +204,10 @@ class WeightsAndBiases(Log):
                 )
                 self.runs[seed].define_metric("env_steps")
                 self.runs[seed].define_metric("*", step_metric="env_steps")
-        except BaseException:
+        except BaseException as error:
             self.__exit__()
+            if isinstance(error, wandb.Error):
+                raise RunError(f"wandb cannot begin a run in the project {self.config.wandb!r}: {error}") from None
             raise
         return self
 
