@@ -244,25 +244,7 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.horizon(agent.env_params) or 256, 256) if steps is None else steps
 
-    @eqx.filter_jit
-    def one_seed(network, key):
-        act = agent.act(network)
-        memory = network.initial_state()
-        tape = collect(agent.env, agent.env_params, act, memory, key, rows=rows, steps=slots)
-        gradient_key, change_key = jax.random.split(jax.random.fold_in(key, 1))
-        return *gradients_by_lag(network, tape, gradient_key), *action_change_by_lag(network, tape, change_key)
-
-    params, rest = eqx.partition(networks, eqx.is_array)
-    measured = []
-    try:
-        for index in range(config.num_seeds):
-            network = eqx.combine(jax.tree.map(lambda leaf, i=index: leaf[i], params), rest)
-            measured.append([np.asarray(x, np.float64) for x in one_seed(network, jax.random.fold_in(key, index))])
-            if (failed := failure(agent.env)) is not None:
-                raise EnvironmentFailure(failed)
-    finally:
-        close(agent.env)
-    policy, value, pairs, change, changes = (np.stack(x) for x in zip(*measured, strict=True))
+    policy, value, pairs, change, changes = _measure(agent, networks, config.num_seeds, key, rows, slots)
     totals, numbers = np.stack([policy, value, change]), np.stack([pairs, pairs, changes])
     lags = _entries(totals[..., 0, :], numbers[..., 0, :], np.arange(slots + 1))
     if not lags:
@@ -282,6 +264,32 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
         "lags": [{"lag": entry.pop("from"), **{k: v for k, v in entry.items() if k != "to"}} for entry in lags],
         "first_step": first,
     }
+
+
+def _measure(
+    agent: Any, networks: ActorCritic, seeds: int, key: PRNGKeyArray, rows: int, slots: int
+) -> list[Float[np.ndarray, "seeds rows 2 slots"]]:
+    """Play with each seed's network, and return its sums and numbers by lag: policy, value, pairs; change, pairs."""
+
+    @eqx.filter_jit
+    def one_seed(network, key):
+        act = agent.act(network)
+        memory = network.initial_state()
+        tape = collect(agent.env, agent.env_params, act, memory, key, rows=rows, steps=slots)
+        gradient_key, change_key = jax.random.split(jax.random.fold_in(key, 1))
+        return *gradients_by_lag(network, tape, gradient_key), *action_change_by_lag(network, tape, change_key)
+
+    params, rest = eqx.partition(networks, eqx.is_array)
+    measured = []
+    try:
+        for index in range(seeds):
+            network = eqx.combine(jax.tree.map(lambda leaf, i=index: leaf[i], params), rest)
+            measured.append([np.asarray(x, np.float64) for x in one_seed(network, jax.random.fold_in(key, index))])
+            if (failed := failure(agent.env)) is not None:
+                raise EnvironmentFailure(failed)
+    finally:
+        close(agent.env)
+    return [np.stack(x) for x in zip(*measured, strict=True)]
 
 
 def _entries(
