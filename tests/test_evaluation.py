@@ -12,7 +12,7 @@ from _probes import Probe
 from memax_rl import envs
 from memax_rl.agents.ppo import PPO, PPOConfig
 from memax_rl.envs import references
-from memax_rl.evaluation import evaluate_state, play
+from memax_rl.evaluation import evaluate_state, play, print_table, summarize
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.training import TrainConfig
 
@@ -54,6 +54,7 @@ def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending)
     assert result["mean_length"] == 3
     assert result["unfinished_episodes"] == 0
     assert result["return"]["mean"]["value"] == 4.5
+    assert (result["return"]["over"], result["return_over_episodes"]["over"]) == ("runs", "episodes")
 
 
 def test_a_scripted_policy_solves_repeat_previous():
@@ -105,3 +106,17 @@ def test_episodes_that_do_not_end_are_counted_as_such():
     assert np.all(lengths[~ended] == 0)
     assert np.all(returns[~ended] == 0)
     assert lengths[ended].max() == 3
+
+
+@pytest.mark.parametrize(("seeds", "over"), [(1, "episodes"), (2, "runs")])
+def test_the_table_says_what_its_numbers_are_over(seeds, over, capsys):
+    returns = np.arange(8.0).reshape(seeds, -1)
+    print_table(
+        {"env": "a/b", "memory": "gru", "policy": "sampled", "episodes_per_seed": 8 // seeds, "chance": None}
+        | {"seeds": list(range(seeds)), "mean_return_per_seed": list(returns.mean(axis=1)), "unfinished_episodes": 0}
+        | {"return": summarize(returns), "return_over_episodes": summarize(returns, over="episodes")}
+    )
+    shown = capsys.readouterr().out
+    assert f"interquartile mean over {over}" in shown
+    assert ("over runs" in shown) == (seeds > 1)
+    assert "interquartile mean over episodes" in shown

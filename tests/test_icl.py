@@ -11,6 +11,7 @@ import pytest
 from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.envs import spaces
+from memax_rl.evaluation import inspect as inspection
 from memax_rl.evaluation.icl import (
     evaluate_in_context,
     play_trials,
@@ -107,6 +108,14 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
     assert 0.88 < covered / 200 < 0.99
 
 
+def test_seeds_that_play_the_same_tasks_make_no_interval_narrower():
+    """Eight seeds that get the same returns know of 40 tasks, not of 320."""
+    one = np.random.default_rng(0).normal(1, 2, (1, 40, 2))
+    alone, together = (summarize_trials(x, None)["area"] for x in (one, np.repeat(one, 8, axis=0)))
+    widths = [entry["high"] - entry["low"] for entry in (alone, together)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -164,19 +173,35 @@ def test_trials_cut_by_steps_count_as_the_episodes_they_hold():
 
 
 def test_inspect_writes_lags(run, tmp_path, capsys):
-    assert main(["inspect", str(run.folder), "--rows", "3", "--out", str(tmp_path)]) == 0
-    assert "gradient of value" in capsys.readouterr().out
+    assert main(["inspect", str(run.folder), "--out", str(tmp_path)]) == 0
+    assert "value's gradient" in capsys.readouterr().out
     result = json.loads((tmp_path / "inspect.json").read_text())
     with (tmp_path / "inspect.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["value_gradient"]) for row in rows] == [entry["value_gradient"] for entry in result["lags"]]
-    assert [entry["lag"] for entry in result["lags"]] == [0, 1, 2, 3, 4, 5]
+    # Two seeds of 16 episodes of six steps: the first step is apart, so the longest lag is 4, of 32 pairs.
+    assert [(entry["lag"], entry["pairs"]) for entry in result["lags"]] == [(d, 32 * (5 - d)) for d in range(5)]
+    assert [(entry["from"], entry["to"], entry["pairs"]) for entry in result["first_step"]] == [
+        (d, d, 32) for d in range(6)
+    ]
+    for entry in (*result["lags"], *result["first_step"]):
+        for name in ("value_gradient", "policy_gradient", "action_change"):
+            assert entry[f"{name}_low"] <= entry[name] <= entry[f"{name}_high"]
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
 
 
-def look(memory, key, **options):
-    """Gradients of policy and value and change of the action by lag, over two trials of ten pulls."""
-    env, params = envs.make("meta/BernoulliBandit", episode_length=5, episodes=2)
+def test_lags_of_few_pairs_are_left_out(run, tmp_path, capsys):
+    assert main(["inspect", str(run.folder), "--rows", "8", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "inspect.json").read_text())
+    assert [entry["pairs"] for entry in result["lags"]] == [80, 64, 48, 32]
+    capsys.readouterr()
+    assert main(["inspect", str(run.folder), "--rows", "2", "--out", str(tmp_path)]) == 2
+    assert "fewer than 32 pairs of steps behind a lag of 0" in capsys.readouterr().err
+
+
+def look(memory, key, *, length=5, episodes=2, rows=4, **options):
+    """Sums and numbers of gradients of policy and value, and of the action's change, by row and lag."""
+    env, params = envs.make("meta/BernoulliBandit", episode_length=length, episodes=episodes)
     config = NetworkConfig(memory=memory, width=8, memory_options=options)
     network = make_actor_critic(config, env.observation_space(params), env.action_space(params), key=key)
     # Away from the nearly uniform first policy.
@@ -188,20 +213,43 @@ def look(memory, key, **options):
             memory, distribution, _ = network.step(memory, inputs)
             return memory, *distribution.sample(k)
 
-        tape = collect(env, params, act, network.initial_state(), key, rows=4, steps=20)
-        return *gradients_by_lag(network, tape), action_change_by_lag(network, tape)
+        steps = max(20, length * episodes)
+        tape = collect(env, params, act, network.initial_state(), key, rows=rows, steps=steps)
+        return *gradients_by_lag(network, tape, key), *action_change_by_lag(network, tape, key)
 
     return [np.asarray(x) for x in measure(network)]
 
 
 def test_a_memory_of_three_steps_owes_nothing_to_what_lies_before(key):
-    policy, value, pairs, change = look("frame_stack", key, window=3)
-    for curve in (policy, value, change):
-        assert (curve[:3] > 1e-4).all()
-        np.testing.assert_array_equal(curve[3:10], 0)
-        # A lag counts within an episode: trials of ten steps know nine.
-        assert np.isnan(curve[10:]).all()
-    np.testing.assert_array_equal(pairs[:10], 4 * 2 * (10 - np.arange(10)))
+    policy, value, pairs, change, changes = look("frame_stack", key, window=3)
+    for total, number in ((policy, pairs), (value, pairs), (change, changes)):
+        for inputs, longest in ((0, 9), (1, 10)):
+            # A lag counts within an episode: trials of ten steps know nine, and eight without their first step.
+            behind = number.sum(axis=0)[inputs]
+            np.testing.assert_array_equal(behind > 0, np.arange(20) < longest)
+            curve = total.sum(axis=0)[inputs][:longest] / behind[:longest]
+            # Every trial of a bandit begins with the same input: that of another episode changes nothing.
+            same = total is change and inputs == 1
+            assert (curve[:3] == 0 if same else curve[:3] > 1e-4).all()
+            np.testing.assert_array_equal(curve[3:], 0)
+    np.testing.assert_array_equal(pairs.sum(axis=0)[0, :10], 4 * 2 * (9 - np.arange(10)))
+    np.testing.assert_array_equal(pairs.sum(axis=0)[1, :10], 4 * 2)
+
+
+def test_the_drawn_steps_make_the_curve_that_all_steps_make(key, monkeypatch):
+    """No sawtooth: evenly spaced steps, with the large gradient of the first among them, would be off by half."""
+    drawn = look("gru", key, length=45, episodes=2, rows=16)
+    monkeypatch.setattr(inspection, "_MOST_PLACES", 90)
+    every = look("gru", key, length=45, episodes=2, rows=16)
+    pairs = drawn[2].sum(axis=0)[0]
+    assert (pairs[:80] >= 32).all()
+    # Beyond these the curves fall to rounding.
+    lags = slice(0, 25)
+    assert len({tuple(row) for row in drawn[2][:, 0].tolist()}) == 16, "each row has its own steps"
+    for i in (0, 1):
+        some, all_steps = (x[i].sum(axis=0)[0][lags] / x[2].sum(axis=0)[0][lags] for x in (drawn, every))
+        np.testing.assert_allclose(some, all_steps, rtol=0.3)
+        assert np.median(np.abs(some / all_steps - 1)) < 0.05
 
 
 def test_total_variation_by_hand():

@@ -122,6 +122,7 @@ def evaluate_state(
         "seeds": seeds,
         "diverged_seeds": [config.seed + i for i in range(config.num_seeds) if not sound[i]],
         "return": summarize(returns.astype(np.float64)),
+        "return_over_episodes": summarize(returns.astype(np.float64), over="episodes"),
         "chance": chance,
         "best": best,
         "mean_return_per_seed": per_seed,
@@ -149,8 +150,10 @@ def evaluate(
     - `seed`: of the episodes; by default the run's own.
     - `env_options`: options of the environment, in place of those of training.
 
-    **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals;
-    `"chance"` and `"best"` the mean returns of random actions and of a strong scripted strategy, None where unknown.
+    **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals, and in
+    `"over"` what they are over: the mean returns of the runs (one a seed) if there are several, else the episodes.
+    `"return_over_episodes"` holds the same of all episodes pooled; `"chance"` and `"best"` the mean returns of random
+    actions and of a strong scripted strategy, None where unknown.
 
     **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1, or
     the options are wrong or give another observation or action space than the agent was trained for;
@@ -200,20 +203,25 @@ def print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    seeds, over = len(result["seeds"]), result["return"]["over"]
     table = Table(title=f"{result['env']}, {result['memory']}, {result['policy']} actions")
     for column in ("return", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "return" else "right")
     names = {"mean": "mean", "median": "median", "iqm": "interquartile mean"}
-    for key, name in names.items():
-        r = result["return"][key]
+    shown = [(f"{name} over {over}", result["return"][key]) for key, name in names.items()]
+    if over == "runs":
+        shown += [(f"{names[key]} over episodes", result["return_over_episodes"][key]) for key in ("median", "iqm")]
+    for name, r in shown:
         table.add_row(name, f"{r['value']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}")
     for seed, mean in zip(result["seeds"], result["mean_return_per_seed"], strict=True):
         table.add_row(f"mean of seed {seed}", f"{mean:.3f}", "")
     if result["chance"] is not None:
         table.add_row("chance (random actions)", f"{result['chance']:.3f}", "")
         table.add_row("best known strategy", f"{result['best']:.3f}", "")
-    seeds = len(result["seeds"])
-    table.caption = f"{result['episodes_per_seed']} fresh episodes of {seeds} seed{'s' if seeds > 1 else ''}"
+    table.caption = (
+        f"{seeds} run{'s' if seeds > 1 else ''} (one a seed), {result['episodes_per_seed']} fresh episodes each; "
+        "intervals by bootstrap over the same"
+    )
     if result["unfinished_episodes"]:
         table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"
     Console().print(table)

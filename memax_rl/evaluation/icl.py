@@ -112,8 +112,8 @@ def summarize_trials(
     - `"area"`: the area under the curve, that is the return of the whole trial.
     - `"regret"`: what the best expected returns add up to, minus the area; None where the best is not known.
 
-    Each is `{"value", "low", "high"}`. The interval is the percentile bootstrap over tasks, within seeds that are drawn
-    too; a drawn task counts with all its episodes.
+    Each is `{"value", "low", "high"}`. The interval is the percentile bootstrap over tasks and seeds, both of which are
+    drawn; a drawn task counts with all its episodes, for all seeds, which play the same tasks.
     """
     seeds, tasks, episodes = returns.shape
     columns = [returns, returns[..., -1:] - returns[..., :1], returns.sum(axis=-1, keepdims=True)]
@@ -124,8 +124,9 @@ def summarize_trials(
     drawn_seeds = rng.integers(seeds, size=(resamples, seeds))
     means = np.empty((resamples, x.shape[-1]))
     for i, drawn in enumerate(drawn_seeds):
-        weights = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=seeds) / (tasks * seeds)
-        means[i] = np.einsum("st,stf->f", weights, x[drawn])
+        # The seeds play the same tasks, so a task is drawn for all of them.
+        weights = rng.multinomial(tasks, np.full(tasks, 1 / tasks)) / (tasks * seeds)
+        means[i] = np.einsum("t,stf->f", weights, x[drawn])
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     value = x.mean(axis=(0, 1))
@@ -314,9 +315,10 @@ def print_icl_table(result: dict[str, Any]) -> None:
     for name, summary in result["strategies"].items():
         add(f"held-out, {name}", summary)
     seeds = len(result["seeds"])
+    over = "tasks and seeds" if seeds > 1 else "tasks"
     table.caption = (
         f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {result['tasks']} tasks, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over tasks"
+        f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over {over}"
     )
     # Wide enough for the table where the output is no terminal.
     console = Console()

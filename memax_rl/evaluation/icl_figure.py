@@ -1,81 +1,105 @@
 """The figure of an in-context evaluation: return by episode, so that adaptation is a line that rises."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+from memax_rl.evaluation.figure import make_figure, seeds_and, set_counts
 from memax_rl.files import save_figure
 
-# Colours that colour-blind readers tell apart (Okabe and Ito 2008).
+# Colors that color-blind readers tell apart (Okabe and Ito 2008); those of the agent are used for nothing else.
 _AGENT, _TRAINING, _WIPED = "#0072B2", "#56B4E9", "#D55E00"
+_STRATEGIES = ("#000000", "#009E73", "#CC79A7", "#E69F00")
+# A strategy is told by its color, its dashes and its marker, so that twenty are still apart.
+_DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draw the result of `evaluate_in_context` as a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    save_figure(icl_figure(result), path)
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
-    episodes = result["episodes"]
-    ends = [(_line(left, result["test"]["agent"], _AGENT, 2.6), "agent, new tasks", _AGENT)]
-    ends.append((_line(left, result["train"]["agent"], _TRAINING, 1.6, "--"), "agent, training tasks", _TRAINING))
-    ends.append((_line(left, result["test"]["wiped"], _WIPED, 2.0), "memory wiped", _WIPED))
-    shades = iter(("#000000", "#707070", "#909090", "#555555", "#a0a0a0", "#303030"))
-    styles = iter((":", "-.", (0, (1, 3)), (0, (5, 2)), (0, (3, 1, 1, 1)), (0, (7, 3))))
-    # From best to worst, so that the best known is the black one.
-    ranked = sorted(result["strategies"].items(), key=lambda item: -item[1]["area"]["value"])
-    for name, summary in ranked:
-        shade = next(shades, "#888888")
-        ends.append((_line(left, summary, shade, 1.1, next(styles, ":"), band=False), name, shade))
-    _label_ends(left, ends, episodes)
+
+def icl_figure(result: dict[str, Any]) -> Any:
+    """Return the matplotlib figure of a result of `evaluate_in_context`."""
+    lines = _lines(result)
+    longer = result["longer"] or {}
+    # Without trials that are longer there is no second panel.
+    figure, axes = make_figure(
+        1 + bool(longer),
+        f"{result['env']}, {result['memory']}",
+        [_handle(style) for _, style, _ in lines],
+        _caption(result),
+        (3, 2) if longer else (),
+    )
     unit = "episode of the trial" if result["has_boundaries"] else f"block of {result['episode_length']} pulls"
-    left.set_xlabel(unit)
-    left.set_ylabel("return of the episode" if result["has_boundaries"] else "return of the block")
-    left.set_title("Does it adapt?", loc="left", fontsize=11)
-    left.set_xlim(1, episodes)
+    for summary, style, band in lines:
+        _draw_line(axes[0], summary, style, band)
+    set_counts(axes[0], 1, result["episodes"])
+    axes[0].set_ylabel("return of the episode" if result["has_boundaries"] else "return of the block")
+    axes[0].set_title("Does it adapt?", loc="left", fontsize=9)
+    if longer:
+        longest = max(longer, key=int)
+        _draw_line(axes[1], longer[longest], lines[0][1], True)
+        set_counts(axes[1], 1, len(longer[longest]["return_by_episode"]))
+        axes[1].axvline(result["trained_episodes"], color="#767676", linewidth=1)
+        axes[1].sharey(axes[0])
+        axes[1].tick_params(labelleft=False)
+        axes[1].set_title("Longer than trained, new tasks", loc="left", fontsize=9)
+    for panel in axes:
+        panel.set_xlabel(unit)
+    axes[0].autoscale(axis="y")
+    return figure
+
+
+def _lines(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any], bool]]:
+    """Return summary, style and whether there is a band, of each line, in the order of the legend."""
+
+    def style(label: str, color: str, width: float, dashes: Any = "-", marker: str = "") -> dict[str, Any]:
+        return {"label": label, "color": color, "linewidth": width, "linestyle": dashes, "marker": marker}
+
+    lines = [
+        (result["test"]["agent"], style("agent, new tasks", _AGENT, 2.4), True),
+        (result["train"]["agent"], style("agent, training tasks", _TRAINING, 1.6, "--"), True),
+        (result["test"]["wiped"], style("agent, new tasks, memory wiped", _WIPED, 2.0), True),
+    ]
+    looks = zip(itertools.cycle(_STRATEGIES), itertools.cycle(_DASHES), itertools.cycle(_MARKERS), strict=False)
+    ranked = sorted(result["strategies"].items(), key=lambda item: -item[1]["area"]["value"])
+    for (name, summary), (color, dashes, marker) in zip(ranked, looks, strict=False):
+        lines.append((summary, style(name, color, 1.1, dashes, marker), False))
+    return lines
+
+
+def _caption(result: dict[str, Any]) -> str:
+    seeds = len(result["seeds"])
+    caption = (
+        f"Mean return by {'episode' if result['has_boundaries'] else 'block'} of the trial, weights fixed "
+        f"({seeds_and(seeds, result['tasks'], 'task')}, {result['policy']} actions). "
+        f"Bands: 95 % bootstrap intervals of the mean over tasks{' and seeds' if seeds > 1 else ''}."
+    )
+    if result["strategies"]:
+        caption += " Known strategies play the same new tasks, the best first; they are drawn without a band."
     if result["longer"]:
-        longest = max(result["longer"], key=int)
-        _line(right, result["longer"][longest], _AGENT, 2.6)
-        right.set_xlim(1, int(longest) * episodes)
-        right.axvline(result["trained_episodes"], color="#999999", linewidth=1)
-        right.text(
-            result["trained_episodes"], 0.02, "  trained up to here", transform=right.get_xaxis_transform(), fontsize=8
-        )
-    right.set_xlabel(unit)
-    right.set_title("Longer than trained (new tasks)", loc="left", fontsize=11)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"{result['env']}, {result['memory']}", x=0.01, ha="left")
-    save_figure(figure, path)
+        caption += f" Gray line: the length of a trial in training, {result['trained_episodes']}."
+    return caption
 
 
-def _line(axes: Any, summary: dict[str, Any], colour: str, width: float, style: Any = "-", band: bool = True) -> float:
-    """Draw the return by episode, with its interval as a band, and return where the line ends."""
+def _handle(style: dict[str, Any]) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], markersize=3.5, **style)
+
+
+def _draw_line(axes: Any, summary: dict[str, Any], style: dict[str, Any], band: bool) -> None:
+    """Draw the return by episode, with its interval as a band."""
     points = summary["return_by_episode"]
-    x = range(1, len(points) + 1)
-    axes.plot(x, [p["value"] for p in points], color=colour, linewidth=width, linestyle=style)
+    x = list(range(1, len(points) + 1))
+    # One point alone is no line, and would not be seen.
+    marker = style["marker"] or ("o" if len(points) == 1 else "")
+    every = max(1, len(points) // 8)
+    axes.plot(x, [p["value"] for p in points], markersize=3.5, markevery=every, **(style | {"marker": marker}))
     if band:
         low, high = [p["low"] for p in points], [p["high"] for p in points]
-        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    return points[-1]["value"]
-
-
-def _label_ends(axes: Any, ends: list[tuple[float, str, str]], episodes: int) -> None:
-    """Write each line's name at its right end, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    gap = (high - low) / 22
-    place = -float("inf")
-    for value, name, colour in sorted(ends):
-        place = max(value, place + gap)
-        axes.annotate(
-            name,
-            (episodes, place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=colour,
-            annotation_clip=False,
-        )
+        if len(points) == 1:
+            axes.vlines(x, low, high, color=style["color"], linewidth=1)
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)

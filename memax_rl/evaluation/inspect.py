@@ -1,9 +1,13 @@
 """How far back does an agent look? What its value and policy at one step owe to what it saw d steps before.
 
-Two measures, each a mean over steps t of fresh episodes, as a function of the lag d:
+Two measures, each a mean over pairs of steps of fresh episodes, as a function of the lag d:
 - the norm of the gradient of the outputs at t with respect to the inputs at t - d;
 - the change of the action distribution at t (total variation) when the inputs at t - d are replaced by those that
   another episode had at that place, everything after being left as it was.
+
+The steps are drawn at random for each episode: of evenly spaced ones some lags would meet some steps only. What the
+first step of an episode showed is apart from the rest: it is often a cue, its memory is empty, and a mean over few
+pairs of steps would jump where it is among them. Lags behind which there are few pairs are left out.
 
 Inputs are what the agent is shown at a step: observation, previous action and previous reward. Images count as the
 features of their convolutions, and observations that the network normalises as they are after that.
@@ -21,11 +25,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memax_rl.encoder import Encoder, Inputs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
+from memax_rl.evaluation.figure import make_figure, seeds_and, set_counts
 from memax_rl.files import save_figure, write_atomically
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.streams import Act, seed_key, start_stream, step_stream
@@ -33,6 +38,13 @@ from memax_rl.tape import Tape, positions, previous
 
 # Steps t, or places t - d, that are looked at in a row: enough for a mean, and few enough for many lags.
 _MOST_PLACES = 32
+# A mean over fewer pairs of steps says little.
+_FEWEST_PAIRS = 32
+# The pairs of first steps are few, one a step: their lags are put together in so many bins.
+_FIRST_BINS = 16
+# Samples of the bootstrap.
+_RESAMPLES = 500
+_MEASURES = ("policy_gradient", "value_gradient", "action_change")
 
 
 class _ShiftedEncoder(eqx.Module):
@@ -81,36 +93,38 @@ def _scan(network: ActorCritic, inputs: Inputs, shift: Float[Array, "rows slots 
     return distribution, value
 
 
-def _places(slots: int) -> Array:
-    """Return at most `_MOST_PLACES` slots, evenly spaced, the first and the last among them."""
-    return jnp.asarray(np.unique(np.linspace(0, slots - 1, min(slots, _MOST_PLACES)).round().astype(int)))
+def _places(key: PRNGKeyArray, rows: int, first: int, slots: int) -> Int[Array, "rows places"]:
+    """Return at most `_MOST_PLACES` different slots from `first` on for each row, drawn at random."""
+    number = min(slots - first, _MOST_PLACES)
+    return jax.vmap(lambda k: first + jax.random.permutation(k, slots - first)[:number])(jax.random.split(key, rows))
 
 
 def _by_lag(
-    x: Float[Array, "places slots"], lag: Array, counts: Array, slots: int
-) -> tuple[Float[Array, " slots"], Float[Array, " slots"]]:
-    """Return sums and numbers of x by lag, where it counts."""
-    index = jnp.where(counts, lag, 0)
-    total = jnp.zeros(slots).at[index].add(jnp.where(counts, x, 0))
-    return total, jnp.zeros(slots).at[index].add(jnp.where(counts, 1.0, 0.0))
+    x: Float[Array, "places slots"], lag: Array, counts: Array, is_first: Array
+) -> tuple[Float[Array, "2 slots"], Float[Array, "2 slots"]]:
+    """Return sums and numbers of x by lag, where it counts: of later steps' inputs, and of first steps'."""
+    slots = x.shape[1]
+    index = (is_first.astype(jnp.int32), jnp.where(counts, lag, 0))
+    total = jnp.zeros((2, slots)).at[index].add(jnp.where(counts, x, 0))
+    return total, jnp.zeros((2, slots)).at[index].add(jnp.where(counts, 1.0, 0.0))
 
 
 def gradients_by_lag(
-    network: ActorCritic, tape: Tape
-) -> tuple[Float[Array, " slots"], Float[Array, " slots"], Float[Array, " slots"]]:
-    """Return the mean gradient norms of policy and value by lag, and the number of pairs of steps behind each.
+    network: ActorCritic, tape: Tape, key: PRNGKeyArray
+) -> tuple[Float[Array, "rows 2 slots"], Float[Array, "rows 2 slots"], Float[Array, "rows 2 slots"]]:
+    """Return the summed gradient norms of policy and value by row and lag, and how many pairs of steps are behind each.
 
-    The gradient of the policy is that of all outputs of its head together, without what is common to all actions
-    of a discrete space. A lag counts within an episode only.
+    The axis of two: the inputs of later steps of an episode, and those of its first step. The gradient of the policy is
+    that of all outputs of its head together, without what is common to all actions of a discrete space. A lag counts
+    within an episode only.
     """
     inputs = _inputs(tape)
-    slots = tape.start.shape[1]
+    rows, slots = tape.start.shape
     size = jax.eval_shape(network.torso.encoder.flatten, jax.tree.map(lambda leaf: leaf[0, 0], inputs)).shape[0]
     shown = jnp.arange(size) < size - network.torso.encoder.include[2]
-    places = _places(slots)
 
     def one_row(row):
-        row_inputs, valid = row
+        row_inputs, valid, places = row
         alone = jax.tree.map(lambda leaf: leaf[None], row_inputs)
 
         def outputs(shift):
@@ -135,37 +149,41 @@ def gradients_by_lag(
         lag = places[:, None] - jnp.arange(slots)[None, :]
         within = positions(row_inputs.start)[places][:, None]
         counts = (lag >= 0) & (lag <= within) & valid[places][:, None]
-        policy_sum, number = _by_lag(policy, lag, counts, slots)
-        return policy_sum, _by_lag(value, lag, counts, slots)[0], number
+        is_first = jnp.broadcast_to(row_inputs.start[None, :], lag.shape)
+        policy_sum, number = _by_lag(policy, lag, counts, is_first)
+        return policy_sum, _by_lag(value, lag, counts, is_first)[0], number
 
-    policy, value, number = jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(one_row, (inputs, tape.valid)))
-    return policy / number, value / number, number
+    return jax.lax.map(one_row, (inputs, tape.valid, _places(key, rows, 0, slots)))
 
 
-def action_change_by_lag(network: ActorCritic, tape: Tape) -> Float[Array, " slots"]:
-    """Return the mean total variation between the action distributions with and without a replaced input, by lag.
+def action_change_by_lag(
+    network: ActorCritic, tape: Tape, key: PRNGKeyArray
+) -> tuple[Float[Array, "rows 2 slots"], Float[Array, "rows 2 slots"]]:
+    """Return the summed total variation between the action distributions with and without a replaced input, and the
+    number of pairs of steps, by row and lag; the axis of two is that of `gradients_by_lag`.
 
-    What was shown at one place of a row is replaced by what the next row was shown at that place.
+    What was shown at one place of a row is replaced by what the next row was shown at that place. The first slot, with
+    which an episode begins, is among the places of every row.
     """
     inputs = _inputs(tape)
     rows, slots = tape.start.shape
     flat = jax.vmap(jax.vmap(network.torso.encoder.flatten))(inputs)
     keep_start = jnp.arange(flat.shape[-1]) < flat.shape[-1] - network.torso.encoder.include[2]
     difference = jnp.where(keep_start[None, None, :], jnp.roll(flat, 1, axis=0) - flat, 0)
-    places = _places(slots)
+    places = jnp.concatenate([jnp.zeros((rows, 1), jnp.int32), _places(key, rows, 1, slots)], axis=1)
     true, _ = _scan(network, inputs, jnp.zeros_like(flat))
     position = jax.vmap(positions)(tape.start)
 
     def one_place(place):
-        here = (jnp.arange(slots) == place)[None, :, None]
-        changed, _ = _scan(network, inputs, jnp.where(here, difference, 0))
+        here = jnp.arange(slots)[None, :] == place[:, None]
+        changed, _ = _scan(network, inputs, jnp.where(here[..., None], difference, 0))
         variation = jax.vmap(jax.vmap(total_variation))(true, changed)
-        lag = jnp.broadcast_to(jnp.arange(slots) - place, (rows, slots))
+        lag = jnp.arange(slots)[None, :] - place[:, None]
         counts = (lag >= 0) & (lag <= position) & tape.valid
-        return _by_lag(variation, lag, counts, slots)
+        is_first = jnp.broadcast_to(jnp.take_along_axis(tape.start, place[:, None], axis=1), lag.shape)
+        return jax.vmap(lambda *x: _by_lag(*(leaf[None] for leaf in x)))(variation, lag, counts, is_first)
 
-    total, number = jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(one_place, places))
-    return total / number
+    return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(one_place, places.T))
 
 
 def total_variation(p: ActionDistribution, q: ActionDistribution) -> Float[Array, ""]:
@@ -199,12 +217,14 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
     - `seed`: of the episodes; by default the run's own.
 
     **Returns:** a dict ready for JSON; `"lags"` holds, for each lag, `"policy_gradient"`, `"value_gradient"`,
-    `"action_change"` and the number of `"pairs"` of steps the gradients are a mean of. `"reach"` says within which lag
-    nine tenths of the summed gradient, or change, lie.
+    `"action_change"`, each with a 95 % bootstrap interval over episodes and seeds under the same name with `_low` and
+    `_high`, and the number of `"pairs"` of steps the gradients are a mean of; without what the first step of an episode
+    showed. Of that, `"first_step"` holds the same in bins of lags `"from"` to `"to"`. `"reach"` says within which lag
+    nine tenths of the summed gradient, or change, of `"lags"` lie.
 
     **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if an argument is out of
-    range, or the run's agent has no policy and value to look into (dqn); `EnvironmentFailure` if an environment on the
-    host fails.
+    range, there are too few pairs of steps, or the run's agent has no policy and value to look into (dqn);
+    `EnvironmentFailure` if an environment on the host fails.
     """
     from memax_rl.training.loop import load_agent
     from memax_rl.training.run import Run
@@ -224,39 +244,83 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.horizon(agent.env_params) or 256, 256) if steps is None else steps
 
-    @eqx.filter_jit
-    def one_seed(network, key):
-        act = agent.act(network)
-        memory = network.initial_state()
-        tape = collect(agent.env, agent.env_params, act, memory, key, rows=rows, steps=slots)
-        return *gradients_by_lag(network, tape), action_change_by_lag(network, tape)
-
-    params, rest = eqx.partition(networks, eqx.is_array)
-    measured = []
-    try:
-        for index in range(config.num_seeds):
-            network = eqx.combine(jax.tree.map(lambda leaf, i=index: leaf[i], params), rest)
-            measured.append([np.asarray(x, np.float64) for x in one_seed(network, jax.random.fold_in(key, index))])
-            if (failed := failure(agent.env)) is not None:
-                raise EnvironmentFailure(failed)
-    finally:
-        close(agent.env)
-    policy, value, pairs, change = (np.mean(x, axis=0) for x in zip(*measured, strict=True))
-    # A lag counts as far as every seed has seen pairs of steps that far apart.
-    lags = int(np.argmax(~np.isfinite(policy + value + change))) or slots
-    curves = {"policy_gradient": policy[:lags], "value_gradient": value[:lags], "action_change": change[:lags]}
+    policy, value, pairs, change, changes = _measure(agent, networks, config.num_seeds, key, rows, slots)
+    totals, numbers = np.stack([policy, value, change]), np.stack([pairs, pairs, changes])
+    lags = _entries(totals[..., 0, :], numbers[..., 0, :], np.arange(slots + 1))
+    if not lags:
+        raise ValueError(
+            f"fewer than {_FEWEST_PAIRS} pairs of steps behind a lag of 0, without the first step of each episode; "
+            f"raise rows above {rows}, if episodes have more than one step"
+        )
+    width = -(-slots // _FIRST_BINS)
+    first = _entries(totals[..., 1, :], numbers[..., 1, :], np.append(np.arange(0, slots, width), slots))
     return {
         "env": config.env,
         "memory": config.network.memory,
         "seeds": list(range(config.seed, config.seed + config.num_seeds)),
         "rows": rows,
         "steps": slots,
-        "reach": {name: _reach(curve) for name, curve in curves.items()},
-        "lags": [
-            {"lag": d, **{name: float(curve[d]) for name, curve in curves.items()}, "pairs": int(pairs[d])}
-            for d in range(lags)
-        ],
+        "reach": {name: _reach(np.array([entry[name] for entry in lags])) for name in _MEASURES},
+        "lags": [{"lag": entry.pop("from"), **{k: v for k, v in entry.items() if k != "to"}} for entry in lags],
+        "first_step": first,
     }
+
+
+def _measure(
+    agent: Any, networks: ActorCritic, seeds: int, key: PRNGKeyArray, rows: int, slots: int
+) -> list[Float[np.ndarray, "seeds rows 2 slots"]]:
+    """Play with each seed's network, and return its sums and numbers by lag: policy, value, pairs; change, pairs."""
+
+    @eqx.filter_jit
+    def one_seed(network, key):
+        act = agent.act(network)
+        memory = network.initial_state()
+        tape = collect(agent.env, agent.env_params, act, memory, key, rows=rows, steps=slots)
+        gradient_key, change_key = jax.random.split(jax.random.fold_in(key, 1))
+        return *gradients_by_lag(network, tape, gradient_key), *action_change_by_lag(network, tape, change_key)
+
+    params, rest = eqx.partition(networks, eqx.is_array)
+    measured = []
+    try:
+        for index in range(seeds):
+            network = eqx.combine(jax.tree.map(lambda leaf, i=index: leaf[i], params), rest)
+            measured.append([np.asarray(x, np.float64) for x in one_seed(network, jax.random.fold_in(key, index))])
+            if (failed := failure(agent.env)) is not None:
+                raise EnvironmentFailure(failed)
+    finally:
+        close(agent.env)
+    return [np.stack(x) for x in zip(*measured, strict=True)]
+
+
+def _entries(
+    totals: Float[np.ndarray, "measures seeds rows lags"],
+    numbers: Float[np.ndarray, "measures seeds rows lags"],
+    borders: Int[np.ndarray, " bins_and_1"],
+) -> list[dict[str, Any]]:
+    """Return the means in bins of lags, up to the first bin that has few pairs, with bootstrap intervals.
+
+    Drawn again are seeds, and episodes within each: the pairs of one episode are much alike.
+    """
+    totals, numbers = (np.add.reduceat(x, borders[:-1], axis=-1) for x in (totals, numbers))
+    _, seeds, rows, _ = totals.shape
+    rng = np.random.default_rng(0)
+    weights = np.zeros((_RESAMPLES, seeds, rows))
+    for sample in weights:
+        for seed in rng.integers(seeds, size=seeds):
+            sample[seed] += rng.multinomial(rows, np.full(rows, 1 / rows))
+    drawn = [np.einsum("bsr,msrl->bml", weights, x) for x in (totals, numbers)]
+    # A sample may hold none of the episodes that last so long.
+    samples = np.divide(*drawn, out=np.full_like(drawn[0], np.nan), where=drawn[1] > 0)
+    enough = numbers.sum(axis=(1, 2)).min(axis=0) >= _FEWEST_PAIRS
+    entries = []
+    for i in range(len(enough) if enough.all() else int(np.argmin(enough))):
+        entry: dict[str, Any] = {"from": int(borders[i]), "to": int(borders[i + 1] - 1)}
+        for m, name in enumerate(_MEASURES):
+            low, high = np.nanpercentile(samples[:, m, i], [2.5, 97.5])
+            value = totals[m, ..., i].sum() / numbers[m, ..., i].sum()
+            entry |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+        entries.append(entry | {"pairs": int(numbers[0, ..., i].sum())})
+    return entries
 
 
 def _reach(curve: Float[np.ndarray, " lags"]) -> int:
@@ -267,9 +331,6 @@ def _reach(curve: Float[np.ndarray, " lags"]) -> int:
 
 def write_inspection(result: dict[str, Any], folder: Path) -> tuple[Path, Path, Path]:
     """Write inspect.json, inspect.csv and inspect.png into a folder and return their paths."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "inspect.json", folder / "inspect.csv", folder / "inspect.png"
     write_atomically(paths[0], json.dumps(result, indent=2) + "\n")
@@ -278,28 +339,64 @@ def write_inspection(result: dict[str, Any], folder: Path) -> tuple[Path, Path, 
     writer.writeheader()
     writer.writerows(result["lags"])
     write_atomically(paths[1], buffer.getvalue())
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    lag = [entry["lag"] for entry in result["lags"]]
-    for name, colour in (("value_gradient", "#D55E00"), ("policy_gradient", "#0072B2")):
-        label = f"{name.split('_')[0]} (nine tenths within {result['reach'][name]} steps)"
-        left.plot(lag, [max(entry[name], 1e-12) for entry in result["lags"]], color=colour, label=label)
-    left.set_yscale("log")
-    left.set_ylabel("norm of the gradient")
-    left.legend(frameon=False, fontsize=9)
-    left.set_title("What it owes to the input d steps before", loc="left", fontsize=11)
-    right.plot(lag, [entry["action_change"] for entry in result["lags"]], color="#0072B2")
-    right.set_ylim(bottom=0)
-    right.set_ylabel("total variation")
-    right.set_title("Change of the action if that input was another", loc="left", fontsize=11)
-    for axes in (left, right):
-        axes.set_xlabel("lag d in steps")
-        axes.set_xlim(0, lag[-1])
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{result['env']}, {result['memory']}", x=0.01, ha="left")
-    save_figure(figure, paths[2])
+    save_figure(inspection_figure(result), paths[2])
     return paths
+
+
+def inspection_figure(result: dict[str, Any]) -> Any:
+    """Return the matplotlib figure of a result of `inspect`."""
+    from matplotlib.lines import Line2D
+
+    looks = {
+        "value_gradient": ("gradient of the value", "#D55E00", "s"),
+        "policy_gradient": ("gradient of the policy", "#0072B2", "o"),
+        "action_change": ("change of the action", "#000000", "D"),
+    }
+    legend = [
+        Line2D([], [], color=color, label=f"{label} (nine tenths within {result['reach'][name]})")
+        for name, (label, color, _) in looks.items()
+    ]
+    legend.append(Line2D([], [], color="#767676", marker="o", markersize=4, linestyle="", label="of the first step"))
+    seeds = len(result["seeds"])
+    caption = (
+        "Mean over pairs of steps of what a step owes to the input d steps before: norm of the gradient (left), and "
+        "total variation of the action if that input was another (right). "
+        f"{seeds_and(seeds, result['rows'], 'episode')} "
+        f"each, {result['steps']} steps. Bands and bars: 95 % bootstrap intervals over episodes"
+        f"{' and seeds' if seeds > 1 else ''}. Inputs of an episode's first step are apart (points, in bins of lags); "
+        f"lags of fewer than {_FEWEST_PAIRS} pairs are left out."
+    )
+    figure, axes = make_figure(2, f"{result['env']}, {result['memory']}", legend, caption)
+    for name, (_, color, marker) in looks.items():
+        _draw_measure(axes[int(name == "action_change")], result, name, color, marker)
+    last = max(entry.get("to", entry.get("lag")) for entry in (*result["lags"], *result["first_step"]))
+    for panel in axes:
+        panel.set_xlabel("lag d in steps")
+        set_counts(panel, 0, last)
+    # Where nothing depends on anything there is no logarithm.
+    if any(entry[name] > 0 for entry in result["lags"] for name in ("value_gradient", "policy_gradient")):
+        axes[0].set_yscale("log")
+    axes[0].set_ylabel("norm of the gradient")
+    axes[1].set_ylabel("total variation")
+    axes[1].set_ylim(bottom=0)
+    return figure
+
+
+def _draw_measure(axes: Any, result: dict[str, Any], name: str, color: str, marker: str) -> None:
+    """Draw a measure by lag with its band, and that of the first steps as points with bars."""
+
+    def column(entries: list[dict[str, Any]], suffix: str = "") -> Any:
+        # On the axis of logarithms zeros are gaps.
+        x = np.array([entry[name + suffix] for entry in entries])
+        return x if name == "action_change" else np.where(x > 0, x, np.nan)
+
+    entries, first = result["lags"], result["first_step"]
+    lag = [entry["lag"] for entry in entries]
+    axes.plot(lag, column(entries), color=color, linewidth=1.4, marker="o" if len(lag) == 1 else "")
+    axes.fill_between(lag, column(entries, "_low"), column(entries, "_high"), color=color, alpha=0.25, linewidth=0)
+    center = [(entry["from"] + entry["to"]) / 2 for entry in first]
+    axes.plot(center, column(first), color=color, linestyle="", marker=marker, markersize=4, markerfacecolor="white")
+    axes.vlines(center, column(first, "_low"), column(first, "_high"), color=color, linewidth=0.8)
 
 
 def print_inspection(result: dict[str, Any]) -> None:
@@ -307,16 +404,24 @@ def print_inspection(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['env']}, {result['memory']}: what an output owes to the input so many steps before")
-    for column in ("lag", "gradient of value", "gradient of policy", "change of action"):
+    table = Table(title=f"{result['env']}, {result['memory']}: what an output owes to the input d steps before")
+    for column in ("lag", "value's gradient", "policy's gradient", "change of action"):
         table.add_column(column, justify="right")
     wanted = [0] + [2**i for i in range(20)]
     for entry in (result["lags"][d] for d in wanted if d < len(result["lags"])):
         numbers = (entry[name] for name in ("value_gradient", "policy_gradient", "action_change"))
         table.add_row(str(entry["lag"]), *(f"{x:.2e}" for x in numbers))
+    table.add_section()
+    for entry in result["first_step"]:
+        numbers = (entry[name] for name in ("value_gradient", "policy_gradient", "action_change"))
+        table.add_row(f"first, {_span(entry)}", *(f"{x:.2e}" for x in numbers))
     reach = result["reach"]
     table.caption = (
         f"nine tenths within {reach['value_gradient']} steps (value), {reach['policy_gradient']} (policy), "
-        f"{reach['action_change']} (change of action)"
+        f"{reach['action_change']} (change of action), an episode's first step apart"
     )
     Console().print(table)
+
+
+def _span(entry: dict[str, Any]) -> str:
+    return str(entry["from"]) if entry["from"] == entry["to"] else f"{entry['from']} to {entry['to']}"

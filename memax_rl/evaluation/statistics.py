@@ -1,11 +1,13 @@
-"""Mean, median and interquartile mean of returns, with bootstrap confidence intervals over seeds and episodes.
+"""Mean, median and interquartile mean of returns, with bootstrap confidence intervals over runs, or over episodes.
 
 Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice,
-https://arxiv.org/abs/2108.13264, recommend the interquartile mean and percentile intervals.
+https://arxiv.org/abs/2108.13264, recommend the interquartile mean of the scores of runs, a score being the mean over
+the episodes of an evaluation, and percentile bootstrap intervals over runs, stratified by task if there are several.
+With a single run there is nothing to say of runs: the same statistics are then over its episodes, and named so.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -26,30 +28,42 @@ def interquartile_mean(x: Float[np.ndarray, "*axes n"]) -> Any:
 def summarize(
     returns: Float[np.ndarray, "seeds episodes"],
     *,
+    over: Literal["runs", "episodes"] | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """Return mean, median and interquartile mean of all returns, each with a confidence interval.
+) -> dict[str, Any]:
+    """Return mean, median and interquartile mean, each with a percentile bootstrap interval.
 
-    The interval is the percentile bootstrap in two stages: seeds are drawn with replacement, then episodes within each
-    drawn seed. With one seed it speaks of the episodes alone.
+    **Arguments:**
 
-    **Returns:** `{"mean": {"value", "low", "high"}, "median": ..., "iqm": ...}`.
+    - `over`: `"runs"`: of the mean returns of the runs (seeds), as Agarwal et al. define it; runs are drawn with
+        replacement. With fewer than about five runs the interval is too narrow. `"episodes"`: of the returns of all
+        episodes, pooled; runs are drawn, and episodes within each drawn run. By default over runs if there are several,
+        else over episodes.
+
+    **Returns:** `{"over": ..., "mean": {"value", "low", "high"}, "median": ..., "iqm": ...}`.
     """
     rng = np.random.default_rng(seed)
     seeds, episodes = returns.shape
+    if over is None:
+        over = "runs" if seeds > 1 else "episodes"
     statistics: dict[str, Callable[..., Any]] = {
         "mean": lambda x: x.mean(axis=-1),
         "median": lambda x: np.median(x, axis=-1),
         "iqm": interquartile_mean,
     }
-    drawn_seeds = rng.integers(seeds, size=(resamples, seeds, 1))
-    drawn_episodes = rng.integers(episodes, size=(resamples, seeds, episodes))
-    samples = returns[drawn_seeds, drawn_episodes].reshape(resamples, -1)
+    drawn_seeds = rng.integers(seeds, size=(resamples, seeds))
+    if over == "runs":
+        scores = returns.mean(axis=1)
+        samples = scores[drawn_seeds]
+    else:
+        scores = returns.reshape(-1)
+        drawn_episodes = rng.integers(episodes, size=(resamples, seeds, episodes))
+        samples = returns[drawn_seeds[..., None], drawn_episodes].reshape(resamples, -1)
     tail = 100 * (1 - confidence) / 2
-    result = {}
+    result: dict[str, Any] = {"over": over}
     for name, statistic in statistics.items():
         low, high = np.percentile(statistic(samples), [tail, 100 - tail])
-        result[name] = {"value": float(statistic(returns.reshape(-1))), "low": float(low), "high": float(high)}
+        result[name] = {"value": float(statistic(scores)), "low": float(low), "high": float(high)}
     return result

@@ -1,14 +1,21 @@
 """Where metrics go beside metrics.csv: a progress bar, TensorBoard, Weights & Biases."""
 
 import abc
+import importlib
+import json
 import math
+import os
+import re
+import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
+from memax_rl.files import write_atomically
 from memax_rl.training.config import TrainConfig
-from memax_rl.training.run import Run
+from memax_rl.training.run import Run, RunError
 
 Row = Mapping[str, float]
 
@@ -21,13 +28,42 @@ class Log(AbstractContextManager):
         """Take the rows of some updates."""
 
 
+def check_logs(config: TrainConfig) -> None:
+    """Raise `ValueError` if a log that the configuration asks for needs a package that is missing, or a login.
+
+    It makes nothing, and is called before anything is made.
+    """
+    asked = (
+        (config.tensorboard, "tensorboard", "tensorboardX", "tensorboard is on"),
+        (config.wandb is not None, "wandb", "wandb", f"wandb is {config.wandb!r}"),
+    )
+    for wanted, extra, package, what in asked:
+        if wanted:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ValueError(
+                    f"{what}, but the package {package} cannot be imported ({error}); "
+                    f"install it with `pip install 'memax_rl[{extra}]'`, or leave {extra} out"
+                ) from None
+    if config.wandb is not None and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        try:
+            wandb.login()
+        except wandb.Error as error:
+            raise ValueError(
+                f"wandb is {config.wandb!r}, but: {error} Or set WANDB_MODE=offline, to log into the run's folder"
+            ) from None
+
+
 def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Log]:
-    """Return the logs that the configuration asks for. Raises `ValueError` if one needs a package that is missing."""
+    """Return the logs that the configuration asks for; `check_logs` says before whether there is what they need."""
     logs: list[Log] = []
     if progress:
         logs.append(Progress(config) if sys.stderr.isatty() else Lines(config))
     if config.tensorboard:
-        logs.append(TensorBoard(run))
+        logs.append(TensorBoard(config, run))
     if config.wandb is not None:
         logs.append(WeightsAndBiases(config, run))
     return logs
@@ -113,48 +149,103 @@ class Lines(_Display):
 
 
 class TensorBoard(Log):
-    """TensorBoard event files in the run's folder."""
+    """TensorBoard event files in the run's folder, a subfolder a seed, so that a metric's seeds share one chart."""
 
-    def __init__(self, run: Run):
-        try:
-            from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ValueError("tensorboard is on, but its writer is missing; pip install tensorboardX") from None
-        self.writer = SummaryWriter(str(run.folder / "tensorboard"))
+    def __init__(self, config: TrainConfig, run: Run):
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+
+        # What was logged behind the checkpoint that a run is resumed from is made, and logged, again.
+        done = {int(row["seed"]): int(row["env_steps"]) for row in run.metrics()}
+        self.writers = {
+            seed: SummaryWriter(
+                str(run.folder / "tensorboard" / f"seed{seed}"),
+                purge_step=done[seed] + 1 if seed in done else None,
+                # Files of one second would have one name.
+                filename_suffix=f".after{done.get(seed, 0)}",
+            )
+            for seed in _seeds(config)
+        }
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write one point a metric, update and seed, at the number of environment steps."""
         for row in rows:
             for name, value in row.items():
-                if name not in ("update", "seed", "env_steps") and not math.isnan(value):
-                    self.writer.add_scalar(f"seed{row['seed']:.0f}/{name}", value, int(row["env_steps"]))
+                if name not in ("seed", "env_steps") and not math.isnan(value):
+                    self.writers[int(row["seed"])].add_scalar(name, value, int(row["env_steps"]))
 
     def __exit__(self, *_: object) -> None:
-        self.writer.close()
+        for writer in self.writers.values():
+            writer.close()
 
 
 class WeightsAndBiases(Log):
-    """One run of Weights & Biases; the seeds are prefixes in it."""
+    """Weights & Biases: one run a seed, in a group that is this run; a resumed run goes on in the same ones."""
 
     def __init__(self, config: TrainConfig, run: Run):
+        self.config, self.folder = config, run.folder
+        self.group, self.ids = _wandb_ids(run, _seeds(config))
+        self.runs: dict[int, Any] = {}
+
+    def __enter__(self) -> "WeightsAndBiases":
+        import wandb  # pyright: ignore[reportMissingImports]
+
         try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ValueError("wandb is on, but the package is missing; pip install wandb") from None
-        self.run = wandb.init(
-            project=config.wandb,
-            dir=str(run.folder),
-            name=run.folder.name,
-            id=run.folder.name,
-            resume="allow",
-            config=config.model_dump(mode="json"),
-        )
+            for seed, run_id in self.ids.items():
+                self.runs[seed] = wandb.init(
+                    project=self.config.wandb,
+                    dir=str(self.folder),
+                    group=self.group,
+                    name=f"{self.folder.absolute().name}-seed{seed}",
+                    id=run_id,
+                    resume="allow",
+                    # Several runs are open at once, and none is the process's own.
+                    reinit="create_new",
+                    config=self.config.model_dump(mode="json") | {"seed": seed, "num_seeds": 1},
+                )
+                self.runs[seed].define_metric("env_steps")
+                self.runs[seed].define_metric("*", step_metric="env_steps")
+        except BaseException as error:
+            self.__exit__()
+            if isinstance(error, wandb.Error):
+                raise RunError(f"wandb cannot begin a run in the project {self.config.wandb!r}: {error}") from None
+            raise
+        return self
 
     def write(self, rows: Sequence[Row]) -> None:
         """Write one point a metric, update and seed."""
         for row in rows:
-            prefix = f"seed{row['seed']:.0f}/"
-            self.run.log({prefix + k: v for k, v in row.items() if not math.isnan(v)} | {"update": row["update"]})
+            run = self.runs[int(row["seed"])]
+            # What a run logged behind the checkpoint that it is resumed from is there already, and the same.
+            if row["update"] >= run.starting_step:
+                values = {name: value for name, value in row.items() if name != "seed" and not math.isnan(value)}
+                run.log(values, step=int(row["update"]))
 
     def __exit__(self, *_: object) -> None:
-        self.run.finish()
+        for run in self.runs.values():
+            run.finish()
+
+
+def _seeds(config: TrainConfig) -> range:
+    return range(config.seed, config.seed + config.num_seeds)
+
+
+def _wandb_ids(run: Run, seeds: Sequence[int]) -> tuple[str, dict[int, str]]:
+    """Return the group and the ids of a run's seeds at Weights & Biases, which are drawn once and kept in its folder.
+
+    A folder's name would not do: two folders of one name would be one run there.
+    """
+    path = run.folder / "wandb.json"
+    if not path.exists():
+        new = {
+            "group": f"{run.folder.absolute().name[:100]}-{secrets.token_hex(4)}",
+            "ids": {str(seed): secrets.token_hex(8) for seed in seeds},
+        }
+        write_atomically(path, json.dumps(new, indent=2) + "\n")
+    try:
+        content = json.loads(path.read_text())
+        group, ids = content["group"], {seed: content["ids"][str(seed)] for seed in seeds}
+        if isinstance(group, str) and all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids.values()):
+            return group, ids
+    except (ValueError, KeyError, TypeError, OSError):
+        pass
+    raise RunError(f"{path} does not hold a group and an id for each seed; delete it to begin new runs at wandb")

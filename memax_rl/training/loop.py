@@ -24,7 +24,7 @@ from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
 from memax_rl.streams import LARGEST, seed_key
 from memax_rl.training.config import TrainConfig, make_config
-from memax_rl.training.log import Log, open_logs
+from memax_rl.training.log import Log, check_logs, open_logs
 from memax_rl.training.run import Run, RunError
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
@@ -124,6 +124,7 @@ def train(
     elif fields:
         raise ValueError("give either config or its fields, not both")
     devices.require(config.devices)
+    check_logs(config)
     agent = make_agent(config)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
