@@ -1,8 +1,8 @@
 """Which packages a configuration may cause to be imported.
 
 A name such as `gym/PACKAGE:ID` imports PACKAGE, and importing runs its code. What a user types, or writes in a program,
-may do that. A run folder or a configuration file may come from a stranger: while it is used, only packages that the user
-names, or that are imported already, count.
+may do that. A run folder or a configuration file may come from a stranger: while it is used, only packages that the
+user names, or that are imported already, count.
 """
 
 import importlib
@@ -45,7 +45,7 @@ def import_package(package: str) -> None:
         package: The name, as in an import statement.
 
     Raises:
-        ValueError: If it may not be imported now, see `only_imports`.
+        ValueError: If it may not be imported now, see `only_imports`, or is no name of a package.
         ImportError: If it cannot be imported.
     """
     if not may_import(package):
@@ -53,4 +53,6 @@ def import_package(package: str) -> None:
             f"the configuration asks for the package {package!r} to be imported, which runs its code; if you trust it, "
             f"add --import {package} or --trust (from Python: imports=({package!r},) or trust=True)"
         )
+    if not all(part.isidentifier() for part in package.split(".")):
+        raise ValueError(f"{package[:100]!r} is no name of a package")
     importlib.import_module(package)

@@ -8,10 +8,13 @@ import argparse
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from memax_rl import stopping
 
 # What `memax-rl train` trains when it is told neither --config nor --env, by agent.
 EXAMPLES = {"ppo": "ppo/repeat_previous_easy", "dqn": "dqn/repeat_previous_easy"}
@@ -41,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--episodes", type=int, default=256, help="fresh episodes a seed (default: 256)")
     _add_greedy(evaluate)
     evaluate.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
+    _add_trust(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     icl = commands.add_parser("icl", help="measure whether an agent trained on trials adapts within its memory")
     icl.add_argument("run", type=Path, help="the run folder; icl.json and icl.png are written into it")
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     icl.add_argument("--episodes", type=int, help="episodes a trial (default: as in training)")
     _add_greedy(icl)
     icl.add_argument("--seed", type=int, help="seed of the tasks (default: the run's)")
+    _add_trust(icl)
     icl.add_argument("--json", action="store_true", help="print JSON instead of a table")
     icl.add_argument("--out", type=Path, help="write into this folder instead")
     look = commands.add_parser("inspect", help="measure how far back a trained agent's outputs depend on the past")
@@ -55,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     look.add_argument("--steps", type=int, help="steps of an episode to look at (default: all, at most 256)")
     look.add_argument("--rows", type=int, default=16, help="fresh episodes a seed (default: 16)")
     look.add_argument("--seed", type=int, help="seed of the episodes (default: the run's)")
+    _add_trust(look)
     look.add_argument("--json", action="store_true", help="print JSON instead of a table")
     look.add_argument("--out", type=Path, help="write into this folder instead")
     listing = commands.add_parser("list", help="list memories, environments or presets")
@@ -76,11 +82,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _list(arguments)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except BrokenPipeError:
         # The reader of a listing went away, as `head` does. Nothing more can be printed.
         sys.stderr.close()
         return 0
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package that the environment of a run folder or configuration file may import, which runs its code",
+    )
+    parser.add_argument("--trust", action="store_true", help="let it import any package")
 
 
 def _add_greedy(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +110,10 @@ def _add_greedy(parser: argparse.ArgumentParser) -> None:
 
 
 def _fail(error: Exception) -> int:
-    print(f"memax-rl: error: {error}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"memax-rl: error: {text}", file=sys.stderr)
     return 2
 
 
@@ -106,6 +127,7 @@ def _train(argv: Sequence[str]) -> int:
     )
     first.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
     first.add_argument("--resume", type=Path, help="continue the run in this folder")
+    _add_trust(first)
     own, fields = first.parse_known_args(argv)
     if "-h" in fields or "--help" in fields:
         from memax_rl.training.config import describe_fields
@@ -119,30 +141,46 @@ def _train(argv: Sequence[str]) -> int:
         given = " ".join(argv)
         return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
 
+    # Ctrl-C works from here on, during the imports and compilations too.
+    stopping.exit_at_once_until_ready()
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     from memax_rl.envs.base import EnvironmentFailure
+    from memax_rl.envs.trust import only_imports
     from memax_rl.training import RunError, TrainConfig, TrainingError, load_config, override, train
 
     try:
         if own.resume is not None:
-            run = train(resume=own.resume, progress=True)
+            run = train(resume=own.resume, progress=True, imports=own.imports, trust=own.trust)
         else:
-            chooses_env = any(field == "--env" or field.startswith("--env=") for field in fields)
-            base = TrainConfig() if chooses_env else load_config(EXAMPLES[_agent(fields)])
-            config = override(load_config(own.config) if own.config else base, fields)
-            run = train(config, out=own.out, progress=True)
-    except (RunError, TrainingError, EnvironmentFailure, ValueError) as error:
+            typed_env = _value_of("--env", fields)
+            base = TrainConfig() if typed_env else load_config(EXAMPLES[_agent(fields)])
+            # What is typed here may be imported; what a file says, only with --import or --trust.
+            typed = [typed_env.removeprefix("gym/").rpartition(":")[0]] if typed_env else []
+            with only_imports([*own.imports, *typed], trust=own.trust):
+                config = override(load_config(own.config) if own.config else base, fields)
+                run = train(config, out=own.out, progress=True)
+    except (RunError, TrainingError, EnvironmentFailure, ValueError, OSError) as error:
         return _fail(error)
     print(f"run folder: {run.folder}")
     return 0
 
 
+def _value_of(name: str, fields: Sequence[str]) -> str | None:
+    """Return the last value that is given to a field, or None."""
+    texts = [*fields, ""]
+    given = [
+        texts[i + 1] if field == name else field.partition("=")[2]
+        for i, field in enumerate(fields)
+        if field == name or field.startswith(f"{name}=")
+    ]
+    return given[-1] if given else None
+
+
 def _agent(fields: Sequence[str]) -> str:
     """Return the agent that the fields ask for; the default one if they ask for none that there is."""
-    texts = [*fields, ""]
-    asked = [texts[i + 1] if field == "--agent" else field.removeprefix("--agent=") for i, field in enumerate(fields)]
-    return next((name for name in reversed(asked) if name in EXAMPLES), "ppo")
+    asked = (_value_of("--agent", fields) or "").lower()
+    return asked if asked in EXAMPLES else "ppo"
 
 
 def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -159,8 +197,10 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             greedy=arguments.greedy,
             seed=arguments.seed,
             env_options=override_env_options(Run.open(arguments.run).config(), rest) if rest else None,
+            imports=arguments.imports,
+            trust=arguments.trust,
         )
-    except (ValueError, EnvironmentFailure) as error:
+    except (ValueError, EnvironmentFailure, OSError) as error:
         return _fail(error)
     _report(result, arguments.json, print_table)
     return 0
@@ -189,8 +229,10 @@ def _icl(arguments: argparse.Namespace) -> int:
             episodes=arguments.episodes,
             greedy=arguments.greedy,
             seed=arguments.seed,
+            imports=arguments.imports,
+            trust=arguments.trust,
         )
-    except (ValueError, EnvironmentFailure) as error:
+    except (ValueError, EnvironmentFailure, OSError) as error:
         return _fail(error)
     _report(result, arguments.json, print_icl_table, write_results(result, arguments.out or arguments.run))
     return 0
@@ -201,8 +243,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from memax_rl.evaluation.inspect import inspect, print_inspection, write_inspection
 
     try:
-        result = inspect(arguments.run, steps=arguments.steps, rows=arguments.rows, seed=arguments.seed)
-    except (ValueError, EnvironmentFailure) as error:
+        result = inspect(
+            arguments.run,
+            steps=arguments.steps,
+            rows=arguments.rows,
+            seed=arguments.seed,
+            imports=arguments.imports,
+            trust=arguments.trust,
+        )
+    except (ValueError, EnvironmentFailure, OSError) as error:
         return _fail(error)
     _report(result, arguments.json, print_inspection, write_inspection(result, arguments.out or arguments.run))
     return 0

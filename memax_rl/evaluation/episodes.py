@@ -1,5 +1,6 @@
 """Play fresh episodes with a trained agent, by the same function that acts in training."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,8 @@ def evaluate(
     greedy: bool | None = None,
     seed: int | None = None,
     env_options: dict[str, Any] | None = None,
+    imports: Iterable[str] = (),
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Play fresh episodes with the agents of a run and return statistics of their returns.
 
@@ -149,6 +152,7 @@ def evaluate(
         By default DQN does and PPO does not.
     - `seed`: of the episodes; by default the run's own.
     - `env_options`: options of the environment, in place of those of training.
+    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals, and in
     `"over"` what they are over: the mean returns of the runs (one a seed) if there are several, else the episodes.
@@ -164,7 +168,7 @@ def evaluate(
 
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    run = Run.open(folder)
+    run = Run.open(folder, imports, trust)
     config = run.config()
     agent, networks = load_agent(run)
     settings: dict[str, Any] = {"episodes": episodes, "greedy": greedy, "seed": seed}

@@ -7,7 +7,7 @@ beside the same weights with a memory that is wiped at every episode, which cann
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,8 @@ def evaluate_in_context(
     longer: tuple[int, ...] = LONGER,
     greedy: bool | None = None,
     seed: int | None = None,
+    imports: Iterable[str] = (),
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Play trials with the agents of a run and return how they adapt.
 
@@ -198,6 +200,7 @@ def evaluate_in_context(
     - `greedy`: whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN).
         By default DQN does and PPO does not.
     - `seed`: of the tasks; by default the run's own.
+    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     **Returns:** a dict ready for JSON. `"train"` and `"test"` hold what `summarize_trials` returns, for the agent and
     for `"wiped"`; `"test"` also for every known strategy; `"longer"` for the agent in longer trials.
@@ -212,7 +215,7 @@ def evaluate_in_context(
         raise ValueError(f"tasks must be at least 2, got {tasks}")
     if episodes is not None and episodes < 2:
         raise ValueError(f"episodes must be at least 2, or there is no adaptation to see, got {episodes}")
-    run = Run.open(folder)
+    run = Run.open(folder, imports, trust)
     config = run.config()
     trained = _check_trials(config)
     agent, networks = load_agent(run)

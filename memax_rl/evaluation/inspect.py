@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ _MOST_PLACES = 32
 # A mean over fewer pairs of steps says little.
 _FEWEST_PAIRS = 32
 # The pairs of first steps are few, one a step: their lags are put together in so many bins.
+# More would ask for more memory than any machine has.
+_MOST_ROWS, _MOST_STEPS = 65_536, 65_536
 _FIRST_BINS = 16
 # Samples of the bootstrap.
 _RESAMPLES = 500
@@ -206,7 +209,15 @@ def total_variation(p: ActionDistribution, q: ActionDistribution) -> Float[Array
     return jnp.mean(jnp.stack(parts))
 
 
-def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, seed: int | None = None) -> dict[str, Any]:
+def inspect(
+    folder: str | Path,
+    *,
+    steps: int | None = None,
+    rows: int = 16,
+    seed: int | None = None,
+    imports: Iterable[str] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
     """Return how value and policy of a run depend on the past, averaged over its seeds.
 
     **Arguments:**
@@ -215,6 +226,7 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
     - `steps`: slots to look at from an episode's start; by default as long as an episode can be, at most 256.
     - `rows`: fresh episodes for each seed, at least 2.
     - `seed`: of the episodes; by default the run's own.
+    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     **Returns:** a dict ready for JSON; `"lags"` holds, for each lag, `"policy_gradient"`, `"value_gradient"`,
     `"action_change"`, each with a 95 % bootstrap interval over episodes and seeds under the same name with `_low` and
@@ -231,9 +243,11 @@ def inspect(folder: str | Path, *, steps: int | None = None, rows: int = 16, see
 
     if rows < 2:
         raise ValueError(f"rows must be at least 2, because the input of one replaces another's, got {rows}")
+    if rows > _MOST_ROWS or (steps or 0) > _MOST_STEPS:
+        raise ValueError(f"rows must be at most {_MOST_ROWS} and steps at most {_MOST_STEPS}, got {rows} and {steps}")
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}")
-    run = Run.open(folder)
+    run = Run.open(folder, imports, trust)
     config = run.config()
     if config.agent != "ppo":
         raise ValueError(

@@ -128,7 +128,7 @@ def _explain(error: Any) -> str:
     name = ".".join(path)
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
-        return f"unknown wrapper {tag!r} in {name}; {_close(tag, CONFIGS)}"
+        return f"unknown wrapper {_short(tag)} in {name}; {_close(tag, CONFIGS)}"
     if error["type"] == "extra_forbidden":
         return f"unknown configuration key {name!r}; {_close(path[-1], _keys(path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
@@ -187,8 +187,9 @@ for _letter, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
 def parse_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a subclass of SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        # PyYAML's constructors raise the latter three for an explicit tag that the value does not fit.
         raise ValueError(_cut(" ".join(str(error).split()))) from None
 
 

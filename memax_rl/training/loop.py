@@ -1,11 +1,10 @@
 """The training loop: many updates in one jitted call, then log, checkpoint, and look whether to stop."""
 
 import datetime
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from memax_rl.agents.ppo import PPO
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
+from memax_rl.stopping import Stopped, ready, stop_signals
 from memax_rl.streams import LARGEST, seed_key
 from memax_rl.training.config import TrainConfig, make_config
 from memax_rl.training.log import Log, check_logs, open_logs
@@ -98,6 +98,8 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: bool = False,
+    imports: Iterable[str] = (),
+    trust: bool = False,
     **fields: Any,
 ) -> Run:
     """Train, and return the run.
@@ -109,6 +111,7 @@ def train(
     - `out`: the run folder to make; by default a new one under runs/.
     - `resume`: the folder of an interrupted run to continue, instead of all of the above.
     - `progress`: show a progress bar.
+    - `imports`, `trust`: packages that a resumed run's environment may import, or all of them; see docs/runs.md.
 
     **Raises:** `ValueError` for a wrong configuration; `RunError` for a folder that cannot be used; `TrainingError` if
     the loss is no longer finite, an episode is longer than the tape, or an environment on the host fails;
@@ -117,12 +120,18 @@ def train(
     if resume is not None:
         if config is not None or fields or out is not None:
             raise RunError("resume continues a run as it is configured; give nothing else beside it")
-        run = Run.open(resume)
-        config = run.config()
-    elif config is None:
+        run = Run.open(resume, imports, trust)
+        with run.lock(), run.trusted():
+            return _train(run.config(), run, None, progress)
+    if config is None:
         config = make_config(fields)
     elif fields:
         raise ValueError("give either config or its fields, not both")
+    return _train(config, None, out, progress)
+
+
+def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool) -> Run:
+    """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
     devices.require(config.devices)
     check_logs(config)
     agent = make_agent(config)
@@ -130,27 +139,38 @@ def train(
         stack.callback(close, agent.env)
         arrays, static = init_state(config, agent)
         _check_host(agent, arrays, "this was before the first update")
-        if resume is not None:
-            run = Run.open(resume)
-            arrays, seconds = restore(run, agent, arrays)
-            if agent.unsaved:
-                print(
-                    f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
-                    "empty one, and not exactly as if it had never stopped",
-                    file=sys.stderr,
-                )
-            run.drop_metrics_after(_update_of(arrays))
-            arrays = _reopen(agent, arrays, static, progress)
+        if resumed is not None:
+            run = resumed
+            arrays, seconds = _resume(run, agent, arrays, static, progress)
         else:
             run, seconds = Run.create(out or default_folder(config), config), 0.0
+            stack.enter_context(run.lock())
         arrays = place(agent, arrays)
         with ExitStack() as inner:
             logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
-            stopped = inner.enter_context(_stop_signals())
+            stopped = inner.enter_context(stop_signals())
             arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
         arrays = jax.device_put(arrays, jax.devices()[0])
         _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
     return run
+
+
+def _resume(run: Run, agent: Agent, arrays: PyTree, static: PyTree, progress: bool) -> tuple[PyTree, float]:
+    """Return the arrays and the seconds of a run that goes on; `arrays` are those before training."""
+    run.clean()
+    if not run.saved_updates() and not run.summary_path.exists():
+        # It was killed before its first checkpoint, and begins again.
+        run.drop_metrics_after(0)
+        return arrays, 0.0
+    arrays, seconds = restore(run, agent, arrays)
+    if agent.unsaved:
+        print(
+            f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
+            "empty one, and not exactly as if it had never stopped",
+            file=sys.stderr,
+        )
+    run.drop_metrics_after(_update_of(arrays))
+    return _reopen(agent, arrays, static, progress), seconds
 
 
 def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
@@ -172,9 +192,18 @@ def load_agent(run: Run) -> tuple[Agent, Any]:
     **Raises:** `RunError`, see `Run.restore`.
     """
     config = run.config()
-    agent = make_agent(config)
-    arrays, static = init_state(config, agent)
-    return agent, eqx.combine(restore(run, agent, arrays)[0], static).network
+    with run.trusted():
+        agent = make_agent(config)
+
+    def network(key):
+        return agent.make_network(agent.observation_space, agent.action_space, key)
+
+    # Shapes alone: nothing of the training state is made.
+    keys = seed_keys(config)
+    static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), _is_shape, inverse=True)
+    shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
+    restored, _ = run.restore({"network": shapes}, whole=False)
+    return agent, eqx.combine(restored["network"], static)
 
 
 def _saved(agent: Agent, arrays: PyTree) -> PyTree:
@@ -295,6 +324,7 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         before, call = _update_of(arrays), time.monotonic()
         new, metrics = many(arrays, n)
         after = _update_of(new)
+        ready()
         kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
         _check_host(agent, new, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
@@ -337,7 +367,7 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
             run.save(after, _saved(agent, arrays), seconds)
             saved, saved_at = after, time.monotonic()
         if stopped():
-            raise KeyboardInterrupt(f"stopped at update {after}; continue with --resume {run.folder}")
+            raise Stopped(f"stopped at update {after}; continue with --resume {run.folder}", stopped())
         # The first call compiled, so its time says nothing.
         n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
     run.save(_update_of(arrays), _saved(agent, arrays), seconds)
@@ -361,29 +391,6 @@ def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float)
         for i in range(after - before)
         for s in range(config.num_seeds)
     ]
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after this call; a second one acts at once."""
-    received: list[int] = []
-
-    def request(number, frame):
-        del frame
-        received.append(number)
-        signal.signal(number, signal.default_int_handler)
-
-    try:
-        old = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:
-        # Not in the main thread, where no signal arrives.
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: Any, progress: bool) -> None:

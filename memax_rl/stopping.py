@@ -1,0 +1,85 @@
+"""Ctrl-C and SIGTERM: a request to stop after the current updates, or, before there is anything to save, at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# How long Python's own handler gets to end the process before its first update. It cannot run during a compilation.
+_PATIENCE = 0.5
+_saves_nothing = threading.Event()
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+def exit_at_once_until_ready() -> None:
+    """Make SIGINT and SIGTERM end the process even while it compiles, until `ready` is called.
+
+    For the command line, from its main thread. While XLA compiles, Python runs no signal handler, but the interpreter
+    still writes the signal's number to a socket, which a thread reads.
+    """
+
+    def terminate(number, frame):
+        del frame
+        raise Stopped("stopped", number)
+
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, terminate)
+    _saves_nothing.set()
+
+    def watch():
+        # The sender is named so that it lives as long as the thread.
+        while sender and (received := receiver.recv(1)):
+            if received[0] in (signal.SIGINT, signal.SIGTERM) and _saves_nothing.is_set():
+                time.sleep(_PATIENCE)
+                print("\nstopped before the first update", file=sys.stderr, flush=True)
+                os._exit(128 + received[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def ready() -> None:
+    """Say that an update was made: from now on a signal lets the run save what it has."""
+    _saves_nothing.clear()
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after this call; a second one acts at once.
+
+    Yields a function that returns the number of the signal, or 0.
+    """
+    received: list[int] = []
+
+    def request(number, frame):
+        del frame
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    try:
+        old = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:
+        # Not in the main thread, where no signal arrives.
+        yield lambda: 0
+        return
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

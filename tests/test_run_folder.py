@@ -1,0 +1,293 @@
+"""A run folder that was killed, damaged, changed, used twice, or made by a stranger."""
+
+import contextlib
+import fcntl
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from memax_rl.cli import main
+from memax_rl.evaluation import evaluate
+from memax_rl.files import write_atomically
+from memax_rl.training import Run, RunError, load_config, make_config, override, train
+from memax_rl.training.config import TrainConfig, dump_config, parse_yaml
+from memax_rl.training.loop import load_agent
+
+SMALL = {
+    "total_steps": 4 * 51 * 4,
+    "network": {"memory": "min_gru", "width": 8},
+    "ppo": {"num_envs": 4, "slots": 51, "epochs": 1, "minibatches": 2},
+    "eval_episodes": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    return train(make_config(SMALL), out=tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Run:
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    return Run(tmp_path / "copy")
+
+
+def _networks(run: Run) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(load_agent(run)[1]) if isinstance(x, jax.Array)]
+
+
+# Kills and damage
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_to_the_bit(finished, copy):
+    shutil.rmtree(copy.checkpoints)
+    copy.checkpoints.mkdir()
+    copy.summary_path.unlink()
+    # Half written by the process that was killed.
+    (copy.checkpoints / "3.orbax-checkpoint-tmp").mkdir()
+    train(resume=copy.folder)
+    assert all(np.array_equal(a, b) for a, b in zip(_networks(finished), _networks(copy), strict=True))
+    assert [row["update"] for row in copy.metrics()] == [1, 2, 3, 4]
+    assert [path.name for path in copy.checkpoints.iterdir()] == ["4"]
+
+
+# orbax leaves tasks behind when it raises.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_flipped_bit_in_a_checkpoint_is_noticed(copy):
+    (step,) = copy.saved_updates()
+    largest = max((copy.checkpoints / str(step)).rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content, before = largest.read_bytes(), _networks(copy)
+    noticed = 0
+    for place in np.random.default_rng(0).integers(len(content), size=12):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(place % 8)
+        largest.write_bytes(damaged)
+        with contextlib.suppress(RunError):
+            # The file format has bits that mean nothing.
+            assert all(np.array_equal(a, b) for a, b in zip(before, _networks(copy), strict=True))
+            continue
+        noticed += 1
+    assert noticed > 6
+
+
+def test_two_processes_do_not_write_to_one_run(copy):
+    holder = """if True:
+        import fcntl, sys, time
+        file = open(sys.argv[1], "w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        print(flush=True)
+        time.sleep(60)"""
+    process = subprocess.Popen([sys.executable, "-c", holder, copy.folder / ".lock"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RunError, match="in use by another process"):
+            train(resume=copy.folder)
+    finally:
+        process.kill()
+        process.communicate()
+    # The lock of a killed process holds nothing.
+    with copy.lock(), open(copy.folder / ".lock") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "no header"),
+        ("1,2,3\n", "no header"),
+        ("update,seed\n1,0\nx,0\n2,0\n", "damaged in line 3"),
+        ("update,seed\n1,0\n", "other columns"),
+    ],
+    ids=["empty", "headless", "bad cell", "other columns"],
+)
+def test_a_damaged_metrics_file_is_refused_in_words(copy, content, says):
+    copy.metrics_path.write_text(content)
+
+    def go_on():
+        copy.drop_metrics_after(100)
+        copy.append_metrics([{"update": 3.0, "seed": 0.0, "loss": 1.0}])
+
+    with pytest.raises(RunError, match=says):
+        go_on()
+
+
+def test_metrics_are_written_by_the_header_of_the_file(copy):
+    copy.metrics_path.write_text("loss,update,seed\n1,1,0\n")
+    copy.append_metrics([{"update": 2.0, "seed": 0.0, "loss": 0.5}])
+    assert copy.metrics()[-1] == {"loss": 0.5, "update": 2.0, "seed": 0.0}
+
+
+def test_a_configuration_that_was_changed_or_cut_short_does_not_go_on(copy):
+    whole = copy.config_path.read_text()
+    copy.config_path.write_text("")
+    with pytest.raises(RunError, match=r"lacks .*env"):
+        train(resume=copy.folder)
+    copy.config_path.write_text(whole.replace("seed: 0", "seed: 7", 1))
+    with pytest.raises(RunError, match=r"seed in .* changed since"):
+        train(resume=copy.folder)
+    copy.config_path.write_text(whole.replace("total_steps: 816", "total_steps: 1020"))
+    assert train(resume=copy.folder).saved_updates() == [5]
+
+
+# orbax leaves tasks behind when it raises.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_write_error_is_one_line_and_leaves_the_last_checkpoint_whole(copy, capsys):
+    # A limit on the size of files is met as a full disk is: by an error of `write`.
+    before = _networks(copy)
+    state = {"network": np.zeros(1_000_000, np.float32)}
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+        with pytest.raises(RunError, match="checkpoints/9 cannot be written"):
+            copy.save(9, {"network": np.random.default_rng(0).normal(size=state["network"].shape)}, 1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in copy.checkpoints.iterdir()] == ["4"]
+    assert all(np.array_equal(a, b) for a, b in zip(before, _networks(copy), strict=True))
+
+
+@pytest.mark.parametrize("out", ["file/run", "n" * 300], ids=["below a file", "too long"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, out):
+    (tmp_path / "file").write_text("")
+    fields = ["--total-steps", "10", "--width", "8", "--ppo.num-envs", "8", "--ppo.slots", "51"]
+    assert main(["train", "--env", "popgym/RepeatPreviousEasy", *fields, "--out", str(tmp_path / out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("memax-rl: error: ")
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_a_start_at_once(tmp_path, number, status):
+    fields = ["--memory", "gated_delta_net", "--network.depth", "6", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "memax_rl", "train", *fields], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "compiling" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(number)
+    begun = time.monotonic()
+    assert process.wait(60) == status
+    assert time.monotonic() - begun < 30, "not as long as the compilation"
+    assert "Traceback" not in process.communicate()[1]
+    # What is left can be resumed.
+    assert Run.open(tmp_path / "run").config().network.depth == 6
+
+
+# Strangers
+
+
+def test_links_in_a_run_folder_are_refused(copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    copy.metrics_path.unlink()
+    copy.metrics_path.symlink_to(elsewhere)
+    for use in (lambda: train(resume=copy.folder), lambda: evaluate(copy.folder)):
+        with pytest.raises(RunError, match=r"metrics.csv is a link"):
+            use()
+    assert elsewhere.read_text() == "mine"
+
+
+def test_a_link_under_a_temporary_name_is_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (tmp_path / ".metrics.csv.tmp").symlink_to(elsewhere)
+    write_atomically(tmp_path / "metrics.csv", "new")
+    assert (tmp_path / "metrics.csv").read_text() == "new"
+    assert elsewhere.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".metrics.csv.tmp", "elsewhere", "metrics.csv"]
+
+
+def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path, monkeypatch):
+    (tmp_path / "strangers_package.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = yaml.safe_load(copy.config_path.read_text()) | {"env": "gym/strangers_package:Env-v0"}
+    fields["env_options"] = make_config({"env": "gym/CartPole-v1"}).env_options
+    copy.config_path.write_text(yaml.safe_dump(fields))
+    assert copy.config().env == "gym/strangers_package:Env-v0", "reading is allowed"
+    for use in (
+        lambda: evaluate(copy.folder),
+        lambda: train(resume=copy.folder),
+        lambda: main(["evaluate", str(copy.folder)]) == 2 and pytest.fail("--trust", pytrace=False),
+    ):
+        with pytest.raises((RunError, ValueError, pytest.fail.Exception), match="--trust"):
+            use()
+    assert main(["train", "--config", str(copy.config_path), "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="no environment"):
+        evaluate(copy.folder, imports=("strangers_package",))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: &x [1, 2]\nb: [*x, *x]", "aliases"),
+        ("[" * 500 + "]" * 500, "deeper than 20"),
+        ("env: !!timestamp x", "not valid YAML"),
+        ("env: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("x: " + "y" * 2_000_000, "larger than"),
+    ],
+    ids=["alias", "deep", "timestamp", "python", "large"],
+)
+def test_yaml_that_is_no_configuration_is_refused_shortly(tmp_path, text, says):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=says) as caught:
+        load_config(tmp_path / "config.yaml")
+    assert len(str(caught.value)) < 600
+
+
+def test_dates_are_text():
+    assert parse_yaml("2026-01-01") == "2026-01-01"
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seed", str(2**64)],
+        ["--num-seeds", "100000000000"],
+        ["--network.depth", "1000000"],
+        ["--width", "1000000000"],
+        ["--total-steps", "3e15"],
+        ["--ppo.num-envs", "99999999999"],
+        ["--ppo.slots", "99999999999"],
+        ["--eval-episodes", "99999999999"],
+        ["--env", "gym/..:y"],
+        ["--env-wrappers", "[" * 500],
+    ],
+    ids=" ".join,
+)
+def test_a_number_or_name_beyond_reason_is_one_line(arguments, capsys, tmp_path):
+    assert main(["train", *arguments, "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert len(lines[0]) < 600
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_people_type_is_understood():
+    config = override(TrainConfig(), ["--memory", "GRU", "--total-steps", "1M", "--agent", "PPO"])
+    assert (config.network.memory, config.total_steps, config.agent) == ("gru", 1_000_000, "ppo")
+    assert override(TrainConfig(), ["--total-steps", "2.5k"]).total_steps == 2500
+    assert override(TrainConfig(), ["--total-steps", "1e6"]).total_steps == 1_000_000
+    config = override(TrainConfig(), ["--env", "gymnax/CartPole-v1", "--env-wrappers", "normalize_observation"])
+    assert [wrapper.name for wrapper in config.env_wrappers] == ["normalize_observation"]
+    assert make_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_the_module_is_the_command_line():
+    shown = subprocess.run([sys.executable, "-m", "memax_rl", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("memax_rl ")
