@@ -38,19 +38,19 @@ class Environment(environment.Environment):
       `observation_space(params)`. The reward is float32.
     - Instances are hashed by identity and hold no arrays that change: everything random is in the state.
 
-    A subclass implements `reset_env`, `step_env`, `default_params`, the two spaces, `horizon` and
-    `fixed_length`. `step_env` and `reset_env` are given the *same* key within one step, because hashing keys
+    A subclass implements `reset_env`, `step_env`, `default_params` and the two spaces, and where it can `horizon`
+    and `fixed_length`. `step_env` and `reset_env` are given the *same* key within one step, because hashing keys
     is most of the cost of small environments. A subclass whose last transition is random must therefore fold
     a constant into the key in `reset_env`.
     """
 
     def horizon(self, params: Any) -> int | None:
-        """The largest number of steps an episode can have, or None if no bound is known."""
-        raise NotImplementedError
+        """The largest number of steps an episode can have, or None if no bound is known. None unless overridden."""
+        return None
 
     def fixed_length(self, params: Any) -> int | None:
-        """The number of steps of every episode, or None if episodes differ in length."""
-        raise NotImplementedError
+        """The number of steps of every episode, or None if episodes differ in length. None unless overridden."""
+        return None
 
     def is_cut(self, params: Any) -> bool:
         """Whether an episode of the fixed length may be cut there by a time limit.

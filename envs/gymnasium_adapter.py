@@ -229,6 +229,20 @@ def to_learner_space(space: gymnasium.Space) -> Any:
     return spaces.Box(jnp.asarray(low), jnp.asarray(high), shape, jnp.dtype(dtype))
 
 
+# Packages whose ids Gymnasium knows only once they are imported, by how the ids begin.
+_REGISTERED_BY = {
+    "ALE/": "ale_py",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "MiniWorld-": "miniworld",
+    "dm_control/": "shimmy",
+    "highway-": "highway_env",
+    "procgen": "procgen",
+    "crafter": "crafter",
+    "Metaworld": "metaworld",
+}
+
+
 def find_spec(env_id: str) -> EnvSpec:
     """Return the registration of a Gymnasium id: `Name-v0`, `namespace/Name-v0` or `package:Name-v0`.
 
@@ -250,6 +264,9 @@ def find_spec(env_id: str) -> EnvSpec:
     known = sorted(gymnasium.registry)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(f'gym/{x}' for x in close)}?" if close else "see gymnasium.registry"
+    for start, owner in _REGISTERED_BY.items():
+        if not package and name.startswith(start):
+            hint = f"the package {owner} registers it: write gym/{owner}:{name}"
     if name.startswith("popgym-Labyrinth") and not any(x.startswith("popgym-Labyrinth") for x in known):
         hint = "the Labyrinths need mazelib; pip install 'popgym[navigation]'"
     raise ValueError(f"env: gymnasium has no environment {env_id!r}; {hint}")

@@ -146,6 +146,17 @@ def _short(value: Any) -> str:
 # Copies
 
 
+def _zeros(space: gymnasium.Space) -> Any:
+    """An observation to show before there is one. Not a sample, which overflows for some spaces."""
+    if isinstance(space, spaces.Dict):
+        return {name: _zeros(part) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_zeros(part) for part in space.spaces)
+    if isinstance(space, spaces.Discrete):
+        return space.start
+    return np.zeros(space.shape or (), space.dtype)
+
+
 class Copy(gymnasium.Wrapper):
     """One environment. Its action is (whether to step at all, the learner's action); it never raises.
 
@@ -158,7 +169,7 @@ class Copy(gymnasium.Wrapper):
         shape, dtype = encoded(env.action_space)
         self.action_space = spaces.Tuple((spaces.Discrete(2), _any_box(shape, dtype)))
         self.problem: str | None = None
-        self.shown: Any = env.observation_space.sample()
+        self.shown: Any = _zeros(env.observation_space)
         self.steps = 0
         self.seed: int | None = None
 

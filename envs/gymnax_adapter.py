@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any
 
 import gymnax
+import gymnax.environments.environment
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
+from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment, EnvironmentFailure, lenient, strong
 
 
@@ -61,11 +63,11 @@ class GymnaxAdapter(Environment):
 
     def action_space(self, params: Any) -> Any:
         """gymnax's action space."""
-        return self.inner.action_space(params)
+        return spaces.recognize(self.inner.action_space(params))
 
     def observation_space(self, params: Any) -> Any:
         """gymnax's observation space; observations are cast to its dtype."""
-        return self.inner.observation_space(params)
+        return spaces.recognize(self.inner.observation_space(params))
 
     def horizon(self, params: Any) -> int | None:
         """The time limit, or the number of steps at which every episode ends."""
@@ -110,8 +112,16 @@ class GymnaxAdapter(Environment):
                 {"final_observation": self._cast_observation(info["final_observation"], params)},
             )
 
-    def _cast_observation(self, obs: Array, params: Any) -> Array:
-        return jax.lax.convert_element_type(obs, self.observation_space(params).dtype)
+    def _cast_observation(self, obs: Any, params: Any) -> Any:
+        leaves, structure = jax.tree.flatten(obs)
+        kinds = [leaf.dtype for leaf in spaces.leaves(self.observation_space(params))]
+        if len(leaves) != len(kinds):
+            raise ValueError(
+                f"{self.env_id}: an observation has {len(leaves)} arrays, but its observation space has {len(kinds)}"
+            )
+        return structure.unflatten(
+            [jax.lax.convert_element_type(x, kind) for x, kind in zip(leaves, kinds, strict=True)]
+        )
 
 
 def make(env_id: str) -> GymnaxAdapter:
@@ -134,6 +144,31 @@ def make(env_id: str) -> GymnaxAdapter:
     return GymnaxAdapter(env_id, inner)
 
 
+_NEEDED = ("reset_env", "step_env", "observation_space", "action_space", "default_params")
+
+
 def adapt(env_id: str, env: Any) -> Environment:
-    """Return an environment with gymnax's API under the contract of `memax_rl.envs.base`."""
-    return env if isinstance(env, Environment) else GymnaxAdapter(env_id, env)
+    """Return an environment with gymnax's API under the contract of `memax_rl.envs.base`.
+
+    Raises:
+        ValueError: If it lacks something. The message lists all of it.
+    """
+    if isinstance(env, Environment):
+        return env
+    missing = [name for name in _NEEDED if not hasattr(env, name)]
+    if missing:
+        raise ValueError(
+            f"{env_id}: {type(env).__name__} lacks {', '.join(missing)}; an environment has gymnax's interface "
+            "(docs/own_environment.md) or is a memax_rl.envs.base.Environment"
+        )
+    if getattr(type(env), "default_params", None) is gymnax.environments.environment.Environment.default_params:
+        raise ValueError(
+            f"{env_id}: {type(env).__name__} has no default_params of its own, and those of gymnax's base class end "
+            "every episode after one step; define default_params, with max_steps_in_episode"
+        )
+    if not hasattr(env.default_params, "max_steps_in_episode") and not hasattr(env, "horizon"):
+        raise ValueError(
+            f"{env_id}: default_params of {type(env).__name__} has no max_steps_in_episode, by which gymnax's step "
+            "truncates; add the field"
+        )
+    return GymnaxAdapter(env_id, env)

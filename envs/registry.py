@@ -268,8 +268,10 @@ def _make(env_id: str, options: str) -> tuple[Any, Any]:
     suite, name = env_id.split("/", maxsplit=1)
     if env_id in _OWN:
         from memax_rl.envs import gymnax_adapter
+        from memax_rl.envs.checking import check_environment
 
         env = gymnax_adapter.adapt(env_id, _OWN[env_id]())
+        check_environment(env_id, env, env.default_params)
     elif suite == "gymnax":
         from memax_rl.envs import gymnax_adapter
 

@@ -1,6 +1,7 @@
 """Action and observation spaces: gymnax's own, and MultiDiscrete, which gymnax lacks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,46 @@ class MultiDiscrete(Space):
     def contains(self, x: Int[Array, " components"]) -> Bool[Array, ""]:
         """Whether every component is within its range."""
         return jnp.all((x >= 0) & (x < jnp.array(self.nvec)))
+
+
+def recognize(space: Any) -> Space:
+    """A space of any package as one of these, by its attributes: `n`, `nvec`, `low` and `high`, or `spaces`.
+
+    Raises:
+        ValueError: If it has none of them.
+    """
+    if isinstance(space, Discrete | MultiDiscrete | Box) and not isinstance(space, Dict | Tuple):
+        return space
+    parts = getattr(space, "spaces", None)
+    if isinstance(parts, Mapping):
+        return Dict({name: recognize(part) for name, part in sorted(parts.items())})
+    if isinstance(parts, list | tuple):
+        return Tuple([recognize(part) for part in parts])
+    values = getattr(space, "nvec", getattr(space, "num_values", None))
+    if values is not None and jnp.ndim(values) == 1:
+        return MultiDiscrete([int(n) for n in values])
+    count = getattr(space, "n", values)
+    if count is not None and jnp.ndim(count) == 0:
+        return Discrete(int(count))
+    low, high = (
+        getattr(space, "low", getattr(space, "minimum", None)),
+        getattr(space, "high", getattr(space, "maximum", None)),
+    )
+    if low is not None and high is not None:
+        return Box(low, high, tuple(space.shape), space.dtype)
+    raise ValueError(
+        f"cannot read the space {space!r}; expected one with n (Discrete), nvec (MultiDiscrete), low and high (Box) or "
+        "spaces (Dict, Tuple)"
+    )
+
+
+def leaves(space: Space) -> list[Any]:
+    """The simple spaces inside a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
+    if isinstance(space, Tuple):
+        return [leaf for part in space.spaces for leaf in leaves(part)]
+    if isinstance(space, Dict):
+        return [leaf for name in sorted(space.spaces) for leaf in leaves(space.spaces[name])]
+    return [space]
 
 
 class NormalizedBox(Box):

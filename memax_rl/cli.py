@@ -156,6 +156,8 @@ def _train(argv: Sequence[str]) -> int:
             typed_env = _value_of("--env", fields)
             base = TrainConfig() if typed_env else load_config(EXAMPLES[_agent(fields)])
             # What is typed here may be imported; what a file says, only with --import or --trust.
+            # Where the console script runs, unlike `python -m`, the current folder is not searched by itself.
+            sys.path.append(os.getcwd())
             typed = [typed_env.removeprefix("gym/").rpartition(":")[0]] if typed_env else []
             with only_imports([*own.imports, *typed], trust=own.trust):
                 config = override(load_config(own.config) if own.config else base, fields)

@@ -13,7 +13,7 @@ from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
 from memax_rl.networks import NetworkConfig, from_environment, make_actor_critic, to_environment
-from memax_rl.training import Run
+from memax_rl.training import Run, make_config
 
 SETTINGS: dict[str, Any] = {
     "network": {"memory": "mlp", "width": 16},
@@ -54,7 +54,7 @@ class Point(Environment):
         return jnp.zeros((), jnp.int32), jnp.zeros(())
 
     def step_env(self, key, state, action, params):
-        x = (action.reshape(-1)[0] - self.low) / (self.high - self.low)
+        x = (jnp.reshape(action, -1)[0] - self.low) / (self.high - self.low)
         return jnp.zeros((), jnp.int32), state + 1, -((x - 0.8) ** 2), jnp.ones((), bool), {}
 
 
@@ -90,7 +90,8 @@ def test_training_does_not_depend_on_the_bounds_of_the_action(tmp_path):
     metrics = []
     for i, (low, high) in enumerate([(-1.0, 1.0), (0.0, 1000.0)]):
         name = _register(f"Point{i}", low, high, spaces.Box(low, high, (1,)))
-        run = memax_rl.train(env=name, total_steps=256 * 4, out=tmp_path / str(i), **SETTINGS | {"eval_episodes": 0})
+        config = make_config(SETTINGS | {"env": name, "total_steps": 256 * 4, "eval_episodes": 0})
+        run = memax_rl.train(config, out=tmp_path / str(i))
         metrics.append([row["policy_loss"] for row in run.metrics()])
     np.testing.assert_allclose(metrics[0], metrics[1], atol=1e-5)
 

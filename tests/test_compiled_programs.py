@@ -1,6 +1,7 @@
 """No program of ours holds calls that can dead-lock XLA's CPU backend (benchmarks/lapack_deadlock.py)."""
 
 import re
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,10 +17,12 @@ from memax_rl.training.loop import init_state, make_agent
 
 # Targets that are known not to wait for another thread. None is needed so far.
 ALLOWED: set[str] = set()
+OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 
-def custom_calls(text: str) -> set[str]:
+def custom_calls(text: str | None) -> set[str]:
     """Return the targets of custom calls in a program, as StableHLO or as compiled HLO."""
+    assert text
     return set(re.findall(r'custom_call_target="([^"]+)"', text)) | set(re.findall(r"custom_call @([\w.$]+)", text))
 
 
@@ -76,7 +79,7 @@ def test_initialization_update_and_evaluation_of_an_agent_hold_no_custom_call(se
     for program, arguments in ((init, (keys,)), (update, (arrays,)), (evaluate, (arrays, keys))):
         lowered = jax.jit(program).lower(*arguments)
         assert custom_calls(lowered.as_text()) <= ALLOWED, program.__name__
-        compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+        compiled = lowered.compile(compiler_options=OPTIONS)
         assert custom_calls(compiled.as_text()) <= ALLOWED, program.__name__
 
 

@@ -1,0 +1,160 @@
+"""One's own environment: every space that docs promise, and plain words for what is missing."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import struct
+from gymnax.environments import environment
+from gymnax.environments import spaces as gymnax_spaces
+
+import memax_rl
+from memax_rl import envs
+from memax_rl.envs import spaces
+from memax_rl.envs.base import Environment
+
+SMALL: dict[str, Any] = {
+    "total_steps": 64,
+    "network": {"memory": "min_gru", "width": 8},
+    "ppo": {"num_envs": 2, "slots": 16, "epochs": 1, "minibatches": 1},
+    "eval_episodes": 0,
+}
+
+
+@struct.dataclass
+class State(environment.EnvState):
+    time: jax.Array
+
+
+class Shows(environment.Environment):
+    """A gymnax-style environment that shows `value`, in episodes of four steps."""
+
+    def __init__(self, space: Any, value: Any, reward: float = 1.0):
+        super().__init__()
+        self.space, self.value, self.reward = space, value, reward
+
+    @property
+    def default_params(self):
+        return environment.EnvParams(max_steps_in_episode=4)
+
+    def action_space(self, params):
+        return gymnax_spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return self.space
+
+    def reset_env(self, key, params):
+        return self.value, State(time=jnp.zeros((), jnp.int32))
+
+    def step_env(self, key, state, action, params):
+        return self.value, State(time=state.time + 1), jnp.asarray(self.reward), jnp.zeros((), bool), {}
+
+
+class Foreign:
+    """A space of another package: the attributes, and another class."""
+
+    def __init__(self, **attributes: Any):
+        vars(self).update(attributes)
+
+
+BOX = gymnax_spaces.Box(0.0, 1.0, (2,))
+PROMISED = {
+    "box": (BOX, jnp.ones(2)),
+    "discrete": (gymnax_spaces.Discrete(3), jnp.array(2)),
+    "multi-discrete": (spaces.MultiDiscrete([2, 3]), jnp.array([1, 2])),
+    "dict": (gymnax_spaces.Dict({"b": BOX, "a": gymnax_spaces.Discrete(3)}), {"b": jnp.ones(2), "a": jnp.array(1)}),
+    "tuple": (gymnax_spaces.Tuple([BOX, gymnax_spaces.Discrete(3)]), (jnp.zeros(2), jnp.array(1))),
+    "foreign": (Foreign(spaces={"x": Foreign(n=4), "y": Foreign(low=0, high=9, shape=(3,), dtype=jnp.float32)}), {
+        "x": jnp.array(3), "y": jnp.ones(3)}),
+}  # fmt: skip
+
+
+def _register(space: Any, value: Any, **options: Any) -> str:
+    envs.register("own/Shows", lambda: Shows(space, value, **options))
+    return "own/Shows"
+
+
+@pytest.mark.parametrize("kind", PROMISED)
+def test_an_environment_with_any_promised_space_is_made(kind):
+    env, params = envs.make(_register(*PROMISED[kind]))
+    observation, _ = env.reset(jax.random.key(0), params)
+    kinds = [leaf.dtype for leaf in spaces.leaves(env.observation_space(params))]
+    assert [x.dtype for x in jax.tree.leaves(observation)] == kinds
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "foreign"])
+def test_an_environment_with_any_promised_space_trains(kind, tmp_path):
+    run = memax_rl.train(env=_register(*PROMISED[kind]), out=tmp_path / "run", **SMALL)
+    assert run.metrics()[-1]["episode/length"] == 4
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "options", "says"),
+    [
+        (BOX, jnp.ones(3), {}, r"own/Shows: the observation of reset has the shape \(3,\)"),
+        (BOX, jnp.array([0.5, 7.0]), {}, r"own/Shows: the observation of reset is outside of its space"),
+        (BOX, jnp.array([0.5, jnp.nan]), {}, r"own/Shows: .* not finite"),
+        (gymnax_spaces.Discrete(3), jnp.array(3), {}, r"outside of its space, \[0, 2\]: 3"),
+        (gymnax_spaces.Dict({"a": BOX}), {"a": jnp.ones(2), "b": jnp.ones(2)}, {}, "2 arrays, but .* space has 1"),
+        (gymnax_spaces.Dict({"a": BOX}), {"a": jnp.ones((2, 1))}, {}, r"at \['a'\] has the shape \(2, 1\)"),
+        (BOX, jnp.ones(2), {"reward": float("inf")}, "reward of step 1 must be one finite number"),
+        (Foreign(what=1), jnp.ones(2), {}, "cannot read the space"),
+    ],
+    ids=["shape", "range", "nan", "discrete", "structure", "shape of a part", "reward", "space"],
+)
+def test_what_an_environment_shows_is_checked_against_its_space_when_it_is_made(space, value, options, says):
+    with pytest.raises(ValueError, match=says):
+        envs.make(_register(space, value, **options))
+
+
+def test_gymnax_params_of_one_step_are_refused():
+    class Bare(Shows):
+        default_params = environment.Environment.default_params
+
+    envs.register("own/Bare", lambda: Bare(BOX, jnp.ones(2)))
+    with pytest.raises(ValueError, match="own/Bare: Bare has no default_params of its own"):
+        envs.make("own/Bare")
+
+
+def test_everything_that_a_class_lacks_is_listed_at_once():
+    class Other:
+        def reset(self):
+            raise AssertionError("never called")
+
+    envs.register("own/Other", Other)
+    with pytest.raises(
+        ValueError, match="Other lacks reset_env, step_env, observation_space, action_space, default_params"
+    ):
+        envs.make("own/Other")
+
+
+def test_a_subclass_without_horizon_trains(tmp_path):
+    class Endless(Environment):
+        @property
+        def default_params(self):
+            return None
+
+        def action_space(self, params):
+            return spaces.Discrete(2)
+
+        def observation_space(self, params):
+            return spaces.Discrete(2)
+
+        def is_truncated(self, state, params):
+            return jnp.zeros((), bool)
+
+        def reset_env(self, key, params):
+            return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+        def step_env(self, key, state, action, params):
+            return action.astype(jnp.int32), state + 1, jnp.ones(()), state == 3, {}
+
+    envs.register("own/Endless", Endless)
+    run = memax_rl.train(env="own/Endless", out=tmp_path / "run", **SMALL)
+    assert run.metrics()[-1]["episode/length"] == 4
+
+
+def test_the_package_that_registers_an_id_is_named():
+    with pytest.raises(ValueError, match="write gym/ale_py:ALE/Pong-v5"):
+        envs.check("gym/ALE/Pong-v5")
