@@ -148,7 +148,7 @@ def test_a_subclass_without_horizon_trains(tmp_path):
             return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
         def step_env(self, key, state, action, params):
-            return action.astype(jnp.int32), state + 1, jnp.ones(()), state == 3, {}
+            return jnp.asarray(action, jnp.int32), state + 1, jnp.ones(()), state == 3, {}
 
     envs.register("own/Endless", Endless)
     run = memax_rl.train(env="own/Endless", out=tmp_path / "run", **SMALL)

@@ -18,6 +18,7 @@ import memax_rl
 from memax_rl import devices, envs
 from memax_rl.agents.dqn import DQN
 from memax_rl.agents.ppo import PPO
+from memax_rl.encoder import describe_inputs
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
@@ -135,6 +136,9 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
     devices.require(config.devices)
     check_logs(config)
     agent = make_agent(config)
+    if progress:
+        for line in describe_inputs(agent.observation_space):
+            print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
         arrays, static = init_state(config, agent)

@@ -330,13 +330,15 @@ def _name(path: Any) -> str:
 
 
 def _to_plain(state: PyTree) -> dict[str, Any]:
-    """Return a flat dict from path to plain array; random keys as their bits."""
-    leaves = jax.tree.leaves_with_path(state)
+    """Return a flat dict from path to plain array; random keys as their bits. Arrays without a number are left out."""
+    leaves = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
     return {_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
 
 
 def _from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
     def leaf(path, old):
+        if not old.size:
+            return jnp.zeros(old.shape, old.dtype)
         new = jnp.asarray(plain[_name(path)])
         return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
 
@@ -351,7 +353,11 @@ def _check_same(path: Path, content: Any, like: PyTree, whole: bool) -> None:
         got = {}
     # Keys are saved as their bits.
     plain = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like)
-    expected = {_name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in jax.tree.leaves_with_path(plain)}
+    expected = {
+        _name(where): (leaf.shape, np.dtype(leaf.dtype))
+        for where, leaf in jax.tree.leaves_with_path(plain)
+        if leaf.size
+    }
     for name in sorted(expected.keys() - got.keys() | (got.keys() - expected.keys() if whole else set())):
         raise RunError(
             f"the checkpoint {path} is from another configuration: {name} is only in "
