@@ -238,14 +238,14 @@ def test_a_memory_of_three_steps_owes_nothing_to_what_lies_before(key):
 
 def test_the_drawn_steps_make_the_curve_that_all_steps_make(key, monkeypatch):
     """No sawtooth: evenly spaced steps, with the large gradient of the first among them, would be off by half."""
-    drawn = look("gru", key, length=45, episodes=2, rows=16)
+    drawn = look("gru", key, length=45, episodes=2, rows=48)
     monkeypatch.setattr(inspection, "_MOST_PLACES", 90)
-    every = look("gru", key, length=45, episodes=2, rows=16)
+    every = look("gru", key, length=45, episodes=2, rows=48)
     pairs = drawn[2].sum(axis=0)[0]
     assert (pairs[:80] >= 32).all()
     # Beyond these the curves fall to rounding.
     lags = slice(0, 25)
-    assert len({tuple(row) for row in drawn[2][:, 0].tolist()}) == 16, "each row has its own steps"
+    assert len({tuple(row) for row in drawn[2][:, 0].tolist()}) == 48, "each row has its own steps"
     for i in (0, 1):
         some, all_steps = (x[i].sum(axis=0)[0][lags] / x[2].sum(axis=0)[0][lags] for x in (drawn, every))
         np.testing.assert_allclose(some, all_steps, rtol=0.3)
