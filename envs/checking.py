@@ -26,7 +26,9 @@ def check_environment(env_id: str, env: Any, params: Any) -> None:
     observation, state = env.reset(key, params)
     _check_observation(f"{env_id}: the observation of reset", space, observation)
     for i in range(2):
-        action = env.action_space(params).sample(jax.random.fold_in(key, i))
+        # A sample of a box without bounds is not finite.
+        sample = env.action_space(params).sample(jax.random.fold_in(key, i))
+        action = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)), sample)
         observation, state, reward, _, _, info = env.step(key, state, action, params)
         _check_observation(f"{env_id}: the observation of step {i + 1}", space, observation)
         _check_observation(f"{env_id}: the final observation of step {i + 1}", space, info["final_observation"])
