@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from memax_rl.ops._checks import check_starts
+from memax_rl.ops._first_order import first_order_only
 
 State = tuple[Array, ...]
 Cell = Callable[[PyTree, PyTree, State], State]
@@ -236,7 +237,9 @@ def _attach(sequential: bool, values: State, state: State, jacobian, hs: State, 
 
 
 def _attach_fwd(sequential, values, state, jacobian, hs, starts):
-    del sequential, values, state
+    del sequential
+    # To a second derivative hs would be a constant: only this rule says what it depends on.
+    hs, _, _ = first_order_only("elementwise_recurrence", (hs, values, state))
     return hs, (jacobian, starts)
 
 
