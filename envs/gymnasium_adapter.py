@@ -80,7 +80,7 @@ class GymnasiumAdapter(Environment):
         self.is_original = not arguments
         try:
             self._host = Host(f"gym/{env_id}", self.spec, arguments, options.processes, options.step_timeout)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error
         self._observation_space = to_learner_space(self._host.observation_space)
@@ -222,10 +222,9 @@ def to_learner_space(space: gymnasium.Space) -> Any:
     if isinstance(space, gymnasium.spaces.MultiBinary):
         return spaces.MultiDiscrete([2] * math.prod(shape))
     assert isinstance(space, gymnasium.spaces.Box)
-    # Bounds beyond the narrower dtype's range become infinite, or for integers its ends.
-    limits = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    # Bounds beyond the range of float32 become infinite; those of integers fit.
     with np.errstate(over="ignore"):
-        low, high = (np.clip(bound, *limits).astype(dtype) for bound in (space.low, space.high))
+        low, high = (bound.astype(dtype) for bound in (space.low, space.high))
     return spaces.Box(jnp.asarray(low), jnp.asarray(high), shape, jnp.dtype(dtype))
 
 

@@ -73,14 +73,26 @@ def encoded(space: spaces.Space) -> tuple[tuple[int, ...], np.dtype]:
 
     **Raises:** `ValueError` for a space that no array of a fixed shape can stand for.
     """
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) and int(space.n) <= _INT32.max:
         return (), np.dtype(np.int32)
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+    if isinstance(space, spaces.MultiDiscrete) and int(space.nvec.max()) <= _INT32.max:
+        return (math.prod(space.shape),), np.dtype(np.int32)
+    if isinstance(space, spaces.MultiBinary):
         return (math.prod(space.shape),), np.dtype(np.int32)
     if isinstance(space, spaces.Box):
-        narrow = {"float64": "float32", "int64": "int32", "uint64": "uint32", "bool": "uint8"}
+        narrow = {"float64": "float32", "int64": "int32", "uint64": "int32", "bool": "uint8"}
+        if space.dtype.name in ("int64", "uint64") and not _fits(space, _INT32):
+            # Numbers that may be so large are measures: float32 has their size, and only their last digits are lost.
+            return space.shape, np.dtype(np.float32)
         return space.shape, np.dtype(narrow.get(space.dtype.name, space.dtype.name))
     raise ValueError(f"expected Box, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of them, got {space}")
+
+
+_INT32 = np.iinfo(np.int32)
+
+
+def _fits(box: spaces.Box, limits: np.iinfo) -> bool:
+    return bool((box.low >= limits.min).all() and (box.high <= limits.max).all())
 
 
 def _start(space: Any) -> Any:
@@ -130,12 +142,24 @@ def _simple_fault(space: Any, value: Any, name: str) -> str | None:
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
         return f"{name} has dtype {array.dtype}, expected {space.dtype}: {_short(value)}"
     if isinstance(space, spaces.Box):
-        is_sound = array.dtype.kind != "f" or bool(np.isfinite(array).all())
-        return None if is_sound else f"{name} is not finite: {_short(value)}"
+        return _box_fault(array, encoded(space)[1], name)
     count = {spaces.Discrete: lambda: space.n, spaces.MultiDiscrete: lambda: space.nvec}
     low = _start(space)
     high = low + count.get(type(space), lambda: 2)()
     return None if bool(((array >= low) & (array < high)).all()) else f"{name} is {_short(value)}, not in {space}"
+
+
+def _box_fault(array: np.ndarray, dtype: np.dtype, name: str) -> str | None:
+    """Return what becomes wrong with an array when it is narrowed to what the learner takes, or None."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            is_sound = bool(np.isfinite(array.astype(dtype)).all())
+        was_finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+        reason = f"too large for {dtype}" if was_finite else "not finite"
+        return None if is_sound else f"{name} is {reason}: {_short(array)}"
+    limits = np.iinfo(dtype)
+    is_sound = array.dtype.kind == "b" or bool(((array >= limits.min) & (array <= limits.max)).all())
+    return None if is_sound else f"{name} does not fit in {dtype}, by its space: {_short(array)}"
 
 
 def _short(value: Any) -> str:
@@ -157,6 +181,16 @@ def _zeros(space: gymnasium.Space) -> Any:
     return np.zeros(space.shape or (), space.dtype)
 
 
+def _reward_fault(reward: Any) -> str | None:
+    array = np.asarray(reward)
+    if array.shape == () and array.dtype.kind in "fiub":
+        with np.errstate(over="ignore"):
+            if np.isfinite(array.astype(np.float32)):
+                return None
+    hint = ", too large for float32" if array.dtype.kind in "fiub" and bool(np.isfinite(array).all()) else ""
+    return f"the reward is {_short(array.tolist())}{hint}, expected one finite number"
+
+
 class Copy(gymnasium.Wrapper):
     """One environment. Its action is (whether to step at all, the learner's action); it never raises.
 
@@ -175,12 +209,13 @@ class Copy(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode with a seed."""
-        self.steps, self.seed = 0, seed
+        # After a problem, step and seed stay those where it came up.
         if self.problem is None:
+            self.steps, self.seed = 0, seed
             try:
                 observation, _ = self.env.reset(seed=seed, options=options or None)
                 self._show(observation)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self.problem = f"reset raised {type(error).__name__}: {error}"
         return self.shown, {}
 
@@ -193,13 +228,14 @@ class Copy(gymnasium.Wrapper):
         try:
             decoded = decode_action(self.inner_action_space, chosen)
             observation, reward, terminated, truncated, _ = self.env.step(decoded)
-            reward = np.asarray(reward)
-            if reward.shape != () or reward.dtype.kind not in "fiub" or not np.isfinite(reward):
-                self.problem = f"the reward is {_short(reward.tolist())}, expected one finite number"
+            self.problem = _reward_fault(reward)
+            if self.problem is None:
+                self._show(observation)
+            if self.problem is not None:
                 return self.shown, 0.0, False, False, {}
-            self._show(observation)
-            return self.shown, float(reward), bool(terminated), bool(truncated), {}
-        except (Exception, SystemExit) as error:
+            return self.shown, float(np.float32(reward)), bool(terminated), bool(truncated), {}
+        except BaseException as error:
+            # KeyboardInterrupt and SystemExit too: neither is to leave the compiled program that this is called from.
             self.problem = f"step raised {type(error).__name__}: {error}"
             return self.shown, 0.0, False, False, {}
 
@@ -233,7 +269,11 @@ class Group(gymnasium.Env):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.environment_spec, self.arguments, self.copies, self.first = spec, dict(arguments), copies, first
         self.vector: SyncVectorEnv | None = None
-        one = self._make()
+        try:
+            one = self._make()
+        except SystemExit as error:
+            # It would end a worker process without a word.
+            raise HostError(f"it could not be made: SystemExit: {error}") from error
         self.leaves = [encoded(leaf) for leaf in simple_spaces(one.observation_space)]
         shape, dtype = encoded(one.inner_action_space)
         one.close()
@@ -252,7 +292,7 @@ class Group(gymnasium.Env):
         commands, seeds, actions = action
         try:
             result, problem = self._run(commands, seeds, actions)
-        except Exception as error:
+        except BaseException as error:
             result, problem = self._nothing(), f"it could not be made or run: {type(error).__name__}: {error}"
         flat = (*result.observation, *result.final, result.reward, result.terminated, result.truncated)
         return flat, 0.0, False, False, {} if problem is None else {"failure": problem}
@@ -426,7 +466,7 @@ class Host:
                     self.pools[number] = pool
                     actions = np.zeros((size, *encoded(self.action_space)[0]), self.action_dtype)
                     blank = pool.run(np.full(size, RESET, np.int32), seeds.astype(np.int64), actions)
-                except Exception as error:
+                except BaseException as error:
                     self._fail(error)
             handle = (np.full(size, number, np.int32), np.arange(size, dtype=np.int32), np.ones(size, np.int32))
             return (*handle, *blank.observation)
@@ -446,7 +486,7 @@ class Host:
             if self.failure is None:
                 try:
                     self._run(result, commands, seeds.astype(np.int64), pool, copy, count, actions)
-                except Exception as error:
+                except BaseException as error:
                     self._fail(error)
                     result = self._blank(len(commands), done=True)
         acted = (commands != WAIT).astype(np.int32)
@@ -481,7 +521,7 @@ class Host:
 
         return Transition(zeros(), zeros(), np.zeros(size, np.float32), np.full(size, done), np.zeros(size, bool))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         detail = str(error) if isinstance(error, HostError) else f"{type(error).__name__}: {error}"
         self.failure = " ".join(f"the environment {self.name} failed: {detail}".split())
 

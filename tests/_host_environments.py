@@ -44,8 +44,30 @@ class Counter(gymnasium.Env):
                 observation = np.array(["a", "b"])
             if self.trouble == "reward":
                 reward = float("inf")
+            if self.trouble == "huge reward":
+                reward = 1e300
+            if self.trouble == "exits":
+                raise SystemExit("the simulator gave up")
+            if self.trouble == "interrupts":
+                raise KeyboardInterrupt("the simulator was stopped")
         done = self.time >= self.length
         return observation, reward, done and self.ending == "terminated", done and self.ending == "truncated", {}
+
+
+class Shows(gymnasium.Env):
+    """Shows a value of a Box of one number, whatever its dtype."""
+
+    def __init__(self, low: float, high: float, dtype: str, value: float, as_dtype: str | None = None):
+        self.observation_space = spaces.Box(low, high, (1,), np.dtype(dtype).type)
+        self.action_space = spaces.Discrete(2)
+        self.value = np.array([value], as_dtype or dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.value, {}
+
+    def step(self, action):
+        return self.value, 0.0, False, False, {}
 
 
 class Shapes(gymnasium.Env):
@@ -80,3 +102,4 @@ class Shapes(gymnasium.Env):
 
 gymnasium.register("memax_test/Counter-v0", entry_point="_host_environments:Counter")
 gymnasium.register("memax_test/Shapes-v0", entry_point="_host_environments:Shapes")
+gymnasium.register("memax_test/Shows-v0", entry_point="_host_environments:Shows")
