@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 from memax_rl.envs import registry, spaces
 from memax_rl.envs.base import Environment, EnvParams, Step
-from memax_rl.envs.gymnasium_host import RESET, STEP, WAIT, Host, encoded
+from memax_rl.envs.gymnasium_host import RESET, STEP, WAIT, Host, Maker, encoded
 from memax_rl.envs.host_options import HostOptions
 from memax_rl.envs.trust import import_package
 
@@ -79,7 +79,9 @@ class GymnasiumAdapter(Environment):
         self.limit = arguments.get("max_episode_steps", self.spec.max_episode_steps)
         self.is_original = not arguments
         try:
-            self._host = Host(f"gym/{env_id}", self.spec, arguments, options.processes, options.step_timeout)
+            keep = None if options.keep_keys is None else tuple(options.keep_keys)
+            maker = Maker(self.spec, arguments, keep, tuple(options.drop_keys))
+            self._host = Host(f"gym/{env_id}", maker, options.processes, options.step_timeout)
         except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,6 +45,55 @@ class Transition(NamedTuple):
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+
+
+class Keys(gymnasium.ObservationWrapper):
+    """Shows only some keys of a Dict observation."""
+
+    def __init__(self, env: gymnasium.Env, keys: Sequence[str]):
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Dict)
+        self.keys = tuple(keys)
+        self.observation_space = spaces.Dict({key: env.observation_space[key] for key in keys})
+
+    def observation(self, observation: Any) -> Any:
+        """Leave the others out. What is no dict at all stays, for the check of observations to tell of."""
+        if not isinstance(observation, Mapping):
+            return observation
+        return {key: observation[key] for key in self.keys if key in observation}
+
+
+class Maker(NamedTuple):
+    """Makes one environment. Worker processes get it pickled.
+
+    **Arguments:**
+
+    - `spec`, `arguments`: for `gymnasium.make`.
+    - `keep`: keys of a Dict observation to show; None for all.
+    - `drop`: keys of a Dict observation to leave out.
+    """
+
+    spec: EnvSpec
+    arguments: Mapping[str, Any]
+    keep: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+
+    def __call__(self) -> gymnasium.Env:
+        """Make it. Raises `ValueError` where a key is asked for that it does not have."""
+        env = gymnasium.make(self.spec, disable_env_checker=True, **self.arguments)
+        if self.keep is None and not self.drop:
+            return env
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise ValueError(
+                f"env_options.keep_keys and drop_keys are for Dict observations, and it has {env.observation_space}"
+            )
+        known = sorted(env.observation_space.spaces)
+        unknown = [key for key in (*(self.keep or ()), *self.drop) if key not in known]
+        kept = [key for key in known if (self.keep is None or key in self.keep) and key not in self.drop]
+        if unknown or not kept:
+            wrong = f"there is no {unknown[0]!r}" if unknown else "nothing is left"
+            raise ValueError(f"env_options.keep_keys and drop_keys: {wrong} of the keys {', '.join(known)}")
+        return Keys(env, kept)
 
 
 # Spaces: gymnasium's values as the arrays that the learner takes, and actions back
@@ -86,6 +135,33 @@ def encoded(space: spaces.Space) -> tuple[tuple[int, ...], np.dtype]:
             return space.shape, np.dtype(np.float32)
         return space.shape, np.dtype(narrow.get(space.dtype.name, space.dtype.name))
     raise ValueError(f"expected Box, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of them, got {space}")
+
+
+def require_arrays(observation: spaces.Space, action: spaces.Space) -> None:
+    """Raise `ValueError` that names the part of the observation, or the action, that no array can stand for."""
+    for path, leaf in _paths(observation):
+        try:
+            encoded(leaf)
+        except ValueError as error:
+            keys = [key for key in path if isinstance(key, str)][:1]
+            hint = f"; leave it out with --env-options.drop-keys '[{keys[0]}]'" if keys == [*path[:1]] else ""
+            name = "".join(f"[{key!r}]" for key in path)
+            raise ValueError(f"observation{name} cannot be given to a network: {error}{hint}") from None
+    try:
+        encoded(action)
+    except ValueError:
+        raise ValueError(
+            f"the action cannot be chosen by an agent: expected Discrete, MultiDiscrete, MultiBinary or Box, got {action}"
+        ) from None
+
+
+def _paths(space: spaces.Space) -> Iterator[tuple[tuple[Any, ...], spaces.Space]]:
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from (((key, *path), leaf) for path, leaf in _paths(part))
+    else:
+        yield (), space
 
 
 _INT32 = np.iinfo(np.int32)
@@ -263,11 +339,11 @@ class Group(gymnasium.Env):
     goes wrong stands in `info["failure"]`. `owner` is the process that learns, `first` the index of the first copy.
     """
 
-    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], copies: int, owner: int, first: int):
+    def __init__(self, maker: Maker, copies: int, owner: int, first: int):
         if os.getpid() != owner:
             # A worker. Ctrl-C reaches every process of the terminal; the owner decides what comes of it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.environment_spec, self.arguments, self.copies, self.first = spec, dict(arguments), copies, first
+        self.maker, self.copies, self.first = maker, copies, first
         self.vector: SyncVectorEnv | None = None
         try:
             one = self._make()
@@ -285,7 +361,7 @@ class Group(gymnasium.Env):
         )
 
     def _make(self) -> Copy:
-        return Copy(gymnasium.make(self.environment_spec, disable_env_checker=True, **self.arguments))
+        return Copy(self.maker())
 
     def step(self, action: tuple[np.ndarray, ...]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Carry out a command in each copy."""
@@ -341,21 +417,18 @@ class Group(gymnasium.Env):
 class Pool:
     """The copies of one call to `Host.begin`: one group in this process, or one a worker process."""
 
-    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], size: int, processes: int, timeout: float):
+    def __init__(self, maker: Maker, size: int, processes: int, timeout: float):
         self.size, self.timeout = size, timeout
         self.count = np.zeros(size, np.int32)
         self.per_process = math.ceil(size / max(1, processes))
         self.group: Group | None = None
         self.workers: AsyncVectorEnv | None = None
         if processes == 0:
-            self.group = Group(spec, arguments, size, os.getpid(), 0)
+            self.group = Group(maker, size, os.getpid(), 0)
             return
         # Every group is of one size, so the last may have copies too many.
         self.workers = AsyncVectorEnv(
-            [
-                partial(Group, spec, arguments, self.per_process, os.getpid(), i)
-                for i in range(0, size, self.per_process)
-            ],
+            [partial(Group, maker, self.per_process, os.getpid(), i) for i in range(0, size, self.per_process)],
             # A fork of this process could deadlock: JAX runs many threads in it.
             context="forkserver",
             autoreset_mode=AutoresetMode.DISABLED,
@@ -433,7 +506,7 @@ class Host:
     **Arguments:**
 
     - `name`: what messages call the environment.
-    - `spec`, `arguments`: for `gymnasium.make`.
+    - `maker`: makes one environment.
     - `processes`: worker processes; 0 is this one.
     - `timeout`: seconds that the workers have for one step of all their copies.
 
@@ -441,16 +514,17 @@ class Host:
     once that the episode has terminated, so that what is compiled comes to its end soon.
     """
 
-    def __init__(self, name: str, spec: EnvSpec, arguments: Mapping[str, Any], processes: int, timeout: float):
-        self.name, self.spec, self.arguments = name, spec, dict(arguments)
+    def __init__(self, name: str, maker: Maker, processes: int, timeout: float):
+        self.name, self.maker = name, maker
         self.processes, self.timeout = processes, timeout
         self.failure: str | None = None
         self.pools: dict[int, Pool] = {}
         self.begun = 0
         self.lock = threading.Lock()
-        one = gymnasium.make(spec, disable_env_checker=True, **self.arguments)
+        one = maker()
         self.observation_space, self.action_space = one.observation_space, one.action_space
         one.close()
+        require_arrays(self.observation_space, self.action_space)
         self.leaves = [encoded(leaf) for leaf in simple_spaces(self.observation_space)]
         self.action_dtype = encoded(self.action_space)[1]
 
@@ -462,7 +536,7 @@ class Host:
             number, self.begun = self.begun, self.begun + 1
             if self.failure is None:
                 try:
-                    pool = Pool(self.spec, self.arguments, size, self.processes, self.timeout)
+                    pool = Pool(self.maker, size, self.processes, self.timeout)
                     self.pools[number] = pool
                     actions = np.zeros((size, *encoded(self.action_space)[0]), self.action_dtype)
                     blank = pool.run(np.full(size, RESET, np.int32), seeds.astype(np.int64), actions)

@@ -100,6 +100,34 @@ class Shapes(gymnasium.Env):
         return self._show(action), 0.0, False, False, {}
 
 
+class Mission(gymnasium.Env):
+    """What MiniGrid shows: an image, a direction, and a text that no array can stand for."""
+
+    def __init__(self, nested: bool = False):
+        parts: dict[str, spaces.Space] = {
+            "direction": spaces.Discrete(4),
+            "image": spaces.Box(0, 255, (7, 7, 3), np.uint8),
+            "mission": spaces.Text(20),
+        }
+        self.nested = nested
+        self.observation_space = spaces.Tuple([spaces.Dict(parts)]) if nested else spaces.Dict(parts)
+        self.action_space = spaces.Discrete(2)
+
+    def _show(self):
+        seen = {"direction": np.int64(3), "image": np.ones((7, 7, 3), np.uint8), "mission": "get the key"}
+        return (seen,) if self.nested else seen
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self._show(), 0.0, self.time == 4, False, {}
+
+
+gymnasium.register("memax_test/Mission-v0", entry_point="_host_environments:Mission")
 gymnasium.register("memax_test/Counter-v0", entry_point="_host_environments:Counter")
 gymnasium.register("memax_test/Shapes-v0", entry_point="_host_environments:Shapes")
 gymnasium.register("memax_test/Shows-v0", entry_point="_host_environments:Shows")

@@ -264,6 +264,44 @@ def test_what_cannot_be_narrowed_is_trouble(arguments, message, make, key):
     assert message in str(env.host.failure)
 
 
+MISSION = "gym/memax_test/Mission-v0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"observation\['mission'\] cannot be .*Text.*leave it out with --env-options.drop-keys '\[mission\]'$"),
+        ({"arguments": {"nested": True}}, r"observation\[0\]\['mission'\] cannot be given to a network: .*Text[^;]*$"),
+        ({"drop_keys": ["missoin"]}, "there is no 'missoin' of the keys direction, image, mission"),
+        ({"keep_keys": ["mission"]}, r"observation\['mission'\] cannot be"),
+        ({"keep_keys": ["image"], "drop_keys": ["image"]}, "nothing is left of the keys direction, image, mission"),
+    ],
+)
+def test_a_part_that_no_array_can_stand_for_is_named(arguments, message):
+    with pytest.raises(ValueError, match=rf"gym/memax_test/Mission-v0 cannot be made: .*{message}"):
+        envs.make(MISSION, **arguments)
+
+
+def test_keys_of_what_is_no_dict_are_refused():
+    with pytest.raises(ValueError, match=r"keep_keys and drop_keys are for Dict observations, and it has Box"):
+        envs.make(COUNTER, drop_keys=["mission"])
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize(
+    ("options", "left"), [({"drop_keys": ["mission"]}, ["direction", "image"]), ({"keep_keys": ["image"]}, ["image"])]
+)
+def test_keys_can_be_dropped_or_kept(options, left, processes, key):
+    env, params = envs.make(MISSION, processes=processes, **options)
+    try:
+        _, (obs, final, *_) = roll(env, params, key)
+        assert env.host.failure is None
+        assert sorted(obs) == sorted(final) == sorted(env.observation_space(params).spaces) == left
+        assert (np.asarray(obs["image"]) == 1).all()
+    finally:
+        base.close(env)
+
+
 def test_an_observation_outside_its_space_is_trouble(make, key):
     env, params = make("gym/memax_test/Shapes-v0", outside=True)
     jax.block_until_ready(env.reset(key, params))
@@ -341,7 +379,10 @@ def test_mistakes_are_one_line():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_seconds": 3}, "has no option 'step_seconds'; its options are processes, step_timeout, arguments"),
+        (
+            {"step_seconds": 3},
+            "has no option 'step_seconds'; its options are processes, step_timeout, arguments, keep_keys",
+        ),
         ({"step_timeout": 0}, "env_options.step_timeout: input should be greater than 0, got 0"),
         ({"processes": True}, "env_options.processes: input should be a valid integer, got True"),
         ({"arguments": 3}, "env_options.arguments: input should be a valid dictionary, got 3"),
@@ -360,7 +401,13 @@ def test_wrong_options_are_one_line(options, message):
 def test_options_from_the_command_line_are_stored_completely():
     plain = make_config({})
     config = override(plain, ["--env", COUNTER, "--env-options.arguments.length", "5", "--env-options.processes=2"])
-    assert config.env_options == {"processes": 2, "step_timeout": 60.0, "arguments": {"length": 5}}
+    assert config.env_options == {
+        "processes": 2,
+        "step_timeout": 60.0,
+        "arguments": {"length": 5},
+        "keep_keys": None,
+        "drop_keys": [],
+    }
     config = override(config, ["--env-options.arguments.ending", "truncated"])
     assert config.env_options["arguments"] == {"length": 5, "ending": "truncated"}
     assert override(config, ["--env-options.arguments", "{length: 3}"]).env_options["arguments"] == {"length": 3}
