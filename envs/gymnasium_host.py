@@ -151,7 +151,7 @@ def require_arrays(observation: spaces.Space, action: spaces.Space) -> None:
         encoded(action)
     except ValueError:
         raise ValueError(
-            f"the action cannot be chosen by an agent: expected Discrete, MultiDiscrete, MultiBinary or Box, got {action}"
+            f"the action cannot be an agent's: expected Discrete, MultiDiscrete, MultiBinary or Box, got {action}"
         ) from None
 
 

@@ -213,10 +213,10 @@ def test_trouble_in_the_last_step_is_told_with_that_episode(trouble, processes, 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_an_environment_that_exits_in_its_constructor_is_trouble(processes):
-    def leave():
+    def leave() -> Any:
         raise SystemExit("no licence")
 
-    gymnasium.register("memax_test/Leaves-v0", entry_point=lambda: leave())
+    gymnasium.register("memax_test/Leaves-v0", entry_point=leave)
     try:
         with pytest.raises(ValueError, match="gym/memax_test/Leaves-v0 cannot be made: SystemExit: no licence"):
             envs.make("gym/memax_test/Leaves-v0", processes=processes)
@@ -381,7 +381,7 @@ def test_mistakes_are_one_line():
     [
         (
             {"step_seconds": 3},
-            "has no option 'step_seconds'; its options are processes, step_timeout, arguments, keep_keys",
+            "has no option 'step_seconds'; its options are processes, step_timeout, arguments",
         ),
         ({"step_timeout": 0}, "env_options.step_timeout: input should be greater than 0, got 0"),
         ({"processes": True}, "env_options.processes: input should be a valid integer, got True"),
