@@ -18,22 +18,51 @@ def check_environment(env_id: str, env: Any, params: Any) -> None:
         params: Its parameters.
 
     Raises:
-        ValueError: If an observation has another structure, shape or dtype than its space, is out of its range or not
-            finite, or a reward is no finite number. The message names the environment and the array.
+        ValueError: If it raises; if an observation has another structure, shape or dtype than its space, is out of its
+            range or not finite; if a reward is no finite number; or if a state of `step` has another structure, shape
+            or dtype than that of `reset`. The message names the environment and the array.
     """
     key = jax.random.key(0)
     space = env.observation_space(params)
-    observation, state = env.reset(key, params)
+    observation, state = _call(f"{env_id}: reset", env.reset, key, params)
     _check_observation(f"{env_id}: the observation of reset", space, observation)
     for i in range(2):
+        sample = _call(f"{env_id}: the action space", env.action_space(params).sample, jax.random.fold_in(key, i))
         # A sample of a box without bounds is not finite.
-        sample = env.action_space(params).sample(jax.random.fold_in(key, i))
         action = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)), sample)
-        observation, state, reward, _, _, info = env.step(key, state, action, params)
+        result = _call(f"{env_id}: step {i + 1}", env.step, key, state, action, params)
+        if not isinstance(result, tuple) or len(result) != 6:
+            raise ValueError(
+                f"{env_id}: step must return (observation, state, reward, terminated, truncated, info), as gymnax 1.0 "
+                f"does, got {f'{len(result)} values' if isinstance(result, tuple) else type(result).__name__}"
+            )
+        observation, after, reward, _, _, info = result
         _check_observation(f"{env_id}: the observation of step {i + 1}", space, observation)
         _check_observation(f"{env_id}: the final observation of step {i + 1}", space, info["final_observation"])
         if jnp.shape(reward) != () or not np.isfinite(reward):
             raise ValueError(f"{env_id}: the reward of step {i + 1} must be one finite number, got {reward}")
+        _check_state(f"{env_id}: the state of step {i + 1}", state, after)
+        state = after
+
+
+def _call(what: str, function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except Exception as error:
+        reason = str(error).strip().split("\n\n")[0]
+        raise ValueError(f"{what} raised {type(error).__name__}: {' '.join(reason.split())}") from error
+
+
+def _check_state(what: str, before: Any, after: Any) -> None:
+    """Raise unless the one can take the other's place in a loop."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        raise ValueError(f"{what} has another structure than that of reset: {_cut(jax.tree.structure(after))}")
+    pairs = zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)
+    for (path, x), y in pairs:
+        x, y = jax.typeof(x), jax.typeof(y)
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            name = what + (f" at {jax.tree_util.keystr(path)}" if path else "")
+            raise ValueError(f"{name} is {y.str_short()}, but that of reset is {x.str_short()}; make both alike")
 
 
 def _check_observation(what: str, space: Any, observation: Any) -> None:
@@ -44,6 +73,8 @@ def _check_observation(what: str, space: Any, observation: Any) -> None:
         name = what + (f" at {jax.tree_util.keystr(path)}" if path else "")
         if jnp.shape(x) != tuple(leaf.shape):
             raise ValueError(f"{name} has the shape {jnp.shape(x)}, but its space {spaces.describe(leaf)} {leaf.shape}")
+        if jnp.asarray(x).dtype != leaf.dtype:
+            raise ValueError(f"{name} has the dtype {jnp.asarray(x).dtype}, but its space {jnp.dtype(leaf.dtype)}")
         values = np.asarray(x)
         if not np.all(np.isfinite(values)):
             raise ValueError(f"{name} is not finite: {_cut(values)}")

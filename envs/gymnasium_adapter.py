@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 from memax_rl.envs import registry, spaces
 from memax_rl.envs.base import Environment, EnvParams, Step
-from memax_rl.envs.gymnasium_host import RESET, STEP, WAIT, Host, encoded
+from memax_rl.envs.gymnasium_host import RESET, STEP, WAIT, Host, Maker, encoded
 from memax_rl.envs.host_options import HostOptions
 from memax_rl.envs.trust import import_package
 
@@ -79,8 +79,10 @@ class GymnasiumAdapter(Environment):
         self.limit = arguments.get("max_episode_steps", self.spec.max_episode_steps)
         self.is_original = not arguments
         try:
-            self._host = Host(f"gym/{env_id}", self.spec, arguments, options.processes, options.step_timeout)
-        except Exception as error:
+            keep = None if options.keep_keys is None else tuple(options.keep_keys)
+            maker = Maker(self.spec, arguments, keep, tuple(options.drop_keys))
+            self._host = Host(f"gym/{env_id}", maker, options.processes, options.step_timeout)
+        except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error
         self._observation_space = to_learner_space(self._host.observation_space)
@@ -222,10 +224,9 @@ def to_learner_space(space: gymnasium.Space) -> Any:
     if isinstance(space, gymnasium.spaces.MultiBinary):
         return spaces.MultiDiscrete([2] * math.prod(shape))
     assert isinstance(space, gymnasium.spaces.Box)
-    # Bounds beyond the narrower dtype's range become infinite, or for integers its ends.
-    limits = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    # Bounds beyond the range of float32 become infinite; those of integers fit.
     with np.errstate(over="ignore"):
-        low, high = (np.clip(bound, *limits).astype(dtype) for bound in (space.low, space.high))
+        low, high = (bound.astype(dtype) for bound in (space.low, space.high))
     return spaces.Box(jnp.asarray(low), jnp.asarray(high), shape, jnp.dtype(dtype))
 
 

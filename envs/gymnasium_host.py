@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,6 +47,55 @@ class Transition(NamedTuple):
     truncated: np.ndarray
 
 
+class Keys(gymnasium.ObservationWrapper):
+    """Shows only some keys of a Dict observation."""
+
+    def __init__(self, env: gymnasium.Env, keys: Sequence[str]):
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Dict)
+        self.keys = tuple(keys)
+        self.observation_space = spaces.Dict({key: env.observation_space[key] for key in keys})
+
+    def observation(self, observation: Any) -> Any:
+        """Leave the others out. What is no dict at all stays, for the check of observations to tell of."""
+        if not isinstance(observation, Mapping):
+            return observation
+        return {key: observation[key] for key in self.keys if key in observation}
+
+
+class Maker(NamedTuple):
+    """Makes one environment. Worker processes get it pickled.
+
+    **Arguments:**
+
+    - `spec`, `arguments`: for `gymnasium.make`.
+    - `keep`: keys of a Dict observation to show; None for all.
+    - `drop`: keys of a Dict observation to leave out.
+    """
+
+    spec: EnvSpec
+    arguments: Mapping[str, Any]
+    keep: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+
+    def __call__(self) -> gymnasium.Env:
+        """Make it. Raises `ValueError` where a key is asked for that it does not have."""
+        env = gymnasium.make(self.spec, disable_env_checker=True, **self.arguments)
+        if self.keep is None and not self.drop:
+            return env
+        if not isinstance(env.observation_space, spaces.Dict):
+            raise ValueError(
+                f"env_options.keep_keys and drop_keys are for Dict observations, and it has {env.observation_space}"
+            )
+        known = sorted(env.observation_space.spaces)
+        unknown = [key for key in (*(self.keep or ()), *self.drop) if key not in known]
+        kept = [key for key in known if (self.keep is None or key in self.keep) and key not in self.drop]
+        if unknown or not kept:
+            wrong = f"there is no {unknown[0]!r}" if unknown else "nothing is left"
+            raise ValueError(f"env_options.keep_keys and drop_keys: {wrong} of the keys {', '.join(known)}")
+        return Keys(env, kept)
+
+
 # Spaces: gymnasium's values as the arrays that the learner takes, and actions back
 
 
@@ -73,14 +122,53 @@ def encoded(space: spaces.Space) -> tuple[tuple[int, ...], np.dtype]:
 
     **Raises:** `ValueError` for a space that no array of a fixed shape can stand for.
     """
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) and int(space.n) <= _INT32.max:
         return (), np.dtype(np.int32)
-    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+    if isinstance(space, spaces.MultiDiscrete) and int(space.nvec.max()) <= _INT32.max:
+        return (math.prod(space.shape),), np.dtype(np.int32)
+    if isinstance(space, spaces.MultiBinary):
         return (math.prod(space.shape),), np.dtype(np.int32)
     if isinstance(space, spaces.Box):
-        narrow = {"float64": "float32", "int64": "int32", "uint64": "uint32", "bool": "uint8"}
+        narrow = {"float64": "float32", "int64": "int32", "uint64": "int32", "bool": "uint8"}
+        if space.dtype.name in ("int64", "uint64") and not _fits(space, _INT32):
+            # Numbers that may be so large are measures: float32 has their size, and only their last digits are lost.
+            return space.shape, np.dtype(np.float32)
         return space.shape, np.dtype(narrow.get(space.dtype.name, space.dtype.name))
     raise ValueError(f"expected Box, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of them, got {space}")
+
+
+def require_arrays(observation: spaces.Space, action: spaces.Space) -> None:
+    """Raise `ValueError` that names the part of the observation, or the action, that no array can stand for."""
+    for path, leaf in _paths(observation):
+        try:
+            encoded(leaf)
+        except ValueError as error:
+            keys = [key for key in path if isinstance(key, str)][:1]
+            hint = f"; leave it out with --env-options.drop-keys '[{keys[0]}]'" if keys == [*path[:1]] else ""
+            name = "".join(f"[{key!r}]" for key in path)
+            raise ValueError(f"observation{name} cannot be given to a network: {error}{hint}") from None
+    try:
+        encoded(action)
+    except ValueError:
+        raise ValueError(
+            f"the action cannot be an agent's: expected Discrete, MultiDiscrete, MultiBinary or Box, got {action}"
+        ) from None
+
+
+def _paths(space: spaces.Space) -> Iterator[tuple[tuple[Any, ...], spaces.Space]]:
+    if isinstance(space, spaces.Tuple | spaces.Dict):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from (((key, *path), leaf) for path, leaf in _paths(part))
+    else:
+        yield (), space
+
+
+_INT32 = np.iinfo(np.int32)
+
+
+def _fits(box: spaces.Box, limits: np.iinfo) -> bool:
+    return bool((box.low >= limits.min).all() and (box.high <= limits.max).all())
 
 
 def _start(space: Any) -> Any:
@@ -130,12 +218,24 @@ def _simple_fault(space: Any, value: Any, name: str) -> str | None:
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):
         return f"{name} has dtype {array.dtype}, expected {space.dtype}: {_short(value)}"
     if isinstance(space, spaces.Box):
-        is_sound = array.dtype.kind != "f" or bool(np.isfinite(array).all())
-        return None if is_sound else f"{name} is not finite: {_short(value)}"
+        return _box_fault(array, encoded(space)[1], name)
     count = {spaces.Discrete: lambda: space.n, spaces.MultiDiscrete: lambda: space.nvec}
     low = _start(space)
     high = low + count.get(type(space), lambda: 2)()
     return None if bool(((array >= low) & (array < high)).all()) else f"{name} is {_short(value)}, not in {space}"
+
+
+def _box_fault(array: np.ndarray, dtype: np.dtype, name: str) -> str | None:
+    """Return what becomes wrong with an array when it is narrowed to what the learner takes, or None."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            is_sound = bool(np.isfinite(array.astype(dtype)).all())
+        was_finite = array.dtype.kind != "f" or bool(np.isfinite(array).all())
+        reason = f"too large for {dtype}" if was_finite else "not finite"
+        return None if is_sound else f"{name} is {reason}: {_short(array)}"
+    limits = np.iinfo(dtype)
+    is_sound = array.dtype.kind == "b" or bool(((array >= limits.min) & (array <= limits.max)).all())
+    return None if is_sound else f"{name} does not fit in {dtype}, by its space: {_short(array)}"
 
 
 def _short(value: Any) -> str:
@@ -157,6 +257,16 @@ def _zeros(space: gymnasium.Space) -> Any:
     return np.zeros(space.shape or (), space.dtype)
 
 
+def _reward_fault(reward: Any) -> str | None:
+    array = np.asarray(reward)
+    if array.shape == () and array.dtype.kind in "fiub":
+        with np.errstate(over="ignore"):
+            if np.isfinite(array.astype(np.float32)):
+                return None
+    hint = ", too large for float32" if array.dtype.kind in "fiub" and bool(np.isfinite(array).all()) else ""
+    return f"the reward is {_short(array.tolist())}{hint}, expected one finite number"
+
+
 class Copy(gymnasium.Wrapper):
     """One environment. Its action is (whether to step at all, the learner's action); it never raises.
 
@@ -175,12 +285,13 @@ class Copy(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode with a seed."""
-        self.steps, self.seed = 0, seed
+        # After a problem, step and seed stay those where it came up.
         if self.problem is None:
+            self.steps, self.seed = 0, seed
             try:
                 observation, _ = self.env.reset(seed=seed, options=options or None)
                 self._show(observation)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 self.problem = f"reset raised {type(error).__name__}: {error}"
         return self.shown, {}
 
@@ -193,13 +304,14 @@ class Copy(gymnasium.Wrapper):
         try:
             decoded = decode_action(self.inner_action_space, chosen)
             observation, reward, terminated, truncated, _ = self.env.step(decoded)
-            reward = np.asarray(reward)
-            if reward.shape != () or reward.dtype.kind not in "fiub" or not np.isfinite(reward):
-                self.problem = f"the reward is {_short(reward.tolist())}, expected one finite number"
+            self.problem = _reward_fault(reward)
+            if self.problem is None:
+                self._show(observation)
+            if self.problem is not None:
                 return self.shown, 0.0, False, False, {}
-            self._show(observation)
-            return self.shown, float(reward), bool(terminated), bool(truncated), {}
-        except (Exception, SystemExit) as error:
+            return self.shown, float(np.float32(reward)), bool(terminated), bool(truncated), {}
+        except BaseException as error:
+            # KeyboardInterrupt and SystemExit too: neither is to leave the compiled program that this is called from.
             self.problem = f"step raised {type(error).__name__}: {error}"
             return self.shown, 0.0, False, False, {}
 
@@ -227,13 +339,17 @@ class Group(gymnasium.Env):
     goes wrong stands in `info["failure"]`. `owner` is the process that learns, `first` the index of the first copy.
     """
 
-    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], copies: int, owner: int, first: int):
+    def __init__(self, maker: Maker, copies: int, owner: int, first: int):
         if os.getpid() != owner:
             # A worker. Ctrl-C reaches every process of the terminal; the owner decides what comes of it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self.environment_spec, self.arguments, self.copies, self.first = spec, dict(arguments), copies, first
+        self.maker, self.copies, self.first = maker, copies, first
         self.vector: SyncVectorEnv | None = None
-        one = self._make()
+        try:
+            one = self._make()
+        except SystemExit as error:
+            # It would end a worker process without a word.
+            raise HostError(f"it could not be made: SystemExit: {error}") from error
         self.leaves = [encoded(leaf) for leaf in simple_spaces(one.observation_space)]
         shape, dtype = encoded(one.inner_action_space)
         one.close()
@@ -245,14 +361,14 @@ class Group(gymnasium.Env):
         )
 
     def _make(self) -> Copy:
-        return Copy(gymnasium.make(self.environment_spec, disable_env_checker=True, **self.arguments))
+        return Copy(self.maker())
 
     def step(self, action: tuple[np.ndarray, ...]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Carry out a command in each copy."""
         commands, seeds, actions = action
         try:
             result, problem = self._run(commands, seeds, actions)
-        except Exception as error:
+        except BaseException as error:
             result, problem = self._nothing(), f"it could not be made or run: {type(error).__name__}: {error}"
         flat = (*result.observation, *result.final, result.reward, result.terminated, result.truncated)
         return flat, 0.0, False, False, {} if problem is None else {"failure": problem}
@@ -301,21 +417,18 @@ class Group(gymnasium.Env):
 class Pool:
     """The copies of one call to `Host.begin`: one group in this process, or one a worker process."""
 
-    def __init__(self, spec: EnvSpec, arguments: Mapping[str, Any], size: int, processes: int, timeout: float):
+    def __init__(self, maker: Maker, size: int, processes: int, timeout: float):
         self.size, self.timeout = size, timeout
         self.count = np.zeros(size, np.int32)
         self.per_process = math.ceil(size / max(1, processes))
         self.group: Group | None = None
         self.workers: AsyncVectorEnv | None = None
         if processes == 0:
-            self.group = Group(spec, arguments, size, os.getpid(), 0)
+            self.group = Group(maker, size, os.getpid(), 0)
             return
         # Every group is of one size, so the last may have copies too many.
         self.workers = AsyncVectorEnv(
-            [
-                partial(Group, spec, arguments, self.per_process, os.getpid(), i)
-                for i in range(0, size, self.per_process)
-            ],
+            [partial(Group, maker, self.per_process, os.getpid(), i) for i in range(0, size, self.per_process)],
             # A fork of this process could deadlock: JAX runs many threads in it.
             context="forkserver",
             autoreset_mode=AutoresetMode.DISABLED,
@@ -393,7 +506,7 @@ class Host:
     **Arguments:**
 
     - `name`: what messages call the environment.
-    - `spec`, `arguments`: for `gymnasium.make`.
+    - `maker`: makes one environment.
     - `processes`: worker processes; 0 is this one.
     - `timeout`: seconds that the workers have for one step of all their copies.
 
@@ -401,16 +514,17 @@ class Host:
     once that the episode has terminated, so that what is compiled comes to its end soon.
     """
 
-    def __init__(self, name: str, spec: EnvSpec, arguments: Mapping[str, Any], processes: int, timeout: float):
-        self.name, self.spec, self.arguments = name, spec, dict(arguments)
+    def __init__(self, name: str, maker: Maker, processes: int, timeout: float):
+        self.name, self.maker = name, maker
         self.processes, self.timeout = processes, timeout
         self.failure: str | None = None
         self.pools: dict[int, Pool] = {}
         self.begun = 0
         self.lock = threading.Lock()
-        one = gymnasium.make(spec, disable_env_checker=True, **self.arguments)
+        one = maker()
         self.observation_space, self.action_space = one.observation_space, one.action_space
         one.close()
+        require_arrays(self.observation_space, self.action_space)
         self.leaves = [encoded(leaf) for leaf in simple_spaces(self.observation_space)]
         self.action_dtype = encoded(self.action_space)[1]
 
@@ -422,11 +536,11 @@ class Host:
             number, self.begun = self.begun, self.begun + 1
             if self.failure is None:
                 try:
-                    pool = Pool(self.spec, self.arguments, size, self.processes, self.timeout)
+                    pool = Pool(self.maker, size, self.processes, self.timeout)
                     self.pools[number] = pool
                     actions = np.zeros((size, *encoded(self.action_space)[0]), self.action_dtype)
                     blank = pool.run(np.full(size, RESET, np.int32), seeds.astype(np.int64), actions)
-                except Exception as error:
+                except BaseException as error:
                     self._fail(error)
             handle = (np.full(size, number, np.int32), np.arange(size, dtype=np.int32), np.ones(size, np.int32))
             return (*handle, *blank.observation)
@@ -446,7 +560,7 @@ class Host:
             if self.failure is None:
                 try:
                     self._run(result, commands, seeds.astype(np.int64), pool, copy, count, actions)
-                except Exception as error:
+                except BaseException as error:
                     self._fail(error)
                     result = self._blank(len(commands), done=True)
         acted = (commands != WAIT).astype(np.int32)
@@ -481,7 +595,7 @@ class Host:
 
         return Transition(zeros(), zeros(), np.zeros(size, np.float32), np.full(size, done), np.zeros(size, bool))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         detail = str(error) if isinstance(error, HostError) else f"{type(error).__name__}: {error}"
         self.failure = " ".join(f"the environment {self.name} failed: {detail}".split())
 

@@ -153,22 +153,30 @@ def adapt(env_id: str, env: Any) -> Environment:
     Raises:
         ValueError: If it lacks something. The message lists all of it.
     """
-    if isinstance(env, Environment):
-        return env
-    missing = [name for name in _NEEDED if not hasattr(env, name)]
+    own, base = type(env), gymnax.environments.environment.Environment
+    # What the base classes only raise for is missing too.
+    missing = [
+        name
+        for name in _NEEDED
+        if not hasattr(own, name) or (name != "default_params" and getattr(own, name) is getattr(base, name, None))
+    ]
     if missing:
         raise ValueError(
-            f"{env_id}: {type(env).__name__} lacks {', '.join(missing)}; an environment has gymnax's interface "
+            f"{env_id}: {own.__name__} lacks {', '.join(missing)}; an environment has gymnax's interface "
             "(docs/own_environment.md) or is a memax_rl.envs.base.Environment"
         )
-    if getattr(type(env), "default_params", None) is gymnax.environments.environment.Environment.default_params:
+    if own.default_params is base.default_params:
         raise ValueError(
-            f"{env_id}: {type(env).__name__} has no default_params of its own, and those of gymnax's base class end "
+            f"{env_id}: {own.__name__} has no default_params of its own, and those of gymnax's base class end "
             "every episode after one step; define default_params, with max_steps_in_episode"
         )
-    if not hasattr(env.default_params, "max_steps_in_episode") and not hasattr(env, "horizon"):
+    if isinstance(env, Environment):
+        return env
+    if not hasattr(env, "step"):
+        raise ValueError(f"{env_id}: {own.__name__} lacks step; subclass gymnax.environments.environment.Environment")
+    if not hasattr(env.default_params, "max_steps_in_episode"):
         raise ValueError(
-            f"{env_id}: default_params of {type(env).__name__} has no max_steps_in_episode, by which gymnax's step "
+            f"{env_id}: default_params of {own.__name__} has no max_steps_in_episode, by which gymnax's step "
             "truncates; add the field"
         )
     return GymnaxAdapter(env_id, env)

@@ -16,3 +16,7 @@ class HostOptions(BaseModel):
     """Seconds that one step of all copies may take; else the run stops. It needs processes: this one cannot be left."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments for gymnasium.make, for example --env-options.arguments '{max_episode_steps: 100}'."""
+    keep_keys: list[str] | None = None
+    """Of a Dict observation, show only these keys, for example --env-options.keep-keys '[image]'."""
+    drop_keys: list[str] = Field(default_factory=list)
+    """Of a Dict observation, leave these keys out, for example --env-options.drop-keys '[mission]'."""

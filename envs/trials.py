@@ -189,6 +189,19 @@ class Trials(Environment):
             max_steps_in_episode=UNLIMITED if self.steps is None else self.steps,
         )
 
+    def to_measure(self, split: str, num_tasks: int | None) -> "Trials":
+        """Trials of the same family to measure an agent with: of a split and a number of tasks, none of them barren."""
+        return Trials(
+            self.tasks,
+            episodes=self.episodes,
+            steps=self.steps,
+            split=split,
+            split_seed=self.split_seed,
+            num_tasks=num_tasks,
+            discount_across_episodes=self.discount_across_episodes,
+            search_bonus=self.search_bonus,
+        )
+
     def with_episodes(self, episodes: int) -> TrialParams:
         """The parameters for trials of another number of episodes, each as long as it takes."""
         return dataclasses.replace(self.default_params, episodes=episodes, max_steps_in_episode=UNLIMITED)

@@ -44,8 +44,30 @@ class Counter(gymnasium.Env):
                 observation = np.array(["a", "b"])
             if self.trouble == "reward":
                 reward = float("inf")
+            if self.trouble == "huge reward":
+                reward = 1e300
+            if self.trouble == "exits":
+                raise SystemExit("the simulator gave up")
+            if self.trouble == "interrupts":
+                raise KeyboardInterrupt("the simulator was stopped")
         done = self.time >= self.length
         return observation, reward, done and self.ending == "terminated", done and self.ending == "truncated", {}
+
+
+class Shows(gymnasium.Env):
+    """Shows a value of a Box of one number, whatever its dtype."""
+
+    def __init__(self, low: float, high: float, dtype: str, value: float, as_dtype: str | None = None):
+        self.observation_space = spaces.Box(low, high, (1,), np.dtype(dtype).type)
+        self.action_space = spaces.Discrete(2)
+        self.value = np.array([value], as_dtype or dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.value, {}
+
+    def step(self, action):
+        return self.value, 0.0, False, False, {}
 
 
 class Shapes(gymnasium.Env):
@@ -78,5 +100,34 @@ class Shapes(gymnasium.Env):
         return self._show(action), 0.0, False, False, {}
 
 
+class Mission(gymnasium.Env):
+    """What MiniGrid shows: an image, a direction, and a text that no array can stand for."""
+
+    def __init__(self, nested: bool = False):
+        parts: dict[str, spaces.Space] = {
+            "direction": spaces.Discrete(4),
+            "image": spaces.Box(0, 255, (7, 7, 3), np.uint8),
+            "mission": spaces.Text(20),
+        }
+        self.nested = nested
+        self.observation_space = spaces.Tuple([spaces.Dict(parts)]) if nested else spaces.Dict(parts)
+        self.action_space = spaces.Discrete(2)
+
+    def _show(self):
+        seen = {"direction": np.int64(3), "image": np.ones((7, 7, 3), np.uint8), "mission": "get the key"}
+        return (seen,) if self.nested else seen
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self._show(), 0.0, self.time == 4, False, {}
+
+
+gymnasium.register("memax_test/Mission-v0", entry_point="_host_environments:Mission")
 gymnasium.register("memax_test/Counter-v0", entry_point="_host_environments:Counter")
 gymnasium.register("memax_test/Shapes-v0", entry_point="_host_environments:Shapes")
+gymnasium.register("memax_test/Shows-v0", entry_point="_host_environments:Shows")

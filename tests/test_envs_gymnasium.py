@@ -8,6 +8,7 @@ from typing import Any
 
 import _host_environments  # noqa: F401
 import equinox as eqx
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from memax_rl.agents.ppo import PPO, PPOConfig
 from memax_rl.cli import main
 from memax_rl.envs import base, spaces
 from memax_rl.envs.gymnasium_adapter import GymnasiumAdapter
+from memax_rl.envs.gymnasium_adapter import _seed as _host_seed
 from memax_rl.envs.host_options import HostOptions
 from memax_rl.evaluation import evaluate
 from memax_rl.networks import NetworkConfig, make_actor_critic
@@ -181,6 +183,9 @@ TROUBLES = [
     ("shape", r"the observation has shape \[1\], expected \[2\]"),
     ("dtype", r"the observation has dtype <U1, expected float32: array\(\['a', 'b'\]"),
     ("reward", r"the reward is inf, expected one finite number"),
+    ("huge reward", r"the reward is 1e\+300, too large for float32, expected one finite number"),
+    ("exits", r"step raised SystemExit: the simulator gave up"),
+    ("interrupts", r"step raised KeyboardInterrupt: the simulator was stopped"),
 ]
 
 
@@ -191,6 +196,110 @@ def test_trouble_is_told_with_its_step_and_value(trouble, message, make, key):
     text = str(base.failure(env))
     assert text.startswith(f"the environment {COUNTER} failed: at step 3 of an episode (copy 0, episode seed ")
     assert pytest.importorskip("re").search(message, text), text
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("trouble", ["nan", "huge reward"])
+def test_trouble_in_the_last_step_is_told_with_that_episode(trouble, processes, make, key):
+    env, params = make(trouble=trouble, at=4, length=4, processes=processes)
+    first = jax.jit(env.reset)(key, params)[1]
+    begun = int(_host_seed(key))
+    state = first
+    for i in range(4):
+        state = env.step(jax.random.fold_in(key, i), state, jnp.int32(0), params)[1]
+    jax.block_until_ready(state)
+    assert f"at step 4 of an episode (copy 0, episode seed {begun}) " in str(base.failure(env))
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_an_environment_that_exits_in_its_constructor_is_trouble(processes):
+    def leave() -> Any:
+        raise SystemExit("no licence")
+
+    gymnasium.register("memax_test/Leaves-v0", entry_point=leave)
+    try:
+        with pytest.raises(ValueError, match="gym/memax_test/Leaves-v0 cannot be made: SystemExit: no licence"):
+            envs.make("gym/memax_test/Leaves-v0", processes=processes)
+    finally:
+        gymnasium.registry.pop("memax_test/Leaves-v0")
+
+
+SHOWS = "gym/memax_test/Shows-v0"
+LARGE = 2.0**62
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "kind", "want"),
+    [
+        ((-LARGE, LARGE, "int64"), 1_700_000_000_000, "float32", np.float32(1_700_000_000_000)),
+        ((0, LARGE, "uint64"), 2_147_483_653, "float32", np.float32(2_147_483_653)),
+        ((0, 9, "int64"), 7, "int32", 7),
+        ((0, 9, "uint64"), 7, "int32", 7),
+        ((0, 2**32 - 1, "uint32"), 2_147_483_653, "uint32", 2_147_483_653),
+        ((-np.inf, np.inf, "float64"), 0.1, "float32", np.float32(0.1)),
+        ((-1e300, 1e300, "float64"), -3e38, "float32", np.float32(-3e38)),
+    ],
+)
+def test_64_bits_are_narrowed_without_turning_over(space, value, kind, want, make, key):
+    low, high, dtype = space
+    env, params = make(SHOWS, low=low, high=high, dtype=dtype, value=value)
+    obs, _ = env.reset(key, params)
+    assert env.host.failure is None
+    assert (obs.dtype, env.observation_space(params).dtype) == (jnp.dtype(kind), jnp.dtype(kind))
+    assert obs.tolist() == [want]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"low": -np.inf, "high": np.inf, "dtype": "float64", "value": 1e39}, "too large for float32: array([1.e+39])"),
+        ({"low": 0, "high": 9, "dtype": "int64", "value": 2**32 + 5}, "does not fit in int32, by its space"),
+        ({"low": 0, "high": 255, "dtype": "uint8", "value": 300, "as_dtype": "uint16"}, "does not fit in uint8"),
+    ],
+)
+def test_what_cannot_be_narrowed_is_trouble(arguments, message, make, key):
+    env, params = make(SHOWS, **arguments)
+    jax.block_until_ready(env.reset(key, params))
+    assert f"the environment {SHOWS} failed: at step 0 of an episode" in str(env.host.failure)
+    assert message in str(env.host.failure)
+
+
+MISSION = "gym/memax_test/Mission-v0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"observation\['mission'\] cannot be .*Text.*leave it out with --env-options.drop-keys '\[mission\]'$"),
+        ({"arguments": {"nested": True}}, r"observation\[0\]\['mission'\] cannot be given to a network: .*Text[^;]*$"),
+        ({"drop_keys": ["missoin"]}, "there is no 'missoin' of the keys direction, image, mission"),
+        ({"keep_keys": ["mission"]}, r"observation\['mission'\] cannot be"),
+        ({"keep_keys": ["image"], "drop_keys": ["image"]}, "nothing is left of the keys direction, image, mission"),
+    ],
+)
+def test_a_part_that_no_array_can_stand_for_is_named(arguments, message):
+    with pytest.raises(ValueError, match=rf"gym/memax_test/Mission-v0 cannot be made: .*{message}"):
+        envs.make(MISSION, **arguments)
+
+
+def test_keys_of_what_is_no_dict_are_refused():
+    with pytest.raises(ValueError, match=r"keep_keys and drop_keys are for Dict observations, and it has Box"):
+        envs.make(COUNTER, drop_keys=["mission"])
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize(
+    ("options", "left"), [({"drop_keys": ["mission"]}, ["direction", "image"]), ({"keep_keys": ["image"]}, ["image"])]
+)
+def test_keys_can_be_dropped_or_kept(options, left, processes, key):
+    env, params = envs.make(MISSION, processes=processes, **options)
+    try:
+        _, (obs, final, *_) = roll(env, params, key)
+        assert env.host.failure is None
+        assert sorted(obs) == sorted(final) == sorted(env.observation_space(params).spaces) == left
+        assert (np.asarray(obs["image"]) == 1).all()
+    finally:
+        base.close(env)
 
 
 def test_an_observation_outside_its_space_is_trouble(make, key):
@@ -270,7 +379,10 @@ def test_mistakes_are_one_line():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_seconds": 3}, "has no option 'step_seconds'; its options are processes, step_timeout, arguments"),
+        (
+            {"step_seconds": 3},
+            "has no option 'step_seconds'; its options are processes, step_timeout, arguments",
+        ),
         ({"step_timeout": 0}, "env_options.step_timeout: input should be greater than 0, got 0"),
         ({"processes": True}, "env_options.processes: input should be a valid integer, got True"),
         ({"arguments": 3}, "env_options.arguments: input should be a valid dictionary, got 3"),
@@ -289,7 +401,13 @@ def test_wrong_options_are_one_line(options, message):
 def test_options_from_the_command_line_are_stored_completely():
     plain = make_config({})
     config = override(plain, ["--env", COUNTER, "--env-options.arguments.length", "5", "--env-options.processes=2"])
-    assert config.env_options == {"processes": 2, "step_timeout": 60.0, "arguments": {"length": 5}}
+    assert config.env_options == {
+        "processes": 2,
+        "step_timeout": 60.0,
+        "arguments": {"length": 5},
+        "keep_keys": None,
+        "drop_keys": [],
+    }
     config = override(config, ["--env-options.arguments.ending", "truncated"])
     assert config.env_options["arguments"] == {"length": 5, "ending": "truncated"}
     assert override(config, ["--env-options.arguments", "{length: 3}"]).env_options["arguments"] == {"length": 3}

@@ -4,6 +4,7 @@ import csv
 import json
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.envs import spaces
+from memax_rl.envs.registry import _OWN
+from memax_rl.envs.trials import TaskEnvironment, Trials
 from memax_rl.evaluation import inspect as inspection
 from memax_rl.evaluation.icl import (
     evaluate_in_context,
@@ -266,3 +269,42 @@ def test_total_variation_by_hand():
     q = ActionDistribution(box, jnp.array([4.0, 0.0]), jnp.log(jnp.array([2.0, 1.0])))
     # Two standard deviations apart: 2 Phi(1) - 1.
     assert float(total_variation(p, q)) == pytest.approx(0.682689, abs=1e-5)
+
+
+class HiddenArm(TaskEnvironment):
+    """One of two arms pays; an episode is one pull."""
+
+    episode_length = 1
+    has_boundaries = False
+    observation_space = spaces.Discrete(1)
+    action_space = spaces.Discrete(2)
+
+    def draw_task(self, key):
+        return jax.random.bernoulli(key).astype(jnp.int32)
+
+    def reset_episode(self, key, task):
+        zero = jnp.zeros((), jnp.int32)
+        return zero, zero
+
+    def step_episode(self, key, task, state, action):
+        return state, state, (action == task).astype(jnp.float32), jnp.ones((), bool)
+
+
+def test_icl_measures_a_family_of_ones_own(tmp_path, capsys):
+    envs.register("own/HiddenArm", lambda: Trials(HiddenArm(), episodes=3, num_tasks=5))
+    try:
+        run = train(make_config(SMALL | {"env": "own/HiddenArm", "env_options": {}}), out=tmp_path / "run")
+        assert main(["icl", str(run.folder), "--tasks", "4", "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+    finally:
+        _OWN.pop("own/HiddenArm")
+    assert result["episodes"] == 3
+    assert list(result["strategies"]) == ["random"]
+    assert len(result["test"]["agent"]["return_by_episode"]) == len(result["train"]["agent"]["return_by_episode"]) == 3
+
+
+def test_trials_to_measure_are_of_the_split_and_pay_in_all_of_them():
+    env = envs.make("meta/DarkRoom", search_bonus=0.1, barren_fraction=0.5, num_tasks=3, split_seed=4)[0]
+    test = env.to_measure("test", None)
+    assert (test.split, test.num_tasks, test.barren_fraction, test.split_seed) == ("test", None, 0.0, 4)
+    assert (test.episodes, test.steps, test.search_bonus, test.tasks) == (env.episodes, None, 0.1, env.tasks)

@@ -13,6 +13,7 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
+from memax_rl.envs.registry import _OWN
 
 SMALL: dict[str, Any] = {
     "total_steps": 64,
@@ -70,6 +71,13 @@ PROMISED = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    for name in [name for name in _OWN if name.startswith("own/")]:
+        _OWN.pop(name)
+
+
 def _register(space: Any, value: Any, **options: Any) -> str:
     envs.register("own/Shows", lambda: Shows(space, value, **options))
     return "own/Shows"
@@ -115,6 +123,81 @@ def test_gymnax_params_of_one_step_are_refused():
     envs.register("own/Bare", lambda: Bare(BOX, jnp.ones(2)))
     with pytest.raises(ValueError, match="own/Bare: Bare has no default_params of its own"):
         envs.make("own/Bare")
+
+
+def test_params_of_one_step_are_refused_in_a_subclass_of_ours_too():
+    class Bare(Environment):
+        reset_env, step_env = Turns.reset_env, Turns.step_env
+        action_space, observation_space = Turns.action_space, Turns.observation_space
+
+    envs.register("own/Bare", Bare)
+    with pytest.raises(ValueError, match="own/Bare: Bare has no default_params of its own"):
+        envs.make("own/Bare")
+
+
+@pytest.mark.parametrize("base", [environment.Environment, Environment])
+def test_what_a_subclass_leaves_to_the_base_class_is_listed_at_once(base):
+    class Half(base):
+        def action_space(self, params):
+            return spaces.Discrete(2)
+
+    envs.register("own/Half", Half)
+    with pytest.raises(ValueError, match="own/Half: Half lacks reset_env, step_env, observation_space;"):
+        envs.make("own/Half")
+
+
+class Turns(Environment):
+    """Goes wrong in one way, `how`, at its step."""
+
+    def __init__(self, how: str):
+        self.how = how
+
+    default_params = None  # pyright: ignore[reportAssignmentType]
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return BOX
+
+    def is_truncated(self, state, params):
+        return jnp.zeros((), bool)
+
+    def reset_env(self, key, params):
+        return jnp.zeros(2, jnp.int32 if self.how == "dtype" else jnp.float32), {"time": jnp.zeros((), jnp.int32)}
+
+    def step_env(self, key, state, action, params):
+        if self.how == "raises":
+            raise KeyError("door")
+        observation, _ = self.reset_env(key, params)
+        time = state["time"] + (jnp.ones(()) if self.how == "state" else 1)
+        after = {"time": time} | ({"more": time} if self.how == "structure" else {})
+        return observation, after, jnp.ones(()), jnp.zeros((), bool), {}
+
+    def step(self, key, state, action, params=None):
+        if self.how == "five":
+            return jnp.zeros(2), state, jnp.ones(()), jnp.zeros((), bool), {}
+        if self.how == "raises":
+            return super().step(key, state, action, params)
+        observation, state, reward, done, _ = self.step_env(key, state, action, params)
+        return observation, state, reward, done, done, {"final_observation": observation}
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("raises", "own/Turns: step 1 raised KeyError: 'door'$"),
+        ("dtype", "own/Turns: the observation of reset has the dtype int32, but its space float32"),
+        ("state", r"own/Turns: the state of step 1 at \['time'\] is f(loat)?32\[\], but that of reset is i(nt)?32\[\]"),
+        ("structure", "own/Turns: the state of step 1 has another structure than that of reset"),
+        ("five", r"own/Turns: step must return \(observation, .*\), as gymnax 1.0 does, got 5 values"),
+    ],
+)
+def test_an_environment_that_cannot_run_in_a_loop_is_told_so_in_words(how, says):
+    envs.register("own/Turns", lambda: Turns(how))
+    with pytest.raises(ValueError, match=says) as error:
+        envs.make("own/Turns")
+    assert "\n" not in str(error.value)
 
 
 def test_everything_that_a_class_lacks_is_listed_at_once():

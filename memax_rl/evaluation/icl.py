@@ -226,6 +226,10 @@ def evaluate_in_context(
     most = episodes * max((1, *longer))
 
     def split(name: str, **options: Any) -> Trials:
+        if "split" not in envs.options(config.env):
+            # A family of one's own: registered without options, so its trials of the other split are made from it.
+            own = envs.make(config.env)[0]
+            return own.to_measure(name, options.get("num_tasks", own.num_tasks))
         # Barren trials are there to learn from, not to be measured.
         return envs.make(config.env, **(config.env_options | {"split": name, "barren_fraction": 0.0} | options))[0]
 
