@@ -213,7 +213,7 @@ def test_trouble_in_the_last_step_is_told_with_that_episode(trouble, processes, 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_an_environment_that_exits_in_its_constructor_is_trouble(processes):
-    def leave() -> Any:
+    def leave(**_: Any) -> gymnasium.Env:
         raise SystemExit("no licence")
 
     gymnasium.register("memax_test/Leaves-v0", entry_point=leave)
