@@ -156,9 +156,11 @@ def _train(argv: Sequence[str]) -> int:
             typed_env = _value_of("--env", fields)
             base = TrainConfig() if typed_env else load_config(EXAMPLES[_agent(fields)])
             # What is typed here may be imported; what a file says, only with --import or --trust.
-            # Where the console script runs, unlike `python -m`, the current folder is not searched by itself.
-            sys.path.append(os.getcwd())
-            typed = [typed_env.removeprefix("gym/").rpartition(":")[0]] if typed_env else []
+            package = typed_env.removeprefix("gym/").rpartition(":")[0] if typed_env else ""
+            typed = [package] if package else []
+            if typed or own.imports or own.trust:
+                # Where the console script runs, unlike `python -m`, the current folder is not searched by itself.
+                sys.path.append(os.getcwd())
             with only_imports([*own.imports, *typed], trust=own.trust):
                 config = override(load_config(own.config) if own.config else base, fields)
                 run = train(config, out=own.out, progress=True)
@@ -193,12 +195,15 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from memax_rl.training.config import override_env_options
 
     try:
+        run = Run.open(arguments.run, arguments.imports, arguments.trust)
+        with run.trusted():
+            env_options = override_env_options(run.config(), rest) if rest else None
         result = evaluate(
             arguments.run,
             episodes=arguments.episodes,
             greedy=arguments.greedy,
             seed=arguments.seed,
-            env_options=override_env_options(Run.open(arguments.run).config(), rest) if rest else None,
+            env_options=env_options,
             imports=arguments.imports,
             trust=arguments.trust,
         )

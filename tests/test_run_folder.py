@@ -214,10 +214,16 @@ def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path,
     fields["env_options"] = make_config({"env": "gym/CartPole-v1"}).env_options
     copy.config_path.write_text(yaml.safe_dump(fields))
     assert copy.config().env == "gym/strangers_package:Env-v0", "reading is allowed"
+    assert load_config(copy.config_path) == copy.config()
+    assert not (tmp_path / "ran").exists()
     for use in (
         lambda: evaluate(copy.folder),
         lambda: train(resume=copy.folder),
         lambda: main(["evaluate", str(copy.folder)]) == 2 and pytest.fail("--trust", pytrace=False),
+        lambda: (
+            main(["evaluate", str(copy.folder), "--env-options.processes", "0"]) == 2
+            and pytest.fail("--trust", pytrace=False)
+        ),
     ):
         with pytest.raises((RunError, ValueError, pytest.fail.Exception), match="--trust"):
             use()
@@ -235,10 +241,11 @@ def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path,
         ("a: &x [1, 2]\nb: [*x, *x]", "aliases"),
         ("[" * 500 + "]" * 500, "deeper than 20"),
         ("env: !!timestamp x", "not valid YAML"),
+        ("seed: !!bool x", "not valid YAML"),
         ("env: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("x: " + "y" * 2_000_000, "larger than"),
     ],
-    ids=["alias", "deep", "timestamp", "python", "large"],
+    ids=["alias", "deep", "timestamp", "bool", "python", "large"],
 )
 def test_yaml_that_is_no_configuration_is_refused_shortly(tmp_path, text, says):
     (tmp_path / "config.yaml").write_text(text)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from memax_rl import envs
 from memax_rl.agents.dqn import DQNConfig
 from memax_rl.agents.ppo import PPOConfig
-from memax_rl.envs.trust import may_import
+from memax_rl.envs.trust import may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
@@ -188,8 +188,8 @@ def parse_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        # PyYAML's constructors raise the latter three for an explicit tag that the value does not fit.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        # PyYAML's constructors raise all but the first for an explicit tag that the value does not fit.
         raise ValueError(_cut(" ".join(str(error).split()))) from None
 
 
@@ -225,7 +225,9 @@ def load_config(name: str | Path) -> TrainConfig:
             raise ValueError(f"no configuration file or preset {str(name)!r}; {_close(str(name), presets())}")
         path = preset_path(str(name))
     try:
-        return make_config(read_fields(path))
+        # Reading a file imports nothing, whoever wrote it. Making its environment may, where the user allows it.
+        with only_imports():
+            return make_config(read_fields(path))
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
