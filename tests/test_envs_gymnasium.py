@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import sys
 from functools import partial
 from typing import Any
 
@@ -502,3 +503,20 @@ def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, c
     assert "step raised RuntimeError: the door is stuck" in error
     assert "before the first update" in error or "there is none yet" in error
     assert "Traceback" not in error
+
+
+def test_a_module_of_the_current_folder_is_found_from_the_console_script(tmp_path, monkeypatch, capsys):
+    """A console script, unlike `python -m`, does not search the current folder by itself."""
+    (tmp_path / "memax_own_module.py").write_text(
+        "import gymnasium\ngymnasium.register('memax_test/Mine-v0', entry_point='_host_environments:Counter')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder != ""])
+    fields = ["--env", "gym/memax_own_module:memax_test/Mine-v0", "--memory", "min_gru", "--ppo.slots", "11"]
+    trouble = ["--env-options.arguments", "{trouble: raises, at: 1}"]
+    try:
+        assert main(["train", *fields, *trouble]) == 2
+        assert "Mine-v0 failed: at step 1 of an episode" in capsys.readouterr().err
+    finally:
+        gymnasium.registry.pop("memax_test/Mine-v0", None)
+        sys.modules.pop("memax_own_module", None)
