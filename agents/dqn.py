@@ -33,7 +33,8 @@ from memax_rl.networks import QNetwork, QValues, check_discrete
 from memax_rl.optimizer import Schedule, clip, make_schedule
 from memax_rl.replay import Replay, Sample
 from memax_rl.returns import lambda_returns, n_step_returns
-from memax_rl.streams import Finished, Stream, as_metric, count_unusable, episode_metrics, start_stream, step_stream
+from memax_rl.step_count import StepCount, check_counts
+from memax_rl.streams import Finished, Stream, as_metrics, count_unusable, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, learning_reward, previous, value_ends
 
 
@@ -51,7 +52,7 @@ class DQNConfig(BaseModel):
     update_to_data: float = Field(default=8.0, gt=0)
     """Slots learnt from for each slot collected, counting every time one is learnt from. PPO's is its epochs. An update
     collects the fewest steps that make its gradient steps a whole number."""
-    replay_slots: int = Field(default=200_000, ge=2)
+    replay_slots: int = Field(default=200_000, ge=2, le=2**28)
     """Slots in the replay, shared evenly by the environments."""
     warm_up: int = Field(default=5_000, ge=1)
     """Transitions in the replay before learning begins."""
@@ -119,7 +120,7 @@ class DQNState(eqx.Module):
     streams: Stream
     replay: Replay
     key: PRNGKeyArray
-    env_steps: Int[Array, ""]
+    env_steps: StepCount
     updates: Int[Array, ""]
     gradient_steps: Int[Array, ""]
 
@@ -191,10 +192,12 @@ class DQN:
         self.sizes = resolve(config, env, env_params)
         self.config = config.model_copy(update={"slots": self.sizes.slots})
         self.unsaved = () if config.save_replay else ("replay",)
-        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
-        self.epsilon_schedule = optax.linear_schedule(
-            config.epsilon_start, config.epsilon_end, config.epsilon_steps or max(total_steps // 4, 1)
-        )
+        steps = config.num_envs * self.sizes.steps
+        check_counts(total_steps, steps, self.sizes.gradient_steps, "num_envs * steps collected")
+        self.total_steps = total_steps
+        self.epsilon_steps = config.epsilon_steps or max(total_steps // 4, 1)
+        self.schedule = make_schedule(config.schedule, config.learning_rate)
+        self.epsilon_schedule = optax.linear_schedule(config.epsilon_start, config.epsilon_end, 1)
         self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
 
     def init(self, key: PRNGKeyArray) -> DQNState:
@@ -214,7 +217,7 @@ class DQN:
             streams=streams,
             replay=replays.init(slot, self.config.num_envs, self.sizes.capacity),
             key=key,
-            env_steps=jnp.zeros((), jnp.int32),
+            env_steps=StepCount.of(0),
             updates=jnp.zeros((), jnp.int32),
             gradient_steps=jnp.zeros((), jnp.int32),
         )
@@ -237,8 +240,8 @@ class DQN:
         """
         key, collect_key, learn_key = jax.random.split(state.key, 3)
         streams, new, replay, collected = self._collect(state, collect_key)
-        learning_rate = self.schedule(state.env_steps)
-        env_steps = state.env_steps + collected.pop("env_steps")
+        learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
+        env_steps = state.env_steps.add(collected.pop("env_steps"))
         before = eqx.tree_at(
             lambda s: (s.streams, s.replay, s.key, s.env_steps, s.updates),
             state,
@@ -256,7 +259,7 @@ class DQN:
             "gradient_steps": after.gradient_steps - state.gradient_steps,
             "env_steps": env_steps,
         }
-        return after, {name: as_metric(name, m) for name, m in metrics.items()}
+        return after, as_metrics(metrics)
 
     def act(self, network: QNetwork, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
         """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability).
@@ -291,10 +294,11 @@ class DQN:
         # Q-learning has no use for how probable an action was.
         return stream, eqx.tree_at(lambda t: t.log_prob, slot, None), finished
 
-    def epsilons(self, env_steps: Int[Array, ""]) -> Float[Array, " num_envs"]:
+    def epsilons(self, env_steps: StepCount) -> Float[Array, " num_envs"]:
         """Return the probability of a random action for each environment (Horgan et al. 2018, section 4.1)."""
         num_envs = self.config.num_envs
-        epsilon = jnp.broadcast_to(jnp.asarray(self.epsilon_schedule(env_steps), jnp.float32), (num_envs,))
+        fraction = env_steps.fraction_of(self.epsilon_steps)
+        epsilon = jnp.broadcast_to(jnp.asarray(self.epsilon_schedule(fraction), jnp.float32), (num_envs,))
         if not self.config.epsilon_per_env:
             return epsilon
         return epsilon ** (1 + 7 * jnp.arange(num_envs) / max(num_envs - 1, 1))

@@ -37,7 +37,8 @@ from memax_rl.moments import RunningMoments
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.optimizer import Schedule, clip, make_schedule
 from memax_rl.returns import generalized_advantages
-from memax_rl.streams import Finished, Stream, as_metric, count_unusable, episode_metrics, start_stream, step_stream
+from memax_rl.step_count import StepCount, check_counts
+from memax_rl.streams import Finished, Stream, as_metrics, count_unusable, episode_metrics, start_stream, step_stream
 from memax_rl.tape import Tape, learning_reward, previous, value_ends
 
 
@@ -96,7 +97,7 @@ class PPOState(eqx.Module):
     used: Int[Array, " num_envs"]
     returns: RunningMoments
     key: PRNGKeyArray
-    env_steps: Int[Array, ""]
+    env_steps: StepCount
     updates: Int[Array, ""]
 
 
@@ -181,7 +182,10 @@ class PPO:
         # Taken once: spaces compare by identity, and they are static parts of the network.
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         self.config = resolve(config, env, env_params, devices)
-        self.schedule = make_schedule(config.schedule, config.learning_rate, total_steps)
+        num_envs, slots = self._size
+        check_counts(total_steps, num_envs * slots, config.epochs * config.minibatches, "num_envs * slots")
+        self.total_steps = total_steps
+        self.schedule = make_schedule(config.schedule, config.learning_rate)
         self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
 
     @property
@@ -215,7 +219,7 @@ class PPO:
             used=jnp.zeros(num_envs, jnp.int32),
             returns=RunningMoments(),
             key=key,
-            env_steps=jnp.zeros((), jnp.int32),
+            env_steps=StepCount.of(0),
             updates=jnp.zeros((), jnp.int32),
         )
 
@@ -239,14 +243,14 @@ class PPO:
         if self.config.fill == "stream":
             # The next row begins with what acting left in the policy's memory, and this pass in that of the values.
             streams = eqx.tree_at(lambda s: s.memory, streams, (streams.memory[0], *memory[1:]))
-        learning_rate = self.schedule(state.env_steps)
+        learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
         network, optimizer, learnt = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.
         network = network.observe(*devices.gather((rows.tape.observation, rows.tape.valid), self.devices))
-        env_steps = state.env_steps + collected.pop("env_steps")
+        env_steps = state.env_steps.add(collected.pop("env_steps"))
         metrics = {**collected, **learnt, "reward_scale": scale, "learning_rate": learning_rate, "env_steps": env_steps}
         new = PPOState(network, optimizer, streams, carried, used, returns, key, env_steps, state.updates + 1)
-        return new, {name: as_metric(name, m) for name, m in metrics.items()}
+        return new, as_metrics(metrics)
 
     def act(self, network: ActorCritic, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
         """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability)."""

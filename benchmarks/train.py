@@ -72,14 +72,14 @@ def measure(fields: dict, passes: float, seconds: float) -> tuple[float, float]:
     arrays, static = init_state(config, agent)
     network = eqx.combine(jax.tree.map(lambda x: x[0], arrays), static).network
     many = make_many_updates(agent, static, config.total_steps)
-    arrays = place(agent, arrays)
+    arrays, sound = place(agent, arrays), jnp.ones(config.num_seeds, bool)
     rates, begun, updates = [], time.perf_counter(), 1
     while len(rates) < 4 or time.perf_counter() - begun < seconds:
-        before, start = int(arrays.env_steps[0]), time.perf_counter()
-        arrays, _ = many(arrays, updates)
+        before, start = int(arrays.env_steps.to_numpy()[0]), time.perf_counter()
+        arrays, _, _ = many(arrays, updates, sound)
         jax.block_until_ready(arrays)
         took = time.perf_counter() - start
-        rates.append((int(arrays.env_steps[0]) - before) / took)
+        rates.append((int(arrays.env_steps.to_numpy()[0]) - before) / took)
         updates = 10
     # The first call compiles.
     return statistics.median(rates[1:]), 2 * matrix_entries(network) * passes

@@ -93,23 +93,24 @@ def own(tree: T, devices: int, axis: int = 0) -> T:
 
 
 def over_devices(run: Callable[..., Any], devices: int, shared_out: Sequence[str], axis: int) -> Callable[..., Any]:
-    """Return `run(state, n) -> (state, log)` as a program on several devices.
+    """Return `run(state, *arguments) -> (state, *results)` as a program on several devices.
 
     **Arguments:**
 
     - `shared_out`: the fields of the state whose arrays are shared out along `axis`; all else is the same everywhere.
+        `run` returns two results beside the state.
     """
 
-    def everywhere(state, n):
+    def everywhere(state, *arguments):
         specs = _specs(state, shared_out, axis)
         return jax.shard_map(
             run,
             mesh=_mesh(devices),
-            in_specs=(specs, PartitionSpec()),
-            out_specs=(specs, PartitionSpec()),
+            in_specs=(specs, *(PartitionSpec() for _ in arguments)),
+            out_specs=(specs, PartitionSpec(), PartitionSpec()),
             # It cannot tell that an optimiser's step from summed gradients is the same on all devices.
             check_vma=False,
-        )(state, n)
+        )(state, *arguments)
 
     return everywhere
 

@@ -21,11 +21,11 @@ def clip(gradient: T, norm: Float[Array, ""], max_norm: float) -> T:
     return jax.tree.map(lambda g: factor * g, gradient)
 
 
-def make_schedule(kind: Schedule, learning_rate: float, total_steps: int) -> optax.Schedule:
-    """Return environment steps -> step size; "linear" and "cosine" end at zero."""
+def make_schedule(kind: Schedule, learning_rate: float) -> optax.Schedule:
+    """Return fraction of the run's environment steps -> step size; "linear" and "cosine" end at zero."""
     schedules = {
         "constant": optax.constant_schedule(learning_rate),
-        "linear": optax.linear_schedule(learning_rate, 0.0, total_steps),
-        "cosine": optax.cosine_decay_schedule(learning_rate, total_steps),
+        "linear": optax.linear_schedule(learning_rate, 0.0, 1),
+        "cosine": optax.cosine_decay_schedule(learning_rate, 1),
     }
     return schedules[kind]

@@ -41,6 +41,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from memax_rl.tape import Tape, positions, segment_ids
 
+_RENUMBER_AT = 2**30
+
 
 class Replay(eqx.Module):
     """The stored slots. A slot's number counts the slots of its stream from 0; it lies at `number % capacity`.
@@ -51,7 +53,8 @@ class Replay(eqx.Module):
     - `length`: at an episode's first slot, how many of its transitions were stored so far; elsewhere 0.
     - `priority`: at an episode's first slot, its priority; elsewhere 0.
     - `head`: the number of the first slot of the episode that is open; -1 if that was never stored.
-    - `count`: the number of the pending slot.
+    - `count`: the number of the pending slot. At 2**30 a multiple of `capacity` is taken off, from `head` too, so that
+        they never overflow; only their differences and their remainders by `capacity` are used.
     """
 
     tape: Tape
@@ -134,7 +137,10 @@ def add(replay: Replay, slots: Tape, observation: PyTree[Array], start: Bool[Arr
     highest = jnp.max(replay.priority)
     highest = jnp.where(highest > 0, highest, 1)
     priority = replay.priority.at[:, at].set(jnp.where(written.start, highest, 0))
-    return Replay(tape, length, priority, head[:, -1], replay.count + new)
+    count = replay.count + new
+    # Two rings' worth stay, so that a full ring is still seen to be full.
+    excess = jnp.where(count >= _RENUMBER_AT, (count // capacity - 2) * capacity, 0)
+    return Replay(tape, length, priority, jnp.maximum(head[:, -1] - excess, -1), count - excess)
 
 
 def abandon(replay: Replay) -> Replay:

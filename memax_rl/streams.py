@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from memax_rl.encoder import Inputs
 from memax_rl.envs.base import step_if, where
 from memax_rl.networks import to_environment
+from memax_rl.step_count import StepCount
 from memax_rl.tape import Tape
 
 # How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action).
@@ -139,9 +140,9 @@ def step_stream(
     return after, slot, Finished(done, total, length)
 
 
-def as_metric(name: str, value: Any) -> Array:
-    """Return a metric as float32, but the number of steps exactly: float32 ends at 16 million of them."""
-    return jnp.asarray(value, jnp.int32 if name == "env_steps" else jnp.float32)
+def as_metrics(values: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as float32, but a `StepCount` as it is: float32 counts to 16 million only."""
+    return {n: v if isinstance(v, StepCount) else jnp.asarray(v, jnp.float32) for n, v in values.items()}
 
 
 # The square of a larger number overflows float32, and with it every variance that it enters.

@@ -1,6 +1,7 @@
 """Rows shared out over several devices give the update of one device. conftest.py makes four CPU devices."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +27,8 @@ def _after(updates: int, fields: dict, on: int):
     # The keys are of the kind that two devices can use.
     start, static = init_state(config.model_copy(update={"devices": 2}), agent)
     many = make_many_updates(agent, static, config.total_steps)
-    arrays, metrics = many(place(agent, start), updates)
+    arrays, _, metrics = many(place(agent, start), updates, jnp.ones(config.num_seeds, bool))
+    metrics["env_steps"] = metrics["env_steps"].to_numpy()
     return arrays, {name: np.asarray(m)[:updates] for name, m in metrics.items()}
 
 

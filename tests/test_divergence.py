@@ -15,7 +15,6 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
-from memax_rl.evaluation.episodes import evaluate_state
 from memax_rl.training import Run, TrainingError, loop, make_config
 from memax_rl.training.loop import load_agent, make_agent
 
@@ -96,9 +95,8 @@ def test_a_number_that_cannot_be_learned_from_stops_the_run_and_names_the_enviro
         assert _is_finite(load_agent(run)[1]), "the newest checkpoint is a good one"
 
 
-def _train_with_broken_updates(monkeypatch, config: Any, folder: Path, breaks: Any) -> Run:
-    """Train with an agent whose network becomes nan in the updates where `breaks(state)`; their loss is finite."""
-    agent = make_agent(config)
+def _broken(agent: Any, breaks: Any) -> Any:
+    """Return an update by which the network becomes nan where `breaks(state)`; its loss is finite."""
     healthy = agent.update
 
     def update(state):
@@ -107,8 +105,13 @@ def _train_with_broken_updates(monkeypatch, config: Any, folder: Path, breaks: A
         arrays = jax.tree.map(lambda x: jnp.where(breaks(state), jnp.nan, x), arrays)
         return eqx.tree_at(lambda s: s.network, new, eqx.combine(arrays, static)), metrics
 
+    return update
+
+
+def _train_with_broken_updates(monkeypatch, config: Any, folder: Path, breaks: Any) -> Run:
+    agent = make_agent(config)
     with monkeypatch.context() as patch:
-        patch.setattr(agent, "update", update)
+        patch.setattr(agent, "update", _broken(agent, breaks))
         patch.setattr(loop, "make_agent", lambda config: agent)
         return memax_rl.train(config, out=folder)
 
@@ -150,15 +153,43 @@ def test_the_other_seeds_go_on_when_one_diverges(tmp_path, monkeypatch):
         rows = [row for row in run.metrics() if row["seed"] == seed]
         assert [row["finite"] for row in rows] == ([0.0] if seed in broken else [1.0] * len(rows))
         assert len(rows) == 1 if seed in broken else len(rows) > 1
+    assert load_agent(run)[2] == [s for s in range(4) if s not in broken]
+    evaluated = memax_rl.evaluate(run.folder, episodes=2)
+    assert evaluated["diverged_seeds"] == broken
     stops = make_config(fields | {"on_divergence": "stop"})
     with pytest.raises(TrainingError, match="not finite at update 1"):
         _train_with_broken_updates(monkeypatch, stops, tmp_path / "stops", _even)
 
 
-def test_networks_of_nan_are_not_evaluated(tmp_path):
-    config = make_config(PPO | {"env": _register("Sound"), "total_steps": 24})
+def test_what_a_diverged_seed_had_learned_stays_as_it_was_before(monkeypatch):
+    """Not one nan reaches a checkpoint, and no update is made for seeds that are all lost."""
+    config = make_config(PPO | {"env": _register("Sound"), "total_steps": 24 * 50, "num_seeds": 2})
     agent = make_agent(config)
+    update = _broken(agent, lambda state: state.updates >= 3)
+    monkeypatch.setattr(agent, "update", update)
     arrays, static = loop.init_state(config, agent)
-    network = jax.tree.map(lambda x: x * jnp.nan if eqx.is_inexact_array(x) else x, eqx.combine(arrays, static).network)
-    with pytest.raises(ValueError, match="hold nan or inf"):
-        evaluate_state(agent, network, config, episodes=2)
+    many = loop.make_many_updates(agent, static, config.total_steps)
+    before = jax.tree.map(jnp.copy, many(jax.tree.map(jnp.copy, arrays), 3, jnp.ones(2, bool))[0])
+    after, sound, metrics = many(arrays, 50, jnp.ones(2, bool))
+    assert not np.any(sound)
+    assert np.asarray(after.updates).tolist() == [4, 4], "it stops with the last sound seed"
+    assert np.asarray(metrics["finite"])[:4].tolist() == [[1, 1]] * 3 + [[0, 0]]
+    for name in agent.learned:
+        for kept, was in zip(*(jax.tree.leaves(getattr(s, name)) for s in (after, before)), strict=True):
+            np.testing.assert_array_equal(kept, was)
+
+
+def test_networks_of_nan_are_not_loaded(tmp_path):
+    config = make_config(PPO | {"env": _register("Sound"), "total_steps": 24})
+    run = memax_rl.train(config, out=tmp_path / "run")
+    arrays, _ = loop.init_state(config, make_agent(config))
+    run.save(99, jax.tree.map(lambda x: x * jnp.nan if eqx.is_inexact_array(x) else x, arrays), 1.0)
+    with pytest.raises(ValueError, match=r"every seed of the run .* diverged"):
+        memax_rl.evaluate(tmp_path / "run", episodes=2)
+
+
+def test_a_reward_that_dwarfs_all_others_is_told(tmp_path, capsys):
+    memax_rl.train(env=_register("Dwarf", reward=1e9), total_steps=4_800, out=tmp_path / "run", **PPO)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "reward_scale" in line][:1]
+    assert line.startswith("own/BurstDwarf: reward_scale fell from ")
+    assert "set ppo.reward_scale" in line

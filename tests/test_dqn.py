@@ -12,6 +12,7 @@ from memax_rl.agents.dqn import DQN, DQNConfig, unroll
 from memax_rl.encoder import Inputs
 from memax_rl.envs import make, spaces
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
+from memax_rl.step_count import StepCount
 
 ROWS, SLOTS = 4, 16
 
@@ -224,9 +225,9 @@ def test_duelling_values_have_the_mean_of_the_state_value(space, key):
 def test_epsilon_falls_as_it_should(key):
     agent = _agent(Probe(), epsilon_end=0.2, epsilon_steps=100)
     for steps, want in [(0, 1.0), (50, 0.6), (100, 0.2), (10_000, 0.2)]:
-        np.testing.assert_allclose(agent.epsilons(jnp.array(steps)), np.full(4, want), rtol=1e-6)
+        np.testing.assert_allclose(agent.epsilons(StepCount.of(steps)), np.full(4, want), rtol=1e-6)
     each = _agent(Probe(), epsilon_start=0.4, epsilon_end=0.4, epsilon_per_env=True)
-    np.testing.assert_allclose(each.epsilons(jnp.array(0)), 0.4 ** (1 + 7 * np.arange(4) / 3), rtol=1e-5)
+    np.testing.assert_allclose(each.epsilons(StepCount.of(0)), 0.4 ** (1 + 7 * np.arange(4) / 3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete((2, 3))])

@@ -49,7 +49,7 @@ def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending)
     assert float(metrics["episode/length"]) == 3
     arrays, static = eqx.partition(networks, eqx.is_array)
     stacked = eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), static[0])
-    result = evaluate_state(agent, stacked, config, episodes=16)
+    result = evaluate_state(agent, stacked, config, range(config.num_seeds), episodes=16)
     assert result["mean_return_per_seed"] == [3, 6]
     assert result["mean_length"] == 3
     assert result["unfinished_episodes"] == 0

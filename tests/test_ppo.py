@@ -18,6 +18,7 @@ from memax_rl.encoder import Inputs
 from memax_rl.envs import make, spaces
 from memax_rl.evaluation import play
 from memax_rl.networks import NetworkConfig, make_actor_critic
+from memax_rl.step_count import StepCount
 from memax_rl.tape import previous, segment_ids
 
 
@@ -534,11 +535,11 @@ def test_target_kl_stops_an_update(key):
     """And a step size that has fallen to zero neither moves the network nor stops anything."""
     agent = _agent(Probe(), slots=12, learning_rate=0.1, schedule="linear", target_kl=1e-6, epochs=8)
     state = _init(agent, key)
-    np.testing.assert_allclose(agent.schedule(jnp.array(5_000)), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(agent.schedule(jnp.array(0.5)), 0.05, rtol=1e-6)
     update = eqx.filter_jit(agent.update)
     after, metrics = update(state)
     assert float(metrics["stopped"]) > 0.5
-    end = eqx.tree_at(lambda s: s.env_steps, after, jnp.array(10_000))
+    end = eqx.tree_at(lambda s: s.env_steps, after, StepCount.of(10_000))
     last, metrics = update(end)
     assert float(metrics["stopped"]) == 0
     for a, b in zip(jax.tree.leaves(last.network), jax.tree.leaves(end.network), strict=True):
@@ -559,7 +560,7 @@ def test_learns_to_remember(name, key):
     # Row 12: nothing that is counted is skipped.
     assert int(state.updates) == 25
     assert int(optax.tree.get(state.optimizer, "count")) == 25 * 4 * 4
-    assert int(state.env_steps) == 25 * 32 * 32
+    assert int(state.env_steps.to_numpy()) == 25 * 32 * 32
 
 
 def test_mistakes_in_the_settings_are_explained():

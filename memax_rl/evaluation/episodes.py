@@ -1,6 +1,6 @@
 """Play fresh episodes with a trained agent, by the same function that acts in training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def evaluate_state(
     agent: Any,
     networks: Any,
     config: Any,
+    seeds: Sequence[int],
     *,
     episodes: int = 256,
     greedy: bool | None = None,
@@ -65,7 +66,7 @@ def evaluate_state(
     env: Any = None,
     env_params: Any = None,
 ) -> dict[str, Any]:
-    """Evaluate the networks of all seeds, stacked along a leading axis. Returns what `evaluate` returns.
+    """Evaluate the networks of these seeds, stacked along a leading axis. Returns what `evaluate` returns.
 
     `env`, `env_params` replace the agent's own environment if given; `config` says which one it is.
     """
@@ -75,7 +76,7 @@ def evaluate_state(
     # Far from the keys of training, which are those of small seeds.
     keys = jax.random.split(
         jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
-    )
+    )[np.array(seeds) - config.seed]
     max_steps = env.horizon(env_params) or 10_000
 
     @eqx.filter_jit
@@ -105,23 +106,14 @@ def evaluate_state(
     is_plain = all(isinstance(wrapper, NormalizeObservationConfig) for wrapper in config.env_wrappers)
     is_plain = is_plain and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
-    # The network of a seed that has diverged plays nonsense. Its return is no result.
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))]
-    sound = [all(bool(np.all(np.isfinite(leaf[i]))) for leaf in leaves) for i in range(config.num_seeds)]
-    if not any(sound):
-        raise ValueError(
-            "the networks of all seeds of this run hold nan or inf: it has diverged, and nothing can be played"
-        )
-    returns, lengths, ended = returns[sound], lengths[sound], ended[sound]
-    seeds = [config.seed + i for i in range(config.num_seeds) if sound[i]]
     per_seed = [float(np.mean(r)) for r in returns]
     return {
         "env": config.env,
         "memory": config.network.memory,
         "policy": "greedy" if greedy else "sampled",
         "episodes_per_seed": episodes,
-        "seeds": seeds,
-        "diverged_seeds": [config.seed + i for i in range(config.num_seeds) if not sound[i]],
+        "seeds": list(seeds),
+        "diverged_seeds": sorted(set(range(config.seed, config.seed + config.num_seeds)) - set(seeds)),
         "return": summarize(returns.astype(np.float64)),
         "return_over_episodes": summarize(returns.astype(np.float64), over="episodes"),
         "chance": chance,
@@ -170,18 +162,18 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(folder, imports, trust)
     config = run.config()
-    agent, networks = load_agent(run)
+    agent, networks, seeds = load_agent(run)
     settings: dict[str, Any] = {"episodes": episodes, "greedy": greedy, "seed": seed}
     try:
         if not env_options:
-            return evaluate_state(agent, networks, config, **settings)
+            return evaluate_state(agent, networks, config, seeds, **settings)
         options = envs.complete_options(config.env, config.env_options | env_options)
         changed = {name: value for name, value in options.items() if value != config.env_options[name]}
         config = config.model_copy(update={"env_options": options})
         env, env_params = make_environment(config)
         try:
             _check_spaces(agent, env, env_params, changed)
-            return evaluate_state(agent, networks, config, **settings, env=env, env_params=env_params)
+            return evaluate_state(agent, networks, config, seeds, **settings, env=env, env_params=env_params)
         finally:
             close(env)
     finally:

@@ -218,7 +218,7 @@ def evaluate_in_context(
     run = Run.open(folder, imports, trust)
     config = run.config()
     trained = _check_trials(config)
-    agent, networks = load_agent(run)
+    agent, networks, seeds = load_agent(run)
     greedy = agent.plays_greedily if greedy is None else greedy
     episodes = trained if episodes is None else episodes
     networks, network_static = eqx.partition(networks, eqx.is_array)
@@ -243,7 +243,7 @@ def evaluate_in_context(
         )
 
     def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
-        one = [jax.tree.map(lambda leaf, s=s: leaf[s], networks) for s in range(config.num_seeds)]
+        one = [jax.tree.map(lambda leaf, s=s: leaf[s], networks) for s in range(len(seeds))]
         played = [np.asarray(play(env, network, jnp.asarray(n), jnp.asarray(wiped)))[:, :n] for network in one]
         return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
 
@@ -255,7 +255,7 @@ def evaluate_in_context(
         "env_options": config.env_options,
         "memory": config.network.memory,
         "policy": "greedy" if greedy else "sampled",
-        "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+        "seeds": seeds,
         "tasks": tasks,
         "episodes": episodes,
         "trained_episodes": trained,

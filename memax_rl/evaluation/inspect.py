@@ -254,11 +254,12 @@ def inspect(
             f"memax-rl inspect looks into a policy and a value, which agents of ppo have; this run's agent is "
             f"{config.agent!r}"
         )
-    agent, networks = load_agent(run)
+    agent, networks, seeds = load_agent(run)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.horizon(agent.env_params) or 256, 256) if steps is None else steps
 
-    policy, value, pairs, change, changes = _measure(agent, networks, config.num_seeds, key, rows, slots)
+    places = [s - config.seed for s in seeds]
+    policy, value, pairs, change, changes = _measure(agent, networks, places, key, rows, slots)
     totals, numbers = np.stack([policy, value, change]), np.stack([pairs, pairs, changes])
     lags = _entries(totals[..., 0, :], numbers[..., 0, :], np.arange(slots + 1))
     if not lags:
@@ -271,7 +272,7 @@ def inspect(
     return {
         "env": config.env,
         "memory": config.network.memory,
-        "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+        "seeds": seeds,
         "rows": rows,
         "steps": slots,
         "reach": {name: _reach(np.array([entry[name] for entry in lags])) for name in _MEASURES},
@@ -281,7 +282,7 @@ def inspect(
 
 
 def _measure(
-    agent: Any, networks: ActorCritic, seeds: int, key: PRNGKeyArray, rows: int, slots: int
+    agent: Any, networks: ActorCritic, places: list[int], key: PRNGKeyArray, rows: int, slots: int
 ) -> list[Float[np.ndarray, "seeds rows 2 slots"]]:
     """Play with each seed's network, and return its sums and numbers by lag: policy, value, pairs; change, pairs."""
 
@@ -296,9 +297,9 @@ def _measure(
     params, rest = eqx.partition(networks, eqx.is_array)
     measured = []
     try:
-        for index in range(seeds):
+        for index, place in enumerate(places):
             network = eqx.combine(jax.tree.map(lambda leaf, i=index: leaf[i], params), rest)
-            measured.append([np.asarray(x, np.float64) for x in one_seed(network, jax.random.fold_in(key, index))])
+            measured.append([np.asarray(x, np.float64) for x in one_seed(network, jax.random.fold_in(key, place))])
             if (failed := failure(agent.env)) is not None:
                 raise EnvironmentFailure(failed)
     finally:

@@ -38,7 +38,7 @@ class TrainConfig(BaseModel):
     """How many runs, of seeds seed, seed + 1, ..., train together."""
     devices: int = Field(default=1, ge=1, le=4096)
     """Devices that share the rows of each update; on a CPU they are threads. Another number is another random run."""
-    total_steps: int = Field(default=260_000, ge=1, le=2_000_000_000)
+    total_steps: int = Field(default=260_000, ge=1, le=10**15)
     """Environment steps of each seed; the run ends with the first update that reaches them."""
     on_divergence: Literal["continue", "stop"] = "continue"
     """What to do when the network of one of several seeds is no longer finite: train the others on, or stop."""

@@ -1,6 +1,7 @@
 """The training loop: many updates in one jitted call, then log, checkpoint, and look whether to stop."""
 
 import datetime
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 import memax_rl
 from memax_rl import devices, envs
@@ -22,6 +23,7 @@ from memax_rl.encoder import describe_inputs
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import make_actor_critic, make_q_network
+from memax_rl.step_count import StepCount
 from memax_rl.stopping import Stopped, ready, stop_signals
 from memax_rl.streams import LARGEST, seed_key
 from memax_rl.training.config import TrainConfig, make_config
@@ -31,6 +33,8 @@ from memax_rl.training.run import Run, RunError
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
 _MOST_UPDATES_A_CALL = 256
+# A reward scale that falls by more than this within an update is worth a word.
+_LARGEST_FALL = 1_000
 # The axis of rows in the arrays of a state, behind that of seeds.
 _ROWS = 1
 
@@ -190,10 +194,12 @@ def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
     return saved, seconds
 
 
-def load_agent(run: Run) -> tuple[Agent, Any]:
-    """Return the agent of a run, and the networks of its seeds from the newest checkpoint, stacked along an axis.
+def load_agent(run: Run) -> tuple[Agent, Any, list[int]]:
+    """Return the agent of a run, the networks of its sound seeds, stacked along an axis, and these seeds.
 
-    **Raises:** `RunError`, see `Run.restore`.
+    They are of the newest checkpoint. A seed that diverged is left out: what it had learned is of another update.
+
+    **Raises:** `RunError` if no seed is sound, and as `Run.restore` does.
     """
     config = run.config()
     with run.trusted():
@@ -207,7 +213,21 @@ def load_agent(run: Run) -> tuple[Agent, Any]:
     static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), _is_shape, inverse=True)
     shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
     restored, _ = run.restore({"network": shapes}, whole=False)
-    return agent, eqx.combine(restored["network"], static)
+    networks = eqx.combine(restored["network"], static)
+    return agent, *_sound_networks(run, config, networks)
+
+
+def _sound_networks(run: Run, config: TrainConfig, networks: Any) -> tuple[Any, list[int]]:
+    """Return the networks of the seeds that did not diverge, and these seeds. Raises `RunError` if there are none."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))]
+    diverged = run.diverged_seeds()
+    finite = np.all([np.isfinite(leaf).reshape(config.num_seeds, -1).all(axis=1) for leaf in leaves], axis=0)
+    sound = [i for i, seed in enumerate(_seeds(config)) if finite[i] and seed not in diverged]
+    if not sound:
+        raise RunError(f"every seed of the run {run.folder} diverged in training: there is no network to play with")
+    if len(sound) < config.num_seeds:
+        networks = jax.tree.map(lambda leaf: leaf[np.array(sound)] if eqx.is_array(leaf) else leaf, networks)
+    return networks, [config.seed + i for i in sound]
 
 
 def _saved(agent: Agent, arrays: PyTree) -> PyTree:
@@ -250,58 +270,69 @@ def default_folder(config: TrainConfig) -> Path:
     return Path("runs") / f"{name}-{config.network.memory}-seed{config.seed}-{now}"
 
 
-def make_many_updates(agent: Agent, static: PyTree, total_steps: int) -> Callable[[PyTree, int], tuple[PyTree, Any]]:
-    """Return (arrays, n) -> (arrays, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
+def make_many_updates(
+    agent: Agent, static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
+) -> Callable[[PyTree, int, Bool[Array, " seeds"]], tuple[PyTree, Bool[Array, " seeds"], Any]]:
+    """Return (arrays, n, sound) -> (arrays, sound, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
 
-    It stops early at the first update by which every seed has made `total_steps`. The arrays are donated; they must be
-    where `place` puts them.
+    `sound` says which seeds have not diverged. A seed diverges in the update after which its loss or anything that it
+    has learned is not finite; from there on it keeps what it had learned before that update.
+
+    It stops early at the first update by which every sound seed has made `total_steps`, no seed is sound or, with
+    `stop_at_divergence`, one is not. The arrays are donated; they must be where `place` puts them.
     """
 
-    def update(arrays):
+    def update(arrays, sound):
         state, metrics = agent.update(eqx.combine(arrays, static))
-        return eqx.filter(state, eqx.is_array), metrics | {"finite": _is_finite(agent, state)}
+        finite = _is_finite(agent, state, metrics)
+        sound = sound & finite
+        new = eqx.filter(state, eqx.is_array)
+        learned = [jax.tree.map(functools.partial(jnp.where, sound), *pair) for pair in _learned(agent, new, arrays)]
+        new = eqx.tree_at(lambda s: [getattr(s, name) for name in agent.learned], new, learned)
+        return new, sound, metrics | {"finite": finite.astype(jnp.float32)}
 
-    def one(arrays):
-        if arrays.updates.shape[0] > 1:
-            return jax.vmap(update)(arrays)
+    def update_seeds(arrays, sound):
+        if sound.shape[0] > 1:
+            return jax.vmap(update)(arrays, sound)
         # A batch axis of one seed would make every matrix product a batched one, which is much slower on a CPU.
-        result = update(jax.tree.map(lambda leaf: leaf[0], arrays))
+        result = update(*jax.tree.map(lambda leaf: leaf[0], (arrays, sound)))
         return jax.tree.map(lambda leaf: leaf[None], result)
 
-    def many(arrays, n):
-        shapes = jax.eval_shape(one, arrays)[1]
+    def many(arrays, n, sound):
+        shapes = jax.eval_shape(update_seeds, arrays, sound)[2]
         empty = jax.tree.map(lambda s: jnp.zeros((_MOST_UPDATES_A_CALL, *s.shape), s.dtype), shapes)
 
-        def more(carry):
-            i, arrays, _ = carry
-            return (i < n) & (jnp.min(arrays.env_steps) < total_steps)
+        def goes_on(carry):
+            i, arrays, sound, _ = carry
+            trains = sound & ~arrays.env_steps.reached(total_steps)
+            wanted = jnp.all(sound) if stop_at_divergence else True
+            return (i < n) & jnp.any(trains) & wanted
 
         def body(carry):
-            i, arrays, log = carry
-            arrays, metrics = one(arrays)
-            return i + 1, arrays, jax.tree.map(lambda m, now: m.at[i].set(now), log, metrics)
+            i, arrays, sound, log = carry
+            arrays, sound, metrics = update_seeds(arrays, sound)
+            return i + 1, arrays, sound, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
 
         # A loop with a bound known only at run time: one compilation serves every n.
-        _, arrays, log = jax.lax.while_loop(more, body, (0, arrays, empty))
-        return arrays, log
+        _, arrays, sound, log = jax.lax.while_loop(goes_on, body, (0, arrays, sound, empty))
+        return arrays, sound, log
 
     if agent.devices > 1:
         many = devices.over_devices(many, agent.devices, agent.shared_out, _ROWS)
     return jax.jit(many, donate_argnums=0)
 
 
-def _is_finite(agent: Agent, state: PyTree) -> jax.Array:
-    """Return 1.0 if all that was learned is finite. A finite loss is no proof: its gradient may be nan."""
-    learned = [eqx.filter(getattr(state, name), eqx.is_inexact_array) for name in agent.learned]
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]
-    return jnp.all(jnp.stack(finite)).astype(jnp.float32)
+def _learned(agent: Agent, *states: PyTree) -> Iterable[tuple[PyTree, ...]]:
+    """Yield what the agent has learned, part by part, each as a tuple over the states."""
+    return (tuple(getattr(state, name) for state in states) for name in agent.learned)
 
 
-def find_diverged(config: TrainConfig, network: PyTree) -> list[int]:
-    """Return the seeds whose network, in a stack of those of all seeds, is not finite."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))]
-    sound = [all(bool(np.all(np.isfinite(leaf[i]))) for leaf in leaves) for i in range(config.num_seeds)]
-    return [config.seed + i for i, is_sound in enumerate(sound) if not is_sound]
+def _is_finite(agent: Agent, state: PyTree, metrics: dict[str, Any]) -> Bool[Array, ""]:
+    """Return whether loss and all that was learned are finite. A finite loss is no proof: its gradient may be nan."""
+    learned = [eqx.filter(part, eqx.is_inexact_array) for (part,) in _learned(agent, state)]
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]))
+    # An agent that fills a replay first has no loss yet.
+    return finite & (jnp.isfinite(metrics["loss"]) | (metrics.get("gradient_steps", 1) == 0))
 
 
 def place(agent: Agent, arrays: PyTree) -> PyTree:
@@ -311,62 +342,41 @@ def place(agent: Agent, arrays: PyTree) -> PyTree:
     return devices.place(arrays, agent.devices, agent.shared_out, _ROWS)
 
 
+def _seeds(config: TrainConfig) -> range:
+    return range(config.seed, config.seed + config.num_seeds)
+
+
 def _update_of(arrays: PyTree) -> int:
     return int(np.asarray(arrays.updates)[0])
 
 
 def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], stopped) -> tuple[PyTree, float]:
     """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
-    many = make_many_updates(agent, static, config.total_steps)
-    # Seeds train independently, so those that are still sound go on.
-    diverged: dict[int, dict[str, float]] = {}
-    for seed in find_diverged(config, arrays.network):
-        diverged[seed] = {"seed": seed, "update": _update_of(arrays), "loss": np.nan}
+    stop_at_divergence = config.on_divergence == "stop"
+    many = make_many_updates(agent, static, config.total_steps, stop_at_divergence=stop_at_divergence)
+    known = run.diverged_seeds()
+    sound = jnp.array([seed not in known for seed in _seeds(config)])
     n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
-    begun = time.monotonic() - seconds
-    while int(np.min(arrays.env_steps)) < config.total_steps:
+    begun, scales = time.monotonic() - seconds, {}
+    while _has_to_train(config, arrays, sound):
         before, call = _update_of(arrays), time.monotonic()
-        new, metrics = many(arrays, n)
-        after = _update_of(new)
+        was_sound = np.asarray(sound)
+        arrays, sound, metrics = many(arrays, n, sound)
+        after = _update_of(arrays)
         ready()
         kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
-        _check_host(agent, new, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
+        _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
-        rows = [row for row in rows if row["seed"] not in diverged]
-        unusable = next((row for row in rows if row["env/unusable"] > 0), None)
-        overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
-        for row in rows:
-            if row["seed"] not in diverged and _has_diverged(row):
-                diverged[int(row["seed"])] = row
-        stops = len(diverged) == config.num_seeds or (diverged and config.on_divergence == "stop")
+        rows = _until_divergence(rows, {s for s, ok in zip(_seeds(config), was_sound, strict=True) if ok})
+        stops = not np.any(sound) or (stop_at_divergence and not np.all(sound))
         # The row in which a seed diverged is its last one, and tells so; of a run that stops only sound rows are kept.
-        ends = {seed: row["update"] - bool(stops) for seed, row in diverged.items()}
-        sound = [row for row in rows if row["update"] <= ends.get(int(row["seed"]), np.inf)]
-        run.append_metrics(sound)
+        written = [row for row in rows if row["finite"] or not stops]
+        run.append_metrics(written)
         for log in logs:
-            log.write(sound)
-        if unusable is not None:
-            raise TrainingError(
-                f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, at "
-                f"{unusable['env/unusable']:.0f} steps of update {unusable['update']:.0f} of seed "
-                f"{unusable['seed']:.0f}; mend the environment, or wrap it so that it stays within bounds. "
-                f"Checkpoints: {kept}"
-            )
-        if stops:
-            bad = max(diverged.values(), key=lambda row: row["update"])
-            what = "a parameter is not finite" if np.isfinite(bad["loss"]) else f"the loss is {bad['loss']}"
-            raise TrainingError(
-                f"{what} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; good checkpoints: {kept}. Try a "
-                f"smaller {agent.name}.learning_rate or {agent.name}.max_grad_norm, and look whether observations or "
-                "rewards are very large"
-            )
-        if overlong is not None:
-            raise TrainingError(
-                f"an episode is longer than a row of the tape ({agent.config.slots} slots) at update "
-                f"{overlong['update']:.0f}; {agent.longer}"
-            )
-        arrays = new
+            log.write(written)
+        _check_rows(config, agent, rows, bool(stops), kept)
+        _warn_of_scale(config, rows, scales)
         if stopped() or time.monotonic() - saved_at >= config.checkpoint_interval:
             run.save(after, _saved(agent, arrays), seconds)
             saved, saved_at = after, time.monotonic()
@@ -378,9 +388,68 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
     return arrays, seconds
 
 
-def _has_diverged(row: dict[str, float]) -> bool:
-    # An agent that fills a replay first has no loss yet.
-    return row["finite"] == 0 or (not np.isfinite(row["loss"]) and row.get("gradient_steps", 1) > 0)
+def _warn_of_scale(config: TrainConfig, rows: list[dict[str, float]], scales: dict[float, float]) -> None:
+    """Say so where returns became so much larger within an update that those before it no longer count for anything.
+
+    `scales` holds the last reward scale of each seed, and is brought up to date.
+    """
+    for row in rows:
+        seed, scale = row["seed"], row.get("reward_scale", 1.0)
+        before = scales.get(seed, scale)
+        scales[seed] = scale
+        if scale < before / _LARGEST_FALL:
+            print(
+                f"{config.env}: reward_scale fell from {before:.3g} to {scale:.3g} at update {row['update']:.0f} of "
+                f"seed {seed:.0f}: a return was {before / scale:.0e} times as large as those before, which the agent "
+                "hardly sees any more. Bound the rewards, or set ppo.reward_scale",
+                file=sys.stderr,
+            )
+
+
+def _has_to_train(config: TrainConfig, arrays: PyTree, sound: Bool[Array, " seeds"]) -> bool:
+    return bool(np.any(np.asarray(sound) & (arrays.env_steps.to_numpy() < config.total_steps)))
+
+
+def _until_divergence(rows: list[dict[str, float]], seeds: set[int]) -> list[dict[str, float]]:
+    """Return the rows of these seeds, of each up to the one in which it diverged."""
+    kept = []
+    for row in rows:
+        if row["seed"] in seeds:
+            kept.append(row)
+            if not row["finite"]:
+                seeds = seeds - {row["seed"]}
+    return kept
+
+
+def _check_rows(config: TrainConfig, agent: Agent, rows: list[dict[str, float]], stops: bool, kept: str) -> None:
+    """Raise `TrainingError` if the rows tell of something that training cannot go on with.
+
+    `stops`: whether a seed that diverged ends the run. `kept`: which checkpoint there is, in words.
+    """
+    unusable = next((row for row in rows if row["env/unusable"] > 0), None)
+    if unusable is not None:
+        raise TrainingError(
+            f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, at "
+            f"{unusable['env/unusable']:.0f} steps of update {unusable['update']:.0f} of seed {unusable['seed']:.0f}; "
+            f"mend the environment, or wrap it so that it stays within bounds. Checkpoints: {kept}"
+        )
+    diverged = [row for row in rows if not row["finite"]]
+    if stops and diverged:
+        bad = diverged[-1]
+        what = f"the loss is {bad['loss']}"
+        if np.isfinite(bad["loss"]) or bad.get("gradient_steps", 1) == 0:
+            what = "a parameter is not finite"
+        raise TrainingError(
+            f"{what} at update {bad['update']:.0f} of seed {bad['seed']:.0f}; good checkpoints: {kept}. Try a smaller "
+            f"{agent.name}.learning_rate or {agent.name}.max_grad_norm, and look whether observations or rewards are "
+            "very large"
+        )
+    overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
+    if overlong is not None:
+        raise TrainingError(
+            f"an episode is longer than a row of the tape ({agent.config.slots} slots) at update "
+            f"{overlong['update']:.0f}; {agent.longer}"
+        )
 
 
 def _updates_a_call(seconds_an_update: float) -> int:
@@ -389,6 +458,7 @@ def _updates_a_call(seconds_an_update: float) -> int:
 
 def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float) -> list[dict[str, float]]:
     """Return one row an update and seed. Seeds are never averaged: the spread is the result."""
+    metrics = {name: m.to_numpy() if isinstance(m, StepCount) else m for name, m in metrics.items()}
     return [
         {"update": before + i + 1, "seed": config.seed + s, "seconds": round(seconds, 3)}
         | {name: float(m[i, s]) for name, m in metrics.items()}
@@ -401,6 +471,8 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: 
     """Evaluate the trained seeds and write summary.json."""
     from memax_rl.evaluation import evaluate_state, print_table
 
+    steps = state.env_steps.to_numpy()
+    diverged = run.diverged_seeds()
     summary: dict[str, Any] = {
         "memax_rl": memax_rl.__version__,
         "jax": jax.__version__,
@@ -409,15 +481,16 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: 
         "agent": config.agent,
         "memory": config.network.memory,
         "updates": int(state.updates[0]),
-        "env_steps": [int(n) for n in state.env_steps],
+        "env_steps": steps.tolist(),
         "seconds": round(seconds, 3),
-        "steps_per_second": round(float(np.sum(state.env_steps)) / seconds, 1),
+        "steps_per_second": round(float(np.sum(steps)) / seconds, 1),
     }
-    if diverged := find_diverged(config, state.network):
+    if diverged:
         summary["diverged_seeds"] = diverged
     if config.eval_episodes:
         try:
-            result = evaluate_state(agent, state.network, config, episodes=config.eval_episodes)
+            networks, seeds = _sound_networks(run, config, state.network)
+            result = evaluate_state(agent, networks, config, seeds, episodes=config.eval_episodes)
         except EnvironmentFailure as error:
             raise TrainingError(
                 f"{error}; this was in the evaluation after the training, whose last state is saved"

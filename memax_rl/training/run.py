@@ -198,6 +198,13 @@ class Run:
         kept = [line for line in whole if float(line[column]) <= update]
         write_atomically(self.metrics_path, "\n".join(",".join(line) for line in [header, *kept]) + "\n")
 
+    def diverged_seeds(self) -> list[int]:
+        """Return the seeds that diverged in training, as metrics.csv tells.
+
+        **Raises:** `RunError` if the file is damaged.
+        """
+        return sorted({int(row["seed"]) for row in self.metrics() if row.get("finite") == 0})
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
         try:
