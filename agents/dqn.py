@@ -5,7 +5,7 @@ https://arxiv.org/abs/1507.06527.
 
 One update:
 1. `_collect` takes `steps` slots in each of N environment streams, epsilon-greedily, and adds them to the replay.
-2. `_learn` makes `gradient_steps` gradient steps, each on freshly sampled tapes (see `memax_rl.replay`).
+2. `_learn` makes `gradient_steps` gradient steps, each on freshly sampled tapes (see `memax_rl.rollout.replay`).
 
 A sampled tape begins at an episode's start, so every transition has its whole history on it: no stored memories, no
 burn-in, no padding. One unroll of the network over the tape gives Q at t and, one slot further, Q at t+1 with the
@@ -23,38 +23,44 @@ import jax.numpy as jnp
 import optax
 import rlax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from memax_rl import envs
-from memax_rl import replay as replays
-from memax_rl.encoder import Inputs
+from memax_rl.agents.base import AgentSettings
+from memax_rl.agents.optimizer import Schedule, clip, make_schedule
 from memax_rl.envs import spaces
-from memax_rl.networks import QNetwork, QValues, check_discrete
-from memax_rl.optimizer import Schedule, clip, make_schedule
-from memax_rl.replay import Replay, Sample
-from memax_rl.returns import lambda_returns, n_step_returns
-from memax_rl.step_count import StepCount, check_counts
-from memax_rl.streams import Finished, Stream, as_metrics, count_unusable, episode_metrics, start_stream, step_stream
-from memax_rl.tape import Tape, learning_reward, previous, value_ends
+from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
+from memax_rl.networks.encoder import Inputs
+from memax_rl.rollout import replay as replays
+from memax_rl.rollout.replay import Replay, Sample
+from memax_rl.rollout.returns import lambda_returns, n_step_returns
+from memax_rl.rollout.step_count import StepCount, check_counts
+from memax_rl.rollout.streams import (
+    Finished,
+    Stream,
+    as_metrics,
+    count_unusable,
+    episode_metrics,
+    start_stream,
+    step_stream,
+)
+from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
 
 
-class DQNConfig(BaseModel):
+class DQNConfig(AgentSettings):
     """Settings of DQN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    num_envs: int = Field(default=16, ge=1)
+    num_envs: int = Field(default=16, ge=1, le=2**20)
     """Environments in parallel."""
-    rows: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1)
     """Tapes in a gradient step."""
-    slots: int | None = Field(default=None, ge=2)
+    tape_length: int | None = Field(default=None, ge=2)
     """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
-    update_to_data: float = Field(default=8.0, gt=0)
-    """Slots learnt from for each slot collected, counting every time one is learnt from. PPO's is its epochs. An update
-    collects the fewest steps that make its gradient steps a whole number."""
-    replay_slots: int = Field(default=200_000, ge=2, le=2**28)
+    samples_per_insert: float = Field(default=8.0, gt=0)
+    """Slots learned from for each slot collected, counting every time one is learned from; PPO's is its update_epochs.
+    An update collects the fewest steps that make its gradient steps a whole number."""
+    buffer_size: int = Field(default=200_000, ge=2, le=2**28)
     """Slots in the replay, shared evenly by the environments."""
-    warm_up: int = Field(default=5_000, ge=1)
+    learning_starts: int = Field(default=5_000, ge=1)
     """Transitions in the replay before learning begins."""
     save_replay: bool = True
     """Save the replay in checkpoints. Without it a resumed run collects anew, and differs from one left alone."""
@@ -67,21 +73,21 @@ class DQNConfig(BaseModel):
     epsilon_start: float = Field(default=1.0, ge=0, le=1)
     """Probability of a random action at the start."""
     epsilon_end: float = Field(default=0.05, ge=0, le=1)
-    """Probability of a random action after `epsilon_steps`."""
-    epsilon_steps: int | None = Field(default=None, ge=1)
+    """Probability of a random action after `epsilon_decay_steps`."""
+    epsilon_decay_steps: int | None = Field(default=None, ge=1)
     """Environment steps over which epsilon falls, linearly. None: a quarter of the run."""
     epsilon_per_env: bool = False
     """Give environment i of N the epsilon to the power of 1 + 7 i / (N - 1): some explore, others exploit."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Adam's step size at the start."""
-    schedule: Schedule = "linear"
+    lr_schedule: Schedule = "linear"
     """How the step size falls over the run, to zero at the end."""
     adam_eps: float = Field(default=1e-8, gt=0)
     """Adam's epsilon."""
     max_grad_norm: float = Field(default=0.5, gt=0)
     """The gradient is scaled down to this global norm."""
-    discount: float = Field(default=0.99, ge=0, le=1)
-    """Gamma."""
+    gamma: float = Field(default=0.99, ge=0, le=1)
+    """Discount factor."""
     n_step: int = Field(default=1, ge=1)
     """Rewards summed before the bootstrap, where q_lambda is null."""
     q_lambda: float | None = Field(default=0.9, ge=0, le=1)
@@ -90,9 +96,9 @@ class DQNConfig(BaseModel):
     """Stop a lambda-return at the first action that is not the best one, as Watkins' Q(lambda) does; else Peng's."""
     double: bool = True
     """Choose the next action by the online network, and value it by the target network."""
-    duelling: bool = True
+    dueling: bool = True
     """Split action values into a state's value and the actions' advantages."""
-    target_period: int = Field(default=50, ge=1)
+    target_update_period: int = Field(default=50, ge=1)
     """Gradient steps between updates of the target network."""
     target_tau: float = Field(default=1.0, gt=0, le=1)
     """How far an update moves the target network to the online one. 1: a copy. Soft updates: below 1, period 1."""
@@ -155,9 +161,9 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
 
 
 class DQN:
-    """The agent: `init` makes a state, `update` is one pure step of training, `act` is how it plays.
+    """Recurrent DQN behind the agent protocol (`memax_rl.agents.base.Agent`).
 
-    `name`, `longer`, `plays_greedily`, `unsaved`, `learned`, `shared_out`: see `PPO`. It trains on one device.
+    It trains on one device.
 
     **Arguments:**
 
@@ -171,11 +177,10 @@ class DQN:
     """
 
     name = "dqn"
-    longer = "set dqn.slots to more than the longest episode"
-    learned = ("network", "target", "optimizer")
-    plays_greedily = True
+    learned_fields: tuple[str, ...] = ("network", "target", "optimizer")
+    evaluates_greedily = True
     devices = 1
-    shared_out: tuple[str, ...] = ()
+    sharded_fields: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -190,13 +195,14 @@ class DQN:
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         check_discrete(self.action_space)
         self.sizes = resolve(config, env, env_params)
-        self.config = config.model_copy(update={"slots": self.sizes.slots})
-        self.unsaved = () if config.save_replay else ("replay",)
+        self.overlong_hint = f"set dqn.tape_length, now {self.sizes.slots}, to more than the longest episode"
+        self.config = config.model_copy(update={"tape_length": self.sizes.slots})
+        self.transient_fields: tuple[str, ...] = () if config.save_replay else ("replay",)
         steps = config.num_envs * self.sizes.steps
         check_counts(total_steps, steps, self.sizes.gradient_steps, "num_envs * steps collected")
         self.total_steps = total_steps
-        self.epsilon_steps = config.epsilon_steps or max(total_steps // 4, 1)
-        self.schedule = make_schedule(config.schedule, config.learning_rate)
+        self.epsilon_decay_steps = config.epsilon_decay_steps or max(total_steps // 4, 1)
+        self.schedule = make_schedule(config.lr_schedule, config.learning_rate)
         self.epsilon_schedule = optax.linear_schedule(config.epsilon_start, config.epsilon_end, 1)
         self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
 
@@ -222,8 +228,8 @@ class DQN:
             gradient_steps=jnp.zeros((), jnp.int32),
         )
 
-    def reopen(self, state: DQNState) -> DQNState:
-        """Return the state with every stream at the start of a new episode, for environments that cannot be restored.
+    def reset_environments(self, state: DQNState) -> DQNState:
+        """Return the state with every environment at the start of a new episode.
 
         The replay keeps what it has of the open episodes, but for their last transitions: what followed is not known.
         """
@@ -236,7 +242,7 @@ class DQN:
     def update(self, state: DQNState) -> tuple[DQNState, dict[str, Float[Array, ""]]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.
 
-        The metrics of learning are nan while the replay holds fewer than `warm_up` transitions.
+        The metrics of learning are nan while the replay holds fewer than `learning_starts` transitions.
         """
         key, collect_key, learn_key = jax.random.split(state.key, 3)
         streams, new, replay, collected = self._collect(state, collect_key)
@@ -297,7 +303,7 @@ class DQN:
     def epsilons(self, env_steps: StepCount) -> Float[Array, " num_envs"]:
         """Return the probability of a random action for each environment (Horgan et al. 2018, section 4.1)."""
         num_envs = self.config.num_envs
-        fraction = env_steps.fraction_of(self.epsilon_steps)
+        fraction = env_steps.fraction_of(self.epsilon_decay_steps)
         epsilon = jnp.broadcast_to(jnp.asarray(self.epsilon_schedule(fraction), jnp.float32), (num_envs,))
         if not self.config.epsilon_per_env:
             return epsilon
@@ -355,7 +361,7 @@ class DQN:
 
         carry = (params, state.optimizer, state.replay.priority, state.gradient_steps)
         nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(learn, carry)[1])
-        ready = replays.can_sample(state.replay, self.config.warm_up)
+        ready = replays.can_sample(state.replay, self.config.learning_starts)
         carry, metrics = jax.lax.cond(ready, learn, lambda carry: (carry, nothing), carry)
         params, optimizer, priority, count = carry
         network, target = eqx.combine(params, static)
@@ -372,7 +378,7 @@ class DQN:
         return replays.sample(
             replay,
             key,
-            rows=config.rows,
+            rows=config.batch_size,
             slots=self.sizes.slots,
             by=config.sample_by,
             alpha=config.priority_alpha,
@@ -388,7 +394,7 @@ class DQN:
 
         Called after every one of them, so that no number of environments can step over the period.
         """
-        tau = jnp.where(gradient_steps % self.config.target_period == 0, self.config.target_tau, 0.0)
+        tau = jnp.where(gradient_steps % self.config.target_update_period == 0, self.config.target_tau, 0.0)
         return optax.incremental_update(online, target, tau)
 
     def targets(self, q: QValues, target_q: QValues, tape: Tape) -> Float[Array, "rows slots"]:
@@ -408,7 +414,7 @@ class DQN:
         cut = tape.truncated | ~_next(tape.valid)
 
         def row(reward, next_value, ends, cut, is_best):
-            arguments = reward, next_value, ends, cut, config.discount
+            arguments = reward, next_value, ends, cut, config.gamma
             if config.q_lambda is None:
                 return n_step_returns(*arguments, config.n_step)
             lambda_ = jnp.full_like(reward, config.q_lambda)
@@ -449,39 +455,51 @@ def resolve(config: DQNConfig, env: Any, env_params: Any) -> Sizes:
     """Return the sizes that follow from the settings.
 
     **Raises:** `ValueError` if an episode cannot fit onto a tape, the replay is too small for the rest, or the
-    update-to-data ratio would need very long updates.
+    samples_per_insert would need very long updates.
     """
-    fixed = envs.fixed_length(env, env_params)
-    longest = fixed + envs.is_cut(env, env_params) if fixed is not None else envs.horizon(env, env_params)
-    slots = config.slots
+    fixed = env.fixed_length(env_params)
+    longest = fixed + env.is_cut(env_params) if fixed is not None else env.horizon(env_params)
+    slots = config.tape_length
     if slots is None:
         if longest is None:
             raise ValueError(
-                "slots is not set and the environment states no longest episode; set dqn.slots to more than the "
-                "longest episode"
+                "tape_length is not set and the environment states no longest episode; set dqn.tape_length to more "
+                "than the longest episode"
             )
         # A round number, so that the gradient steps of an update are soon a whole number.
         slots = 32 * math.ceil(max(128, longest + 1) / 32)
     elif longest is not None and slots < longest:
         raise ValueError(
-            f"slots={slots} is shorter than the longest episode, {longest} slots; set dqn.slots to {longest + 1} or "
-            "more"
+            f"tape_length={slots} is shorter than the longest episode, {longest} slots; set dqn.tape_length to "
+            f"{longest + 1} or more"
         )
     # gradient steps in an update / steps in it, in lowest terms.
-    ratio = Fraction(config.update_to_data).limit_denominator(1000) * config.num_envs / (config.rows * slots)
+    ratio = Fraction(config.samples_per_insert).limit_denominator(1000) * config.num_envs / (config.batch_size * slots)
     gradient_steps, steps = ratio.numerator, ratio.denominator
-    capacity = config.replay_slots // config.num_envs
+    capacity = config.buffer_size // config.num_envs
     if steps + slots > capacity:
         raise ValueError(
-            f"replay_slots={config.replay_slots} gives each of {config.num_envs} environments {capacity} slots, which "
-            f"do not hold a tape of {slots} slots and the {steps} steps of an update; set dqn.replay_slots to "
-            f"{(steps + slots) * config.num_envs} or more, or dqn.update_to_data, rows and num_envs to rounder numbers"
+            f"buffer_size={config.buffer_size} gives each of {config.num_envs} environments {capacity} slots, which "
+            f"do not hold a tape of {slots} slots and the {steps} steps of an update; set dqn.buffer_size to "
+            f"{(steps + slots) * config.num_envs} or more, or dqn.samples_per_insert, batch_size and num_envs to "
+            "rounder numbers"
         )
     # In the worst case every other slot is a final observation, and the oldest episode has lost its start.
     surely = config.num_envs * (capacity - slots) // 2
-    if config.warm_up > surely:
+    if config.learning_starts > surely:
         raise ValueError(
-            f"warm_up={config.warm_up} is more than a replay of {config.replay_slots} slots surely holds, {surely} "
-            "transitions; set dqn.warm_up lower or dqn.replay_slots higher"
+            f"learning_starts={config.learning_starts} is more than a replay of {config.buffer_size} slots surely "
+            f"holds, {surely} transitions; set dqn.learning_starts lower or dqn.buffer_size higher"
         )
     return Sizes(slots, steps, gradient_steps, capacity)
+
+
+def make(settings: DQNConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> DQN:
+    """Return the agent of a configuration. Raises `ValueError` as `DQN` does, and for several devices."""
+    if devices > 1:
+        raise ValueError(f"devices={devices}, but DQN trains on one device; set devices to 1")
+
+    def q_network(observation_space, action_space, key):
+        return make_q_network(network, observation_space, action_space, dueling=settings.dueling, key=key)
+
+    return DQN(env, env_params, q_network, settings, total_steps)

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from memax_rl.evaluation import evaluate
-from memax_rl.training import load_config, override, train
+from memax_rl.runs import load_config, override
+from memax_rl.training import train
 
 PRESET, TEST_LENGTHS = "ppo/meta_endless_tmaze", (5, 10, 20)
 

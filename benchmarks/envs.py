@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from memax_rl import envs
-from memax_rl.streams import seed_key
+from memax_rl.rollout.streams import seed_key
 
 STEPS = 512
 PYTHON_SECONDS = 0.5

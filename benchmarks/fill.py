@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from memax_rl.training import Run, load_config, make_config, train
+from memax_rl.runs import Run, load_config, make_config
+from memax_rl.training import train
 
 PRESETS = {
     "RepeatPreviousEasy": "ppo/repeat_previous_easy",
@@ -47,13 +48,13 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for env, preset in PRESETS.items():
-            for fill in ("episodes", "stream"):
+            for fill in ("whole_episodes", "truncated_bptt"):
                 fields = load_config(preset).model_dump()
                 fields |= {"num_seeds": arguments.seeds, "eval_episodes": 0, "total_steps": arguments.total_steps}
-                fields["ppo"]["fill"] = fill
-                if fill == "stream":
+                fields["ppo"]["rollout"] = fill
+                if fill == "truncated_bptt":
                     # As many slots an update as the others have, in the many short rows that streams are used with.
-                    fields["ppo"] |= {"num_envs": 64, "slots": 128}
+                    fields["ppo"] |= {"num_envs": 64, "rollout_length": 128}
                 run = train(make_config(fields), out=Path(folder) / f"{env}-{fill}")
                 returns, steps = columns(run, "episode/return"), columns(run, "env_steps")
                 seconds = columns(run, "seconds") - columns(run, "seconds")[0]

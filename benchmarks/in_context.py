@@ -21,8 +21,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 
 from table import numbers, split_arguments
 
-from memax_rl.evaluation.icl import evaluate_in_context
-from memax_rl.training import TrainConfig, load_config, override, train
+from memax_rl.evaluation.in_context import evaluate_in_context
+from memax_rl.runs import TrainConfig, load_config, override
+from memax_rl.training import train
 
 
 def measure(config: TrainConfig, folder: Path, tasks: int, greedy: bool) -> tuple[dict, float]:

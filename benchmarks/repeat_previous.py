@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from memax_rl.evaluation import evaluate
-from memax_rl.training import Run, load_config, make_config, train
+from memax_rl.runs import Run, load_config, make_config
+from memax_rl.training import train
 
 # What a memory needs beyond the preset to solve the Easy level, as fields of the configuration. The gated networks
 # learn more slowly than the LRU. minGRU's gates see the input only: one layer reaches about .1, three order what they

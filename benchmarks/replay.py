@@ -2,7 +2,7 @@
 
     python benchmarks/replay.py --out docs/replay
 
-- tapes: `memax_rl.replay`, a tape begins at an episode's start and holds whole histories.
+- tapes: `memax_rl.rollout.replay`, a tape begins at an episode's start and holds whole histories.
 - segments: every episode is cut into segments of `--segment` steps, the last one is padded; the memory starts empty at
   each (Hausknecht and Stone 2015, "random updates"; the segment replay that Morad et al. 2024 compare with).
 - stored: windows anywhere in a stream, from the memory that the agent had there when it acted, after `--burn-in` slots
@@ -29,14 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from memax_rl import envs
-from memax_rl import replay as replays
 from memax_rl.agents.dqn import DQN, DQNConfig
-from memax_rl.encoder import Inputs
-from memax_rl.envs.popgym_repeat import RepeatPrevious
+from memax_rl.envs.popgym.repeat import RepeatPrevious
 from memax_rl.evaluation.episodes import play
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
-from memax_rl.replay import Replay, Sample
-from memax_rl.tape import previous
+from memax_rl.networks.encoder import Inputs
+from memax_rl.rollout import replay as replays
+from memax_rl.rollout.replay import Replay, Sample
+from memax_rl.rollout.tape import previous
 
 ENVS = {
     "RepeatFirstEasy": lambda: envs.make("popgym/RepeatFirstEasy"),
@@ -191,13 +191,13 @@ def make_agent(method: str, env: Any, env_params: Any, arguments: argparse.Names
     """Return the agent of a method on an environment."""
     config = DQNConfig(
         num_envs=16,
-        rows=16,
-        slots=128,
-        update_to_data=4.0,
-        replay_slots=16 * 32 * 128,
-        discount=0.5,
+        batch_size=16,
+        tape_length=128,
+        samples_per_insert=4.0,
+        buffer_size=16 * 32 * 128,
+        gamma=0.5,
         q_lambda=None,
-        target_period=100,
+        target_update_period=100,
     )
     sizes = NetworkConfig(memory=arguments.memory)
     network = partial(_network, sizes)
@@ -210,7 +210,7 @@ def make_agent(method: str, env: Any, env_params: Any, arguments: argparse.Names
 
 
 def _network(sizes, observation_space, action_space, key):
-    return make_q_network(sizes, observation_space, action_space, duelling=True, key=key)
+    return make_q_network(sizes, observation_space, action_space, dueling=True, key=key)
 
 
 def curve(agent: DQN, seed: int, total_steps: int, points: int, episodes: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     python benchmarks/table.py --presets dqn/repeat_previous_easy dqn/repeat_first_easy \\
         --memories gru lru gated_delta_net
-    python benchmarks/table.py --presets ppo/count_recall_easy --memories gru -- --ppo.discount 0.9
+    python benchmarks/table.py --presets ppo/count_recall_easy --memories gru -- --ppo.gamma 0.9
 
 Every seed is trained by itself, and evaluated on 256 fresh episodes as its agent plays by default (DQN greedily, PPO
 sampled). "best epoch" is the measure of the POPGym paper: the greatest mean return of the episodes that ended in any
@@ -23,7 +23,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
 
 from memax_rl.evaluation import evaluate
-from memax_rl.training import TrainConfig, load_config, override, train
+from memax_rl.runs import TrainConfig, load_config, override
+from memax_rl.training import train
 
 EPOCH = 65_536
 

@@ -3,7 +3,7 @@
     python benchmarks/train.py
 
 CartPole-v1 of gymnax, 16 environments, 128 steps, 4 epochs, 4 minibatches, width 128, one memory layer: a setting that
-other toolkits publish. In "stream" mode, as they do, and beside it on tapes of whole episodes. The GEMM share counts
+other toolkits publish. In "truncated_bptt" mode, as they do, and beside it on tapes of whole episodes. The GEMM share counts
 the multiply-adds of the network's matrix products alone, forward once while acting and for the values, and three times
 (forward, and backward by inputs and by weights) in each epoch, against a large float32 product on the same machine.
 
@@ -24,9 +24,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from memax_rl import devices
-from memax_rl.training import make_config
-from memax_rl.training.loop import init_state, make_agent, make_many_updates, place
+from memax_rl import sharding
+from memax_rl.runs import make_config
+from memax_rl.runs.build import make_agent
+from memax_rl.training.loop import init_state, make_many_updates, place
 
 
 def gemm_rate(size: int = 2048, repeats: int = 10) -> float:
@@ -49,16 +50,23 @@ def matrix_entries(network: eqx.Module) -> int:
 
 def measure_ppo(memory: str, separate: bool, fill: str, count: int, seconds: float) -> tuple[float, float]:
     """Return environment steps a second on `count` devices, and floating-point operations a step."""
-    ppo = {"num_envs": 16, "minibatches": 4, "epochs": 4, "fill": fill, "schedule": "constant"}
-    if fill == "stream":
-        ppo["slots"] = 128
+    ppo = {"num_envs": 16, "num_minibatches": 4, "update_epochs": 4, "rollout": fill, "lr_schedule": "constant"}
+    if fill == "truncated_bptt":
+        ppo["rollout_length"] = 128
     network = {"memory": memory, "width": 128, "separate_value": separate}
     return measure({"network": network, "ppo": ppo, "devices": count}, 2 + 3 * 4, seconds)
 
 
 def measure_dqn(memory: str, seconds: float, ratio: float = 1.0) -> tuple[float, float]:
     """Return environment steps a second, and floating-point operations a step."""
-    dqn = {"num_envs": 16, "rows": 16, "slots": 512, "update_to_data": ratio, "schedule": "constant", "warm_up": 1}
+    dqn = {
+        "num_envs": 16,
+        "batch_size": 16,
+        "tape_length": 512,
+        "samples_per_insert": ratio,
+        "lr_schedule": "constant",
+        "learning_starts": 1,
+    }
     return measure({"agent": "dqn", "network": {"memory": memory, "width": 128}, "dqn": dqn}, 1 + 4 * ratio, seconds)
 
 
@@ -89,11 +97,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
-    parser.add_argument("--fills", nargs="+", default=["stream", "episodes"], choices=["stream", "episodes"])
+    parser.add_argument(
+        "--fills", nargs="+", default=["truncated_bptt", "episodes"], choices=["truncated_bptt", "episodes"]
+    )
     parser.add_argument("--devices", nargs="+", type=int, default=[1], help="of which each has its share of the rows")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each row after compilation")
     arguments = parser.parse_args()
-    devices.require(max(arguments.devices))
+    sharding.require(max(arguments.devices))
     rate = gemm_rate()
     print(f"{jax.devices()[0].device_kind}, {jax.default_backend()}: {rate / 1e9:.0f} GFLOP/s in a 2048 x 2048 product")
     print(f"{'memory':20s} {'value network':14s} {'fill':10s} {'devices':>7s} {'steps/s':>10s} {'of GEMM rate':>13s}")

@@ -12,7 +12,7 @@ from gymnax.environments.environment import EnvParams as EnvParams
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray, PyTree
 
 if TYPE_CHECKING:
-    from memax_rl.envs.gymnasium_host import Host
+    from memax_rl.envs.adapters.gymnasium_host import Host
 
 # What a step returns: observation, state, reward, terminated, truncated, info.
 Step = tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dict[str, Any]]

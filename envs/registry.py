@@ -1,4 +1,4 @@
-"""The environments by name. Plain tables of ids, so that listing them imports neither JAX nor gymnax."""
+"""The environments by name. Importing it imports neither JAX nor gymnax; making an environment does."""
 
 import difflib
 import functools
@@ -7,116 +7,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from memax_rl.envs.ids import DOWNLOADS as DOWNLOADS
+from memax_rl.envs.ids import SUITES, builtin_names
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-GYMNAX_IDS = (
-    "CartPole-v1",
-    "Pendulum-v1",
-    "Acrobot-v1",
-    "MountainCar-v0",
-    "MountainCarContinuous-v0",
-    "Asterix-MinAtar",
-    "Breakout-MinAtar",
-    "Freeway-MinAtar",
-    "Seaquest-MinAtar",
-    "SpaceInvaders-MinAtar",
-    "Catch-bsuite",
-    "DeepSea-bsuite",
-    "MemoryChain-bsuite",
-    "UmbrellaChain-bsuite",
-    "DiscountingChain-bsuite",
-    "MNISTBandit-bsuite",
-    "SimpleBandit-bsuite",
-    "FourRooms-misc",
-    "MetaMaze-misc",
-    "PointRobot-misc",
-    "BernoulliBandit-misc",
-    "GaussianBandit-misc",
-    "Reacher-misc",
-    "Swimmer-misc",
-    "Pong-misc",
-    "FrozenLake-misc",
-)
-POPGYM_FAMILIES = (
-    "RepeatFirst",
-    "RepeatPrevious",
-    "Autoencode",
-    "CountRecall",
-    "HigherLower",
-    "Concentration",
-    "Battleship",
-    "MineSweeper",
-    "MultiarmedBandit",
-    "PositionOnlyCartPole",
-    "VelocityOnlyCartPole",
-    "NoisyPositionOnlyCartPole",
-    "PositionOnlyPendulum",
-    "NoisyPositionOnlyPendulum",
-)
-# Making one of these fetches its data from the network.
-DOWNLOADS = ("gymnax/MNISTBandit-bsuite",)
-DIFFICULTIES = ("Easy", "Medium", "Hard")
-META_FAMILIES = (
-    "BernoulliBandit",
-    "GaussianBandit",
-    "DarkRoom",
-    "KeyToDoor",
-    "TabularMDP",
-    "ProjectedCartPole",
-    "PointMass",
-    "EndlessTMaze",
-    "Trials",
-)
-# In the order of the package, which is not asked: it need not be installed.
-XMINIGRID_IDS = (
-    "XLand-MiniGrid-R1-9x9",
-    "XLand-MiniGrid-R1-11x11",
-    "XLand-MiniGrid-R1-13x13",
-    "XLand-MiniGrid-R1-15x15",
-    "XLand-MiniGrid-R1-17x17",
-    "XLand-MiniGrid-R2-9x9",
-    "XLand-MiniGrid-R2-11x11",
-    "XLand-MiniGrid-R2-13x13",
-    "XLand-MiniGrid-R2-15x15",
-    "XLand-MiniGrid-R2-17x17",
-    "XLand-MiniGrid-R4-9x9",
-    "XLand-MiniGrid-R4-11x11",
-    "XLand-MiniGrid-R4-13x13",
-    "XLand-MiniGrid-R4-15x15",
-    "XLand-MiniGrid-R4-17x17",
-    "XLand-MiniGrid-R6-13x13",
-    "XLand-MiniGrid-R6-17x17",
-    "XLand-MiniGrid-R6-19x19",
-    "XLand-MiniGrid-R9-16x16",
-    "XLand-MiniGrid-R9-19x19",
-    "XLand-MiniGrid-R9-25x25",
-    "MiniGrid-BlockedUnlockPickUp",
-    "MiniGrid-DoorKey-5x5",
-    "MiniGrid-DoorKey-6x6",
-    "MiniGrid-DoorKey-8x8",
-    "MiniGrid-DoorKey-16x16",
-    "MiniGrid-Empty-5x5",
-    "MiniGrid-Empty-6x6",
-    "MiniGrid-Empty-8x8",
-    "MiniGrid-Empty-16x16",
-    "MiniGrid-EmptyRandom-5x5",
-    "MiniGrid-EmptyRandom-6x6",
-    "MiniGrid-EmptyRandom-8x8",
-    "MiniGrid-EmptyRandom-16x16",
-    "MiniGrid-FourRooms",
-    "MiniGrid-LockedRoom",
-    "MiniGrid-MemoryS8",
-    "MiniGrid-MemoryS16",
-    "MiniGrid-MemoryS32",
-    "MiniGrid-MemoryS64",
-    "MiniGrid-MemoryS128",
-    "MiniGrid-Playground",
-    "MiniGrid-Unlock",
-    "MiniGrid-UnlockPickUp",
-)
-SUITES = ("gymnax", "popgym", "meta", "xminigrid", "gym")
-
 
 # Ids and makers of the user's own environments.
 _OWN: dict[str, Callable[[], Any]] = {}
@@ -127,11 +22,7 @@ def names() -> tuple[str, ...]:
 
     `make` also takes `gym/ID` with any ID of Gymnasium. Those of `xminigrid/` need a package, see `missing_package`.
     """
-    gymnax = tuple(f"gymnax/{env_id}" for env_id in GYMNAX_IDS)
-    popgym = tuple(f"popgym/{family}{level}" for family in POPGYM_FAMILIES for level in DIFFICULTIES)
-    meta = tuple(f"meta/{family}" for family in META_FAMILIES)
-    xminigrid = tuple(f"xminigrid/{env_id}" for env_id in XMINIGRID_IDS)
-    return gymnax + popgym + meta + xminigrid + tuple(_OWN)
+    return builtin_names() + tuple(_OWN)
 
 
 def missing_package(env_id: str) -> str | None:
@@ -163,9 +54,9 @@ def register(name: str, make: Callable[[], Any]) -> None:
 def check(env_id: str) -> None:
     """Raise `ValueError` with close matches, in one line, unless `make` knows the id."""
     if env_id.startswith("gym/"):
-        from memax_rl.envs import gymnasium_adapter
+        from memax_rl.envs.adapters import gymnasium
 
-        gymnasium_adapter.find_spec(env_id.removeprefix("gym/"))
+        gymnasium.find_spec(env_id.removeprefix("gym/"))
     elif env_id not in names():
         close = difflib.get_close_matches(env_id, names(), n=5, cutoff=0.4)
         hint = f"close matches: {', '.join(close)}" if close else "see memax_rl.envs.names()"
@@ -174,11 +65,11 @@ def check(env_id: str) -> None:
 
 def options(env_id: str) -> dict[str, tuple[Any, str]]:
     """The options of an environment: name, default, meaning. Only the suites meta, xminigrid and gym have any."""
-    suite, name = env_id.split("/", maxsplit=1)
-    if suite == "meta":
-        from memax_rl.envs import meta
+    family, name = env_id.split("/", maxsplit=1)
+    if family == "meta":
+        from memax_rl.envs.meta import suite
 
-        return {option: (d.default, d.meaning) for option, d in meta.FAMILIES[name].options.items()}
+        return {option: (d.default, d.meaning) for option, d in suite.FAMILIES[name].options.items()}
     model = _options_model(env_id)
     fields = {} if model is None else model.model_fields
     return {
@@ -190,11 +81,11 @@ def options(env_id: str) -> dict[str, tuple[Any, str]]:
 def _options_model(env_id: str) -> "type[BaseModel] | None":
     """What the options of a suite must be, where it says so in one place."""
     if env_id.startswith("gym/"):
-        from memax_rl.envs.host_options import HostOptions
+        from memax_rl.envs.adapters.gymnasium_options import HostOptions
 
         return HostOptions
     if env_id.startswith("xminigrid/"):
-        from memax_rl.envs.xminigrid_options import GridOptions, XLandOptions
+        from memax_rl.envs.adapters.xland_minigrid_options import GridOptions, XLandOptions
 
         return XLandOptions if env_id.startswith("xminigrid/XLand") else GridOptions
     return None
@@ -254,10 +145,10 @@ def make(env_id: str, **options: Any) -> tuple[Any, Any]:
     check(env_id)
     checked = complete_options(env_id, options)
     if env_id.startswith("gym/"):
-        from memax_rl.envs import gymnasium_adapter
-        from memax_rl.envs.host_options import HostOptions
+        from memax_rl.envs.adapters import gymnasium
+        from memax_rl.envs.adapters.gymnasium_options import HostOptions
 
-        env: Any = gymnasium_adapter.GymnasiumAdapter(env_id.removeprefix("gym/"), _check_options(HostOptions, checked))
+        env: Any = gymnasium.GymnasiumAdapter(env_id.removeprefix("gym/"), _check_options(HostOptions, checked))
         return env, env.default_params
     return _make(env_id, json.dumps(checked, sort_keys=True))
 
@@ -265,31 +156,31 @@ def make(env_id: str, **options: Any) -> tuple[Any, Any]:
 @functools.cache
 def _make(env_id: str, options: str) -> tuple[Any, Any]:
     """Make an environment; the options as JSON, which can be hashed."""
-    suite, name = env_id.split("/", maxsplit=1)
+    kind, name = env_id.split("/", maxsplit=1)
     if env_id in _OWN:
-        from memax_rl.envs import gymnax_adapter
+        from memax_rl.envs.adapters import gymnax
         from memax_rl.envs.checking import check_environment
 
-        env = gymnax_adapter.adapt(env_id, _OWN[env_id]())
+        env = gymnax.adapt(env_id, _OWN[env_id]())
         check_environment(env_id, env, env.default_params)
-    elif suite == "gymnax":
-        from memax_rl.envs import gymnax_adapter
+    elif kind == "gymnax":
+        from memax_rl.envs.adapters import gymnax
 
-        env = gymnax_adapter.make(name)
-    elif suite == "meta":
-        from memax_rl.envs import meta
+        env = gymnax.make(name)
+    elif kind == "meta":
+        from memax_rl.envs.meta import suite
 
-        env = meta.make(name, json.loads(options))
-    elif suite == "xminigrid":
-        from memax_rl.envs import xminigrid_adapter
+        env = suite.make(name, json.loads(options), make)
+    elif kind == "xminigrid":
+        from memax_rl.envs.adapters import xland_minigrid
 
         if install := missing_package(env_id):
             raise ValueError(f"env: {env_id} needs the package xminigrid; {install}")
-        env = xminigrid_adapter.make(name, json.loads(options))
+        env = xland_minigrid.make(name, json.loads(options))
     else:
-        from memax_rl.envs import popgym
+        from memax_rl.envs.popgym import suite
 
-        env = popgym.BUILDERS[name]()
+        env = suite.BUILDERS[name]()
     return env, env.default_params
 
 

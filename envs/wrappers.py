@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from memax_rl.envs import registry, spaces
+from memax_rl.envs import spaces
+from memax_rl.envs.adapters.gymnax import GymnaxAdapter
 from memax_rl.envs.base import Environment, Step, host_of, where
-from memax_rl.envs.gymnax_adapter import GymnaxAdapter
 
 
 class Wrapper(Environment):
@@ -47,15 +47,15 @@ class Wrapper(Environment):
 
     def horizon(self, params: Any) -> int | None:
         """The inner environment's, unless overridden."""
-        return registry.horizon(self.inner, params)
+        return self.inner.horizon(params)
 
     def fixed_length(self, params: Any) -> int | None:
         """The inner environment's, unless overridden."""
-        return registry.fixed_length(self.inner, params)
+        return self.inner.fixed_length(params)
 
     def is_cut(self, params: Any) -> bool:
         """The inner environment's, unless overridden."""
-        return registry.is_cut(self.inner, params)
+        return self.inner.is_cut(params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
@@ -161,13 +161,13 @@ class TimeLimitConfig(WrapperConfig):
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Set the environment's own limit where it has one, else put another around it."""
-        from memax_rl.envs.gymnasium_adapter import GymnasiumAdapter
+        from memax_rl.envs.adapters.gymnasium import GymnasiumAdapter
 
         if isinstance(env, GymnaxAdapter):
             return env, params.replace(max_steps_in_episode=self.steps)
         if isinstance(env, GymnasiumAdapter):
             return GymnasiumAdapter(env.env_id, env.options, max_episode_steps=self.steps), params
-        longest = registry.horizon(env, params)
+        longest = env.horizon(params)
         if longest is not None and self.steps >= longest:
             raise ValueError(
                 f"env_wrappers: time_limit of {self.steps} steps does nothing, because no episode of {env_id} has more "

@@ -7,20 +7,24 @@
 
 from typing import TYPE_CHECKING, Any
 
+from memax_rl._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from memax_rl.evaluation import evaluate as evaluate
-    from memax_rl.training import TrainConfig as TrainConfig
+    from memax_rl.runs import TrainConfig as TrainConfig
     from memax_rl.training import train as train
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: JAX and the environments take seconds, and not every command needs them."""
-    if name in ("train", "TrainConfig"):
-        from memax_rl import training
+    if name == "train":
+        from memax_rl.training import train
 
-        return getattr(training, name)
+        return train
+    if name == "TrainConfig":
+        from memax_rl.runs import TrainConfig
+
+        return TrainConfig
     if name == "evaluate":
         from memax_rl.evaluation import evaluate
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memax_rl import stopping
+from memax_rl.runs import signals
 
 # What `memax-rl train` trains when it is told neither --config nor --env, by agent.
 EXAMPLES = {"ppo": "ppo/repeat_previous_easy", "dqn": "dqn/repeat_previous_easy"}
@@ -130,7 +130,7 @@ def _train(argv: Sequence[str]) -> int:
     _add_trust(first)
     own, fields = first.parse_known_args(argv)
     if "-h" in fields or "--help" in fields:
-        from memax_rl.training.config import describe_fields
+        from memax_rl.runs.config import describe_fields
 
         print(_TRAIN_USAGE)
         print(first.format_help().split("\n\n", 1)[1])
@@ -142,12 +142,13 @@ def _train(argv: Sequence[str]) -> int:
         return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
 
     # Ctrl-C works from here on, during the imports and compilations too.
-    stopping.exit_at_once_until_ready()
+    signals.exit_at_once_until_ready()
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.envs.trust import only_imports
-    from memax_rl.training import RunError, TrainConfig, TrainingError, load_config, override, train
+    from memax_rl.runs import RunError, TrainConfig, load_config, override
+    from memax_rl.training import TrainingError, train
 
     try:
         if own.resume is not None:
@@ -191,8 +192,8 @@ def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Evaluate: `rest` holds options of the environment that differ from those of training."""
     from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.evaluation import evaluate, print_table
-    from memax_rl.training import Run
-    from memax_rl.training.config import override_env_options
+    from memax_rl.runs import Run
+    from memax_rl.runs.config import override_env_options
 
     try:
         run = Run.open(arguments.run, arguments.imports, arguments.trust)
@@ -227,7 +228,7 @@ def _report(
 
 def _icl(arguments: argparse.Namespace) -> int:
     from memax_rl.envs.base import EnvironmentFailure
-    from memax_rl.evaluation.icl import evaluate_in_context, print_icl_table, write_results
+    from memax_rl.evaluation.in_context import evaluate_in_context, print_icl_table, write_results
 
     try:
         result = evaluate_in_context(
@@ -247,7 +248,7 @@ def _icl(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from memax_rl.envs.base import EnvironmentFailure
-    from memax_rl.evaluation.inspect import inspect, print_inspection, write_inspection
+    from memax_rl.evaluation.sensitivity import inspect, print_inspection, write_inspection
 
     try:
         result = inspect(
@@ -268,7 +269,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "envs":
         _list_envs(arguments.verbose)
     elif arguments.what == "presets":
-        from memax_rl.training.config import preset_path, presets
+        from memax_rl.runs.config import preset_path, presets
 
         for name in presets():
             first = preset_path(name).read_text().splitlines()[0]
@@ -308,7 +309,7 @@ _ENV_LINE = "{:40s} {:34s} {:22s} {:>7s} {:>7s} {:>7s}"
 def _describe_env(name: str) -> str:
     """Return the line of one environment; a dash where something is not known."""
     from memax_rl import envs
-    from memax_rl.envs.references import find_scores
+    from memax_rl.envs.baselines.scores import find_scores
     from memax_rl.envs.spaces import describe
 
     scores = [f"{score:.3f}" for score in find_scores(name) or ()] or ["-", "-"]

@@ -56,7 +56,7 @@ MISTAKES = (
     Mistake(
         2,
         "the memory is reset at the last step of an episode, not at the first of the next",
-        "memax_rl/streams.py",
+        "memax_rl/rollout/streams.py",
         "            start=begins,",
         "            start=done,",
         _ppo("memory_resets_exactly_at_the_start_while_acting", "what_the_tape_holds"),
@@ -64,7 +64,7 @@ MISTAKES = (
     Mistake(
         2,
         "the memory is never reset while acting",
-        "memax_rl/streams.py",
+        "memax_rl/rollout/streams.py",
         "            start=begins,",
         "            start=jnp.zeros_like(begins),",
         _ppo("memory_resets_exactly_at_the_start_while_acting"),
@@ -96,7 +96,7 @@ MISTAKES = (
     Mistake(
         3,
         "advantages run on over a truncation",
-        "memax_rl/returns.py",
+        "memax_rl/rollout/returns.py",
         "jnp.full_like(reward, discount * lambda_), terminated | truncated)",
         "jnp.full_like(reward, discount * lambda_), terminated)",
         ("tests/test_returns.py", *_ppo("advantages_agree_with_a_loop_over_episodes")),
@@ -112,7 +112,7 @@ MISTAKES = (
     Mistake(
         3,
         "returns stop a step late",
-        "memax_rl/returns.py",
+        "memax_rl/rollout/returns.py",
         "ends = jnp.concatenate([start[1:], jnp.ones((1,), bool)])",
         "ends = start",
         ("tests/test_returns.py",),
@@ -120,7 +120,7 @@ MISTAKES = (
     Mistake(
         4,
         "a truncation counts as a termination",
-        "memax_rl/returns.py",
+        "memax_rl/rollout/returns.py",
         "delta = reward + discount * jnp.where(terminated, 0, next_value) - value",
         "delta = reward + discount * jnp.where(terminated | truncated, 0, next_value) - value",
         ("tests/test_returns.py", *_ppo("value_at_an_end")),
@@ -128,7 +128,7 @@ MISTAKES = (
     Mistake(
         4,
         "a truncation counts as a termination in DQN's targets",
-        "memax_rl/returns.py",
+        "memax_rl/rollout/returns.py",
         "one_step = reward + discount * jnp.where(terminated, 0, next_value)",
         "one_step = reward + discount * jnp.where(terminated | truncated, 0, next_value)",
         ("tests/test_returns.py", "tests/test_dqn.py::test_value_at_an_end"),
@@ -136,7 +136,7 @@ MISTAKES = (
     Mistake(
         5,
         "the bootstrap at a truncation sees the next episode's first observation",
-        "memax_rl/streams.py",
+        "memax_rl/rollout/streams.py",
         'shown = where(truncated, info["final_observation"],',
         "shown = where(truncated, observation,",
         _ppo("value_at_an_end", "what_the_tape_holds"),
@@ -161,7 +161,7 @@ MISTAKES = (
     Mistake(
         7,
         "padding in front of a packed row",
-        "memax_rl/tape.py",
+        "memax_rl/rollout/tape.py",
         "np.concatenate([joined, padding])",
         "np.concatenate([padding, joined])",
         ("tests/test_tape.py",),
@@ -201,7 +201,7 @@ MISTAKES = (
     Mistake(
         11,
         "the last action of an episode is shown in the first step of the next",
-        "memax_rl/streams.py",
+        "memax_rl/rollout/streams.py",
         "previous_action=where(begins, jax.tree.map(jnp.zeros_like, action), action)",
         "previous_action=action",
         _ppo("inputs_at_an_episodes_start_show_nothing_of_the_last"),
@@ -209,7 +209,7 @@ MISTAKES = (
     Mistake(
         11,
         "the last reward of an episode is shown in the first step of the next",
-        "memax_rl/streams.py",
+        "memax_rl/rollout/streams.py",
         "previous_reward=jnp.where(begins, 0, reward)",
         "previous_reward=reward",
         _ppo("inputs_at_an_episodes_start_show_nothing_of_the_last"),
@@ -217,7 +217,7 @@ MISTAKES = (
     Mistake(
         11,
         "the same while learning",
-        "memax_rl/tape.py",
+        "memax_rl/rollout/tape.py",
         "return jnp.where(reset, jnp.zeros_like(shifted), shifted)",
         "return shifted",
         ("tests/test_tape.py", *_ppo("inputs_at_an_episodes_start_show_nothing_of_the_last")),
@@ -274,7 +274,7 @@ MISTAKES = (
     Mistake(
         15,
         "bool('False')",
-        "memax_rl/training/config.py",
+        "memax_rl/runs/config.py",
         "    for kind in (int, float):\n",
         '    if text in ("True", "False", "true", "false"):\n        return bool(text)\n'
         "    for kind in (int, float):\n",
@@ -355,7 +355,7 @@ MISTAKES = (
     Mistake(
         17,
         "of four devices, those with the same network learn from their own gradient",
-        "memax_rl/devices.py",
+        "memax_rl/sharding.py",
         "    if devices == 2:\n        return tree\n",
         "    return tree\n",
         ("tests/test_devices.py",),
@@ -371,7 +371,7 @@ MISTAKES = (
     Mistake(
         17,
         "what a pair of devices learnt of the value head is lost",
-        "memax_rl/networks.py",
+        "memax_rl/networks/heads.py",
         "value_torso=value.torso, value_head=value.value_head)",
         "value_torso=value.torso)",
         ("tests/test_devices.py",),

@@ -13,11 +13,11 @@ from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
 from memax_rl.networks import NetworkConfig, from_environment, make_actor_critic, to_environment
-from memax_rl.training import Run, make_config
+from memax_rl.runs import Run, make_config
 
 SETTINGS: dict[str, Any] = {
     "network": {"memory": "mlp", "width": 16},
-    "ppo": {"num_envs": 16, "slots": 16, "learning_rate": 5e-3, "entropy_coef": 0.0},
+    "ppo": {"num_envs": 16, "rollout_length": 16, "learning_rate": 5e-3, "entropy_coef": 0.0},
     "eval_episodes": 64,
 }
 

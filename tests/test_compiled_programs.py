@@ -11,9 +11,10 @@ import pytest
 
 from memax_rl import memory
 from memax_rl.evaluation.episodes import play
-from memax_rl.memory._layers import orthogonal
-from memax_rl.training import make_config
-from memax_rl.training.loop import init_state, make_agent
+from memax_rl.memory.layers.weights import orthogonal
+from memax_rl.runs import make_config
+from memax_rl.runs.build import make_agent
+from memax_rl.training.loop import init_state
 
 # Targets that are known not to wait for another thread. None is needed so far.
 ALLOWED: set[str] = set()
@@ -53,9 +54,15 @@ def test_initialization_step_scan_and_gradient_of_a_memory_hold_no_custom_call(n
     assert custom_calls(lowered.as_text()) <= ALLOWED
 
 
-@pytest.mark.parametrize("settings", [{"ppo": {"num_envs": 2, "slots": 51, "minibatches": 1}}, {"agent": "dqn"}])
+@pytest.mark.parametrize(
+    "settings", [{"ppo": {"num_envs": 2, "rollout_length": 51, "num_minibatches": 1}}, {"agent": "dqn"}]
+)
 def test_initialization_update_and_evaluation_of_an_agent_hold_no_custom_call(settings):
-    fields = {"network": {"memory": "gru", "width": 8}, "num_seeds": 2, "dqn": {"num_envs": 2, "rows": 2, "slots": 51}}
+    fields = {
+        "network": {"memory": "gru", "width": 8},
+        "num_seeds": 2,
+        "dqn": {"num_envs": 2, "batch_size": 2, "tape_length": 51},
+    }
     config = make_config(fields | settings)
     agent = make_agent(config)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -15,19 +15,20 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
-from memax_rl.training import Run, TrainingError, loop, make_config
-from memax_rl.training.loop import load_agent, make_agent
+from memax_rl.runs import Run, make_config
+from memax_rl.runs.build import load_agent, make_agent
+from memax_rl.training import TrainingError, loop
 
 PPO: dict[str, Any] = {
     "network": {"memory": "min_gru", "width": 8},
-    "ppo": {"num_envs": 4, "slots": 6, "minibatches": 1, "epochs": 1},
+    "ppo": {"num_envs": 4, "rollout_length": 6, "num_minibatches": 1, "update_epochs": 1},
     "eval_episodes": 4,
     "checkpoint_interval": 0.0,
 }
 DQN: dict[str, Any] = {
     "agent": "dqn",
     "network": {"memory": "min_gru", "width": 8},
-    "dqn": {"num_envs": 4, "rows": 2, "slots": 6, "warm_up": 24, "replay_slots": 200},
+    "dqn": {"num_envs": 4, "batch_size": 2, "tape_length": 6, "learning_starts": 24, "buffer_size": 200},
     "eval_episodes": 4,
     "checkpoint_interval": 0.0,
 }
@@ -174,7 +175,7 @@ def test_what_a_diverged_seed_had_learned_stays_as_it_was_before(monkeypatch):
     assert not np.any(sound)
     assert np.asarray(after.updates).tolist() == [4, 4], "it stops with the last sound seed"
     assert np.asarray(metrics["finite"])[:4].tolist() == [[1, 1]] * 3 + [[0, 0]]
-    for name in agent.learned:
+    for name in agent.learned_fields:
         for kept, was in zip(*(jax.tree.leaves(getattr(s, name)) for s in (after, before)), strict=True):
             np.testing.assert_array_equal(kept, was)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from _probes import Probe, Recall
 
-from memax_rl import replay as replays
 from memax_rl.agents.dqn import DQN, DQNConfig, unroll
-from memax_rl.encoder import Inputs
 from memax_rl.envs import make, spaces
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
-from memax_rl.step_count import StepCount
+from memax_rl.networks.encoder import Inputs
+from memax_rl.rollout import replay as replays
+from memax_rl.rollout.step_count import StepCount
 
 ROWS, SLOTS = 4, 16
 
@@ -21,19 +21,19 @@ def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, past=
     """Return an agent; without `past` its network is shown the observation alone."""
     settings = {
         "num_envs": 4,
-        "rows": ROWS,
-        "slots": SLOTS,
-        "replay_slots": 4 * 64,
-        "warm_up": 40,
-        "schedule": "constant",
-        "update_to_data": 2.0,
+        "batch_size": ROWS,
+        "tape_length": SLOTS,
+        "buffer_size": 4 * 64,
+        "learning_starts": 40,
+        "lr_schedule": "constant",
+        "samples_per_insert": 2.0,
         "q_lambda": None,
     } | settings
     config = DQNConfig(**settings)
 
     def network(observation_space, action_space, key):
         sizes = NetworkConfig(memory=name, width=width, previous_action=past, previous_reward=past, start=past)
-        return make_q_network(sizes, observation_space, action_space, duelling=config.duelling, key=key)
+        return make_q_network(sizes, observation_space, action_space, dueling=config.dueling, key=key)
 
     return DQN(env, env_params, network, config, total_steps)
 
@@ -63,7 +63,7 @@ def _loud(state):
 @pytest.fixture(scope="module")
 def probed():
     """An agent, its state after some collecting, and tapes sampled from its replay."""
-    agent = _agent(Probe(random=True), warm_up=80, duelling=False)
+    agent = _agent(Probe(random=True), learning_starts=80, dueling=False)
     state = _loud(agent.init(jax.random.key(0)))
     collect = eqx.filter_jit(agent._collect)
     for i in range(4):
@@ -192,7 +192,7 @@ def test_double_and_plain_targets_by_hand():
         # The second action is not the best of the second step, the third is that of the third.
         ({"q_lambda": 1.0, "watkins": True}, [1 + 0.5 * 30, 2 + 0.5 * 4, 4]),
     ]:
-        agent = _agent(probe, discount=0.5, **settings)
+        agent = _agent(probe, gamma=0.5, **settings)
         np.testing.assert_allclose(agent.targets(q, target_q, tape)[0], want)
 
 
@@ -206,10 +206,8 @@ def test_multi_discrete_values_are_sums_over_components():
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete((2, 3))])
-def test_duelling_values_have_the_mean_of_the_state_value(space, key):
-    network = make_q_network(
-        NetworkConfig(memory="mlp", width=8), spaces.Box(0, 1, (2,)), space, duelling=True, key=key
-    )
+def test_dueling_values_have_the_mean_of_the_state_value(space, key):
+    network = make_q_network(NetworkConfig(memory="mlp", width=8), spaces.Box(0, 1, (2,)), space, dueling=True, key=key)
     features = jnp.linspace(-1, 1, 8)
     q = network._values(features)
     assert network.value_head is not None
@@ -223,7 +221,7 @@ def test_duelling_values_have_the_mean_of_the_state_value(space, key):
 
 
 def test_epsilon_falls_as_it_should(key):
-    agent = _agent(Probe(), epsilon_end=0.2, epsilon_steps=100)
+    agent = _agent(Probe(), epsilon_end=0.2, epsilon_decay_steps=100)
     for steps, want in [(0, 1.0), (50, 0.6), (100, 0.2), (10_000, 0.2)]:
         np.testing.assert_allclose(agent.epsilons(StepCount.of(steps)), np.full(4, want), rtol=1e-6)
     each = _agent(Probe(), epsilon_start=0.4, epsilon_end=0.4, epsilon_per_env=True)
@@ -234,9 +232,7 @@ def test_epsilon_falls_as_it_should(key):
 def test_epsilon_is_how_often_the_action_is_random(space, key):
     agent = _agent(Probe())
     agent.action_space = space
-    network = make_q_network(
-        NetworkConfig(memory="mlp", width=8), spaces.Box(0, 1, (2,)), space, duelling=True, key=key
-    )
+    network = make_q_network(NetworkConfig(memory="mlp", width=8), spaces.Box(0, 1, (2,)), space, dueling=True, key=key)
     inputs = Inputs(jnp.ones(2), jnp.zeros(space.shape, jnp.int32), jnp.zeros(()), jnp.array(True))
     best = np.asarray(network.step(network.initial_state(), inputs)[1].mode())
 
@@ -269,8 +265,15 @@ def test_epsilon_is_how_often_the_action_is_random(space, key):
 
 def test_updates_warm_up_and_then_follow_a_period_of_gradient_steps(key):
     """Row 12: 3 gradient steps an update, 4 to a period. A copy at 4, 8 and 12, whatever the number of environments."""
-    sizes = {"num_envs": 7, "rows": 7, "slots": 10, "update_to_data": 3.0, "target_period": 4, "replay_slots": 7 * 64}
-    agent = _agent(Probe(longest=5, ending="terminated"), warm_up=100, **sizes)
+    sizes = {
+        "num_envs": 7,
+        "batch_size": 7,
+        "tape_length": 10,
+        "samples_per_insert": 3.0,
+        "target_update_period": 4,
+        "buffer_size": 7 * 64,
+    }
+    agent = _agent(Probe(longest=5, ending="terminated"), learning_starts=100, **sizes)
     assert (agent.sizes.steps, agent.sizes.gradient_steps) == (10, 3)
     state, update = agent.init(key), eqx.filter_jit(agent.update)
     counts, targets, networks, metrics = [], [], [], []
@@ -295,27 +298,27 @@ def test_updates_warm_up_and_then_follow_a_period_of_gradient_steps(key):
 
 def test_hard_and_soft_target_updates_by_hand():
     online, target = jnp.array(3.0), jnp.array(1.0)
-    hard = _agent(Probe(), target_period=4)
+    hard = _agent(Probe(), target_update_period=4)
     got = [np.asarray(hard.follow(online, target, jnp.array(n))).item() for n in range(1, 10)]
     assert got == [1, 1, 1, 3, 1, 1, 1, 3, 1]
-    soft = _agent(Probe(), target_period=1, target_tau=0.25)
+    soft = _agent(Probe(), target_update_period=1, target_tau=0.25)
     assert [np.asarray(soft.follow(online, target, jnp.array(n))).item() for n in range(1, 4)] == [1.5] * 3
 
 
 @pytest.mark.parametrize(
     ("settings", "steps", "gradient_steps"),
     [
-        ({"update_to_data": 4.0, "num_envs": 16, "rows": 16, "slots": 128}, 32, 1),
-        ({"update_to_data": 1.0, "num_envs": 64, "rows": 8, "slots": 128}, 16, 1),
-        ({"update_to_data": 0.5, "num_envs": 3, "rows": 2, "slots": 12}, 16, 1),
-        ({"update_to_data": 8.0, "num_envs": 64, "rows": 4, "slots": 32}, 1, 4),
-        ({"update_to_data": 2.5, "num_envs": 10, "rows": 10, "slots": 10}, 4, 1),
+        ({"samples_per_insert": 4.0, "num_envs": 16, "batch_size": 16, "tape_length": 128}, 32, 1),
+        ({"samples_per_insert": 1.0, "num_envs": 64, "batch_size": 8, "tape_length": 128}, 16, 1),
+        ({"samples_per_insert": 0.5, "num_envs": 3, "batch_size": 2, "tape_length": 12}, 16, 1),
+        ({"samples_per_insert": 8.0, "num_envs": 64, "batch_size": 4, "tape_length": 32}, 1, 4),
+        ({"samples_per_insert": 2.5, "num_envs": 10, "batch_size": 10, "tape_length": 10}, 4, 1),
     ],
 )
 def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
     agent = _agent(Probe(), **(settings | {"replay_slots": 100_000}))
     assert (agent.sizes.steps, agent.sizes.gradient_steps) == (steps, gradient_steps)
-    learnt = gradient_steps * settings["rows"] * settings["slots"]
+    learnt = gradient_steps * settings["batch_size"] * settings["tape_length"]
     assert learnt == settings["update_to_data"] * steps * settings["num_envs"]
 
 
@@ -327,7 +330,7 @@ def test_value_at_an_end(ending, want, n_step, key):
     """Rows 4 and 5: one step a episode, reward 1, discount 0.8. Q -> 1 / (1 - 0.8) if truncated, 1 if terminated."""
     probe = Probe(longest=1, ending=ending, constant=True)
     # All observations are alike, so the final one, which is never learnt from, has the value of the first.
-    agent = _agent(probe, "mlp", 8, past=False, discount=0.8, learning_rate=1e-2, target_period=1, n_step=n_step)
+    agent = _agent(probe, "mlp", 8, past=False, gamma=0.8, learning_rate=1e-2, target_update_period=1, n_step=n_step)
     _, metrics = _updates(agent, agent.init(key), 250)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.25)
 
@@ -346,7 +349,13 @@ class RecallBoth(Recall):
 @pytest.mark.parametrize(("name", "env", "by"), [("gru", Recall(), "transition"), ("lru", RecallBoth(), "priority")])
 def test_learns_to_remember(name, env, by, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory can do no better than chance."""
-    settings = {"num_envs": 16, "rows": 16, "replay_slots": 8192, "warm_up": 256, "update_to_data": 8.0}
+    settings = {
+        "num_envs": 16,
+        "batch_size": 16,
+        "buffer_size": 8192,
+        "learning_starts": 256,
+        "samples_per_insert": 8.0,
+    }
     learning = {"learning_rate": 3e-3, "discount": 0.9, "target_period": 20, "epsilon_steps": 3000}
     agent = _agent(env, name, 32, sample_by=by, **settings, **learning)
     state, metrics = _updates(agent, agent.init(key), 300)
@@ -364,19 +373,21 @@ def test_learns_to_remember(name, env, by, key):
 
 @pytest.mark.parametrize(("slots", "fits"), [(15, False), (16, True)])
 def test_an_episode_longer_than_the_tape_is_noticed(slots, fits, key):
-    agent = _agent(Probe(longest=15), slots=slots, num_envs=4, update_to_data=1.0)
+    agent = _agent(Probe(longest=15), tape_length=slots, num_envs=4, samples_per_insert=1.0)
     metrics = eqx.filter_jit(agent._collect)(agent.init(key), key)[3]
     assert agent.sizes.steps >= 15
     assert (float(metrics["tape/overlong"]) == 0) == fits
 
 
 def test_mistakes_in_the_settings_are_explained(key):
-    with pytest.raises(ValueError, match=r"slots=4 is shorter than the longest episode, 5 slots; set dqn.slots to 6"):
-        _agent(Probe(), slots=4)
-    with pytest.raises(ValueError, match=r"replay_slots=100 gives each of 4 environments 25 slots"):
-        _agent(Probe(), replay_slots=100, update_to_data=1.0)
-    with pytest.raises(ValueError, match=r"warm_up=900 is more than a replay of 256 slots surely holds"):
-        _agent(Probe(), warm_up=900)
+    with pytest.raises(
+        ValueError, match=r"tape_length=4 is shorter than the longest episode, 5 slots; set dqn.tape_length to 6"
+    ):
+        _agent(Probe(), tape_length=4)
+    with pytest.raises(ValueError, match=r"buffer_size=100 gives each of 4 environments 25 slots"):
+        _agent(Probe(), buffer_size=100, samples_per_insert=1.0)
+    with pytest.raises(ValueError, match=r"learning_starts=900 is more than a replay of 256 slots surely holds"):
+        _agent(Probe(), learning_starts=900)
     with pytest.raises(ValueError, match="set either n_step or q_lambda"):
         DQNConfig(n_step=2, q_lambda=0.5)
     with pytest.raises(ValueError, match="watkins is about lambda-returns"):
@@ -386,4 +397,4 @@ def test_mistakes_in_the_settings_are_explained(key):
         _agent(env, env_params=params)
     config = NetworkConfig(separate_value=True)
     with pytest.raises(ValueError, match="separate_value is for actor-critics"):
-        make_q_network(config, spaces.Discrete(2), spaces.Discrete(2), duelling=True, key=key)
+        make_q_network(config, spaces.Discrete(2), spaces.Discrete(2), dueling=True, key=key)

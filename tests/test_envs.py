@@ -12,7 +12,8 @@ from _compiler import to_the_bit
 
 from memax_rl import envs
 from memax_rl.cli import main
-from memax_rl.envs import gymnax_adapter, registry, spaces
+from memax_rl.envs import ids, spaces
+from memax_rl.envs.adapters import gymnax as gymnax_adapter
 from memax_rl.envs.base import EnvironmentFailure
 
 # MNISTBandit downloads its images when it is made, which tests must not depend on; see test_failed_download.
@@ -46,7 +47,7 @@ def random_rollout(env, params, key, copies, steps):
 
 
 def test_names_are_gymnax_and_popgym():
-    assert tuple(gymnax.registered_envs) == registry.GYMNAX_IDS
+    assert tuple(gymnax.registered_envs) == ids.GYMNAX_IDS
     assert "popgym/RepeatPreviousEasy" in envs.names()
     assert len(set(envs.names())) == len(envs.names())
 

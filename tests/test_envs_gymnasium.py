@@ -20,13 +20,14 @@ from memax_rl import envs
 from memax_rl.agents.ppo import PPO, PPOConfig
 from memax_rl.cli import main
 from memax_rl.envs import base, spaces
-from memax_rl.envs.gymnasium_adapter import GymnasiumAdapter
-from memax_rl.envs.gymnasium_adapter import _seed as _host_seed
-from memax_rl.envs.host_options import HostOptions
+from memax_rl.envs.adapters.gymnasium import GymnasiumAdapter
+from memax_rl.envs.adapters.gymnasium import _seed as _host_seed
+from memax_rl.envs.adapters.gymnasium_options import HostOptions
 from memax_rl.evaluation import evaluate
 from memax_rl.networks import NetworkConfig, make_actor_critic
-from memax_rl.training import Run, TrainingError, make_config, train
-from memax_rl.training.config import override
+from memax_rl.runs import Run, make_config
+from memax_rl.runs.config import override
+from memax_rl.training import TrainingError, train
 
 COUNTER = "gym/memax_test/Counter-v0"
 
@@ -65,7 +66,7 @@ def roll(env, params, key, steps=10, seeds=2, streams=3, active=True):
 
 
 def agent_of(env, params, **changes):
-    settings: Any = {"num_envs": 4, "slots": 11, "minibatches": 2, "epochs": 1} | changes
+    settings: Any = {"num_envs": 4, "rollout_length": 11, "num_minibatches": 2, "update_epochs": 1} | changes
     network = NetworkConfig(memory="min_gru", width=8)
 
     def make_network(observation_space, action_space, key):
@@ -128,24 +129,24 @@ def test_a_state_can_be_stepped_once(make, key):
     assert "a state was stepped twice" in str(env.host.failure)
 
 
-@pytest.mark.parametrize("fill", ["episodes", "stream"])
+@pytest.mark.parametrize("fill", ["whole_episodes", "truncated_bptt"])
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
 def test_the_tape_holds_every_step_of_the_host(fill, ending, make, key):
     """Streams wait, final slots act on nothing, and still no step is lost, doubled or out of order."""
     env, params = make(ending=ending)
     agent = agent_of(env, params, fill=fill)
     state, steps = agent.init(key), 0
-    collect = eqx.filter_jit(agent._collect)
+    collect = eqx.filter_jit(agent.collect)
     for i in range(3):
-        streams, rows, carried, used, metrics = collect(state, jax.random.key(i))
-        state = eqx.tree_at(lambda s: (s.streams, s.carried, s.used), state, (streams, carried, used))
+        streams, pending, rows, metrics = collect(state, jax.random.key(i))
+        state = eqx.tree_at(lambda s: (s.streams, s.pending), state, (streams, pending))
         steps += int(metrics["env_steps"])
     assert env.host.failure is None
     assert env.host.pools[0].count.sum() == 4 + steps, "a step that the tape does not hold reached the host"
     check_tape(rows.tape, fill)
 
 
-def check_tape(tape, fill="episodes", slots=11):
+def check_tape(tape, fill="whole_episodes", slots=11):
     for row in range(4):
         for slot in range(1, slots):
             number, time = np.asarray(tape.observation[row, slot])
@@ -153,7 +154,7 @@ def check_tape(tape, fill="episodes", slots=11):
             assert bool(tape.start[row, slot]) == (time == 0)
             if not tape.start[row, slot]:
                 assert (number, time) == (before[0], before[1] + 1), "an episode spliced out of two"
-        assert fill == "stream" or tape.start[row, 0]
+        assert fill == "truncated_bptt" or tape.start[row, 0]
 
 
 def test_reopened_streams_begin_anew(make, key):
@@ -161,13 +162,13 @@ def test_reopened_streams_begin_anew(make, key):
     env, params = make()
     agent = agent_of(env, params)
     state = agent.init(key)
-    collect = eqx.filter_jit(agent._collect)
-    streams, _, carried, used, _ = collect(state, key)
-    state = eqx.tree_at(lambda s: (s.streams, s.carried, s.used), state, (streams, carried, used))
-    assert int(used.sum()) > 0
+    collect = eqx.filter_jit(agent.collect)
+    streams, pending, _, _ = collect(state, key)
+    state = eqx.tree_at(lambda s: (s.streams, s.pending), state, (streams, pending))
+    assert int(pending.length.sum()) > 0
     base.close(env)
-    again = agent.reopen(state)
-    assert not np.asarray(again.used).any()
+    again = agent.reset_environments(state)
+    assert not np.asarray(again.pending.length).any()
     assert np.asarray(again.streams.inputs.start).all()
     for leaf, fresh in zip(
         jax.tree.leaves(again.streams.memory), jax.tree.leaves(state.network.initial_state()), strict=True
@@ -345,8 +346,8 @@ def test_spaces(make, key):
     assert obs["a"][0].tolist() == [1, 0, 0, 1]
     assert obs["a"][1].dtype == jnp.uint8
     network = make_actor_critic(NetworkConfig(memory="mlp", width=4), space, env.action_space(params), key=key)
-    agent = agent_of(env, params, fill="stream")
-    assert jax.eval_shape(lambda: agent.init(key).carried.observation["m"]).shape == (4, 11, 2)
+    agent = agent_of(env, params, fill="truncated_bptt")
+    assert jax.eval_shape(lambda: agent.init(key).pending.tape.observation["m"]).shape == (4, 11, 2)
     assert network.log_std is None
 
 
@@ -434,13 +435,20 @@ SMALL = {
     "env": COUNTER,
     "total_steps": 100,
     "network": {"memory": "min_gru", "width": 4},
-    "ppo": {"num_envs": 4, "slots": 11, "epochs": 1, "minibatches": 1},
+    "ppo": {"num_envs": 4, "rollout_length": 11, "update_epochs": 1, "num_minibatches": 1},
     "eval_episodes": 0,
     "checkpoint_interval": 0.0,
 }
 
 
-OF_DQN = {"num_envs": 4, "rows": 4, "slots": 11, "update_to_data": 1.0, "replay_slots": 120, "warm_up": 20}
+OF_DQN = {
+    "num_envs": 4,
+    "batch_size": 4,
+    "tape_length": 11,
+    "samples_per_insert": 1.0,
+    "buffer_size": 120,
+    "learning_starts": 20,
+}
 
 
 @pytest.mark.parametrize("fields", [{}, {"agent": "dqn", "dqn": OF_DQN}], ids=["ppo", "dqn"])
@@ -497,7 +505,14 @@ def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, c
     assert run.saved_updates() == [2]
     assert [row["update"] for row in run.metrics()] == [1, 2]
     assert int(run.restore(saved[1])[0].updates[0]) == 2
-    fields = ["--env-options.arguments", "{trouble: raises, at: 1}", "--ppo.slots", "11", "--memory", "min_gru"]
+    fields = [
+        "--env-options.arguments",
+        "{trouble: raises, at: 1}",
+        "--ppo.rollout-length",
+        "11",
+        "--memory",
+        "min_gru",
+    ]
     assert main(["train", "--env", COUNTER, "--out", str(tmp_path / "other"), *fields]) == 2
     error = capsys.readouterr().err
     assert "step raised RuntimeError: the door is stuck" in error
@@ -512,7 +527,7 @@ def test_a_module_of_the_current_folder_is_found_from_the_console_script(tmp_pat
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder != ""])
-    fields = ["--env", "gym/memax_own_module:memax_test/Mine-v0", "--memory", "min_gru", "--ppo.slots", "11"]
+    fields = ["--env", "gym/memax_own_module:memax_test/Mine-v0", "--memory", "min_gru", "--ppo.rollout-length", "11"]
     trouble = ["--env-options.arguments", "{trouble: raises, at: 1}"]
     try:
         assert main(["train", *fields, *trouble]) == 2

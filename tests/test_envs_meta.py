@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from memax_rl import envs
-from memax_rl.envs import popgym_cartpole
-from memax_rl.envs.meta_mdp import finite_horizon_q
-from memax_rl.envs.strategies import spiral, strategies
-from memax_rl.envs.strategies_bandit import gittins, two_arm_values
-from memax_rl.evaluation.icl import best_returns, play_trials
+from memax_rl.envs.baselines.bandit_indices import gittins, two_arm_values
+from memax_rl.envs.baselines.strategies import spiral, strategies
+from memax_rl.envs.meta.mdp import finite_horizon_q
+from memax_rl.envs.popgym import cartpole
+from memax_rl.evaluation.in_context import best_returns, play_trials
 
 STAY, UP, DOWN, LEFT, RIGHT = range(5)
 
@@ -156,8 +156,8 @@ def test_a_projected_cart_pole_is_a_cart_pole(key):
         for action in (0, 1, 1, 0, 1):
             obs, state, reward, _ = step(key, task, state, jnp.int32(action))
             force = 10.0 if (action == 1) != bool(task.swapped) else -10.0
-            plain = popgym_cartpole.advance(plain, jnp.float32(force))
-            scale = np.array([popgym_cartpole.X_LIMIT, popgym_cartpole.THETA_LIMIT])
+            plain = cartpole.advance(plain, jnp.float32(force))
+            scale = np.array([cartpole.X_LIMIT, cartpole.THETA_LIMIT])
             np.testing.assert_allclose(task.projection.T @ obs * scale, [plain.x, plain.theta], atol=1e-5)
             assert float(reward) == pytest.approx(1 / 200)
 

@@ -11,7 +11,7 @@ from _compiler import to_the_bit
 from scipy import stats
 
 from memax_rl import envs
-from memax_rl.envs import popgym_grids
+from memax_rl.envs.popgym import grids
 
 DIFFICULTIES = ("Easy", "Medium", "Hard")
 
@@ -282,7 +282,7 @@ def test_ships_are_placed_uniformly(key):
     board[1, 1:4] = True
     weights = 1 << np.arange(n)
     lines = jnp.array(np.concatenate([board @ weights, board.T @ weights]), jnp.uint32)
-    after = jax.vmap(popgym_grids.place_ship, in_axes=(0, None, None))(jax.random.bits(key, (draws,)), lines, size)
+    after = jax.vmap(grids.place_ship, in_axes=(0, None, None))(jax.random.bits(key, (draws,)), lines, size)
     rows, columns = np.asarray(after)[:, :n], np.asarray(after)[:, n:]
     boards = board_of(rows)
     np.testing.assert_array_equal(boards.transpose(0, 2, 1), board_of(columns))
@@ -371,7 +371,7 @@ def test_mine_sweeper_agrees_with_the_package(name, key):
 
 
 def test_mines_are_drawn_uniformly(key):
-    subsets = jax.vmap(popgym_grids.draw_subset, in_axes=(0, None))(jax.random.bits(key, (20_000, 3)), 6)
+    subsets = jax.vmap(grids.draw_subset, in_axes=(0, None))(jax.random.bits(key, (20_000, 3)), 6)
     codes = np.sum(1 << np.asarray(subsets), axis=1)
     expected = [sum(1 << cell for cell in cells) for cells in itertools.combinations(range(6), 3)]
     counts = [np.sum(codes == code) for code in expected]

@@ -14,9 +14,10 @@ from _compiler import to_the_bit
 
 from memax_rl import envs
 from memax_rl.cli import main
-from memax_rl.envs import registry
+from memax_rl.envs import ids, registry
 from memax_rl.envs.base import EnvironmentFailure, lenient
-from memax_rl.training import make_config, override, train
+from memax_rl.runs import make_config, override
+from memax_rl.training import train
 
 MEMORY, XLAND = "xminigrid/MiniGrid-MemoryS8", "xminigrid/XLand-MiniGrid-R1-9x9"
 FORWARD, RIGHT, LEFT = 0, 1, 2
@@ -117,7 +118,7 @@ def test_the_suite_is_reserved():
 
 
 def test_the_names_are_the_packages(package):
-    assert package.registered_environments() == registry.XMINIGRID_IDS
+    assert package.registered_environments() == ids.XMINIGRID_IDS
 
 
 @pytest.mark.parametrize("name", ["MiniGrid-MemoryS8", "MiniGrid-DoorKey-5x5", "XLand-MiniGrid-R4-9x9"])
@@ -339,7 +340,7 @@ def test_wrong_trials_are_refused(package, options, message):
 
 
 def test_agents_train_on_trials(benchmark, tmp_path):
-    sizes = {"num_envs": 2, "slots": 16, "epochs": 1, "minibatches": 1}
+    sizes = {"num_envs": 2, "rollout_length": 16, "update_epochs": 1, "num_minibatches": 1}
     fields = {
         "env": "meta/Trials",
         "env_options": {"env": XLAND, "inner_options": {"benchmark": benchmark, "max_steps": 4}, "episodes": 2},

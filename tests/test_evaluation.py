@@ -11,10 +11,10 @@ from _probes import Probe
 
 from memax_rl import envs
 from memax_rl.agents.ppo import PPO, PPOConfig
-from memax_rl.envs import references
+from memax_rl.envs.baselines import scores
 from memax_rl.evaluation import evaluate_state, play, print_table, summarize
 from memax_rl.networks import NetworkConfig, make_actor_critic
-from memax_rl.training import TrainConfig
+from memax_rl.runs import TrainConfig
 
 
 class Paid(Probe):
@@ -40,11 +40,13 @@ def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending)
     def network(observation_space, action_space, key):
         return make_actor_critic(config.network, observation_space, action_space, key=key)
 
-    agent = PPO(Paid(longest=3, ending=ending), None, network, PPOConfig(num_envs=8, slots=16, minibatches=1), 1000)
+    agent = PPO(
+        Paid(longest=3, ending=ending), None, network, PPOConfig(num_envs=8, rollout_length=16, num_minibatches=1), 1000
+    )
     state = agent.init(jax.random.key(0))
     networks = [_always(state.network, action) for action in (1, 2)]
     training = eqx.tree_at(lambda s: s.network, state, networks[1])
-    *_, metrics = eqx.filter_jit(agent._collect)(training, jax.random.key(1))
+    *_, metrics = eqx.filter_jit(agent.collect)(training, jax.random.key(1))
     assert float(metrics["episode/return"]) == 6
     assert float(metrics["episode/length"]) == 3
     arrays, static = eqx.partition(networks, eqx.is_array)
@@ -60,7 +62,7 @@ def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending)
 def test_a_scripted_policy_solves_repeat_previous():
     """Row 13: a memory of the last cards, kept through the episode and emptied at its start."""
     env, params = envs.make("popgym/RepeatPreviousEasy")
-    policy = references.best_policy("popgym/RepeatPreviousEasy")
+    policy = scores.best_policy("popgym/RepeatPreviousEasy")
 
     def act(memory, inputs, key):
         initial = policy.initial_memory()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from memax_rl.evaluation.icl_figure import icl_figure
-from memax_rl.evaluation.inspect import inspection_figure
+from memax_rl.evaluation.in_context_figure import icl_figure
+from memax_rl.evaluation.sensitivity import inspection_figure
 
 LONG = (
     "meta/Trials of an environment whose name goes on and on, as those of registries do/XLand-MiniGrid-R4-13x13-Random"

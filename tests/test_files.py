@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memax_rl.files import save_figure, write_atomically
+from memax_rl.runs.files import save_figure, write_atomically
 
 
 class _BreaksOff:

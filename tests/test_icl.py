@@ -12,26 +12,27 @@ import pytest
 from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.envs import spaces
+from memax_rl.envs.meta.trials import TaskEnvironment, Trials
 from memax_rl.envs.registry import _OWN
-from memax_rl.envs.trials import TaskEnvironment, Trials
-from memax_rl.evaluation import inspect as inspection
-from memax_rl.evaluation.icl import (
+from memax_rl.evaluation import sensitivity as inspection
+from memax_rl.evaluation.in_context import (
     evaluate_in_context,
     play_trials,
     print_icl_table,
     summarize_trials,
     trained_episodes,
 )
-from memax_rl.evaluation.inspect import action_change_by_lag, collect, gradients_by_lag, total_variation
+from memax_rl.evaluation.sensitivity import action_change_by_lag, collect, gradients_by_lag, total_variation
 from memax_rl.networks import ActionDistribution, NetworkConfig, make_actor_critic
-from memax_rl.training import Run, make_config, train
+from memax_rl.runs import Run, make_config
+from memax_rl.training import train
 
 SMALL = {
     "env": "meta/BernoulliBandit",
     "env_options": {"arms": 3, "episode_length": 2, "episodes": 3},
     "total_steps": 48,
     "network": {"memory": "min_gru", "width": 8},
-    "ppo": {"num_envs": 4, "slots": 6, "epochs": 1, "minibatches": 2},
+    "ppo": {"num_envs": 4, "rollout_length": 6, "update_epochs": 1, "num_minibatches": 2},
     "eval_episodes": 0,
 }
 
@@ -148,7 +149,14 @@ def test_wrong_arguments_are_one_message(run, arguments, message, capsys):
 
 
 def test_icl_measures_an_agent_of_dqn_and_inspect_does_not(tmp_path, capsys):
-    dqn = {"num_envs": 2, "rows": 2, "slots": 8, "update_to_data": 1.0, "replay_slots": 64, "warm_up": 8}
+    dqn = {
+        "num_envs": 2,
+        "batch_size": 2,
+        "tape_length": 8,
+        "samples_per_insert": 1.0,
+        "buffer_size": 64,
+        "learning_starts": 8,
+    }
     run = train(make_config(SMALL | {"agent": "dqn", "dqn": dqn | {"save_replay": False}}), out=tmp_path / "run")
     assert main(["icl", str(run.folder), "--tasks", "4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from memax_rl.cli import main
-from memax_rl.training import Run, RunError, make_config
-from memax_rl.training.log import check_logs, open_logs
+from memax_rl.runs import Run, RunError, make_config
+from memax_rl.runs.loggers import check_logs, open_logs
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memax_rl import memory
-from memax_rl.memory import laws
+from memax_rl.memory import testing
 
 # Longer than a chunk of 64 steps, so that the forms that work in chunks cross a border. One length for all laws of a
 # model: its two programs, of `scan` and of `step` in a loop, are compiled once.
@@ -34,13 +34,13 @@ def test_laws(name):
     rng = np.random.default_rng(1)
     xs = jnp.asarray(rng.normal(size=(LENGTH, 5)), jnp.float32)
     starts = jnp.asarray(rng.random(LENGTH) < 0.08)
-    state = laws.reachable_state(model, jax.random.key(1), steps=LENGTH)
-    laws.scan_equals_steps(model, state, xs, starts)
-    laws.resets(model, state, xs)
-    laws.gradients_stop_at_starts(model, state, xs)
+    state = testing.reachable_state(model, jax.random.key(1), steps=LENGTH)
+    testing.scan_equals_steps(model, state, xs, starts)
+    testing.resets(model, state, xs)
+    testing.gradients_stop_at_starts(model, state, xs)
     # At inputs of zero a norm without epsilon, or a square root, has a gradient of nan.
     silence, no_start = jnp.zeros((LENGTH, 5)), jnp.zeros(LENGTH, bool)
-    _, (by_model, _, by_xs) = laws.values_and_gradients(fresh, fresh.initial_state(), silence, no_start)
+    _, (by_model, _, by_xs) = testing.values_and_gradients(fresh, fresh.initial_state(), silence, no_start)
     for leaf in jax.tree.leaves((by_model, by_xs)):
         assert np.isfinite(leaf).all()
 
@@ -58,7 +58,7 @@ def test_one_step(name):
         np.testing.assert_allclose(ys[0], y, atol=1e-5)
         for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(state), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
-    laws.step_does_not_keep_nan(model, xs[0, 0])
+    testing.step_does_not_keep_nan(model, xs[0, 0])
 
 
 @pytest.mark.parametrize("name", memory.names())
@@ -71,7 +71,7 @@ def test_under_vmap_with_time_first(name):
     state = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), initial)
     last, ys = eqx.filter_jit(eqx.filter_vmap(model.scan, in_axes=(0, 1, 1), out_axes=(0, 1)))(state, xs, starts)
     for i in range(3):
-        (one_last, one_ys), _ = laws.values_and_gradients(model, initial, xs[:, i], starts[:, i])
+        (one_last, one_ys), _ = testing.values_and_gradients(model, initial, xs[:, i], starts[:, i])
         np.testing.assert_allclose(ys[:, i], one_ys, atol=1e-5)
         for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(one_last), strict=True):
             np.testing.assert_allclose(a[i], b, atol=1e-5)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from memax_rl import memory, ops
-from memax_rl.memory import laws
-from memax_rl.memory._heads import check_flag
+from memax_rl.memory import testing
+from memax_rl.memory.layers.heads import check_flag
 
 T = 23
 STARTS = np.isin(np.arange(T), [0, 9, 10])
@@ -281,7 +281,7 @@ def test_textbook_recurrence(name):
 
 def test_rotary_obeys_the_laws(key):
     """The option changes the state's meaning, so the laws of the registry's default do not speak for it."""
-    laws.check(_model("linear_transformer", rotary_base=100.0), key)
+    testing.check(_model("linear_transformer", rotary_base=100.0), key)
 
 
 def test_overwritten_value_is_gone():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import each_row, gated_norm, head_norm, rms_norm, unit
+from memax_rl.memory.layers.conv import ShortConvolution
+from memax_rl.memory.layers.heads import each_row, gated_norm, head_norm, rms_norm, unit
 
 WIDTH = 6
 

@@ -9,10 +9,10 @@ import pytest
 
 import memax_rl
 from memax_rl import envs
-from memax_rl.encoder import ConvNet, Encoder, Inputs, describe_inputs, image_axes
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
-from memax_rl.training import Run
+from memax_rl.networks.encoder import ConvNet, Encoder, Inputs, describe_inputs, image_axes
+from memax_rl.runs import Run
 
 
 def _encoder(space, seed: int = 0) -> Encoder:
@@ -152,7 +152,7 @@ def test_an_empty_array_is_left_out_of_checkpoints_too(tmp_path):
     envs.register("own/EmptyPart", EmptyPart)
     settings: dict[str, Any] = {
         "network": {"memory": "mlp", "width": 8},
-        "ppo": {"num_envs": 4, "slots": 16, "minibatches": 1},
+        "ppo": {"num_envs": 4, "rollout_length": 16, "num_minibatches": 1},
     }
     folder = memax_rl.train(
         env="own/EmptyPart", total_steps=64, eval_episodes=0, out=tmp_path / "run", **settings

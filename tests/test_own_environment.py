@@ -9,7 +9,7 @@ import pytest
 
 from memax_rl import envs
 from memax_rl.envs.registry import _OWN
-from memax_rl.training import Run
+from memax_rl.runs import Run
 
 PAGE = (Path(__file__).parent.parent / "docs" / "own_environment.md").read_text()
 

@@ -18,7 +18,7 @@ from memax_rl.envs.registry import _OWN
 SMALL: dict[str, Any] = {
     "total_steps": 64,
     "network": {"memory": "min_gru", "width": 8},
-    "ppo": {"num_envs": 2, "slots": 16, "epochs": 1, "minibatches": 1},
+    "ppo": {"num_envs": 2, "rollout_length": 16, "update_epochs": 1, "num_minibatches": 1},
     "eval_episodes": 0,
 }
 

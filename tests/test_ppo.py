@@ -13,17 +13,19 @@ import pytest
 from _probes import Probe, ProbeState, Recall
 
 from memax_rl import memory
-from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, Rows, evaluate_rows
-from memax_rl.encoder import Inputs
+from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, evaluate_rows
 from memax_rl.envs import make, spaces
 from memax_rl.evaluation import play
 from memax_rl.networks import NetworkConfig, make_actor_critic
-from memax_rl.step_count import StepCount
-from memax_rl.tape import previous, segment_ids
+from memax_rl.networks.encoder import Inputs
+from memax_rl.rollout.collect import RolloutBatch
+from memax_rl.rollout.step_count import StepCount
+from memax_rl.rollout.streams import step_stream
+from memax_rl.rollout.tape import previous, segment_ids
 
 
 def _agent(env, name="gru", width=16, env_params=None, sees_last_step=True, separate=False, **settings) -> PPO:
-    settings = {"num_envs": 4, "minibatches": 2, "epochs": 2, "schedule": "constant"} | settings
+    settings = {"num_envs": 4, "num_minibatches": 2, "update_epochs": 2, "lr_schedule": "constant"} | settings
     shown = sees_last_step
     network = NetworkConfig(
         memory=name,
@@ -64,18 +66,18 @@ def _updates(agent, state, n):
 
 
 @eqx.filter_jit
-def _collect(agent, state, n) -> tuple[Rows, dict[str, jax.Array], PPOState]:
+def _collect(agent, state, n) -> tuple[RolloutBatch, dict[str, jax.Array], PPOState]:
     """Return rows and metrics of n collections, stacked, with unchanged parameters, and the state after them."""
 
-    def with_(streams, carried, used):
-        return eqx.tree_at(lambda s: (s.streams, s.carried, s.used), state, (streams, carried, used))
+    def with_(streams, pending):
+        return eqx.tree_at(lambda s: (s.streams, s.pending), state, (streams, pending))
 
     def one(carry, key):
-        streams, rows, carried, used, metrics = agent._collect(with_(*carry), key)
-        return (streams, carried, used), (rows, metrics)
+        streams, pending, rows, metrics = agent.collect(with_(*carry), key)
+        return (streams, pending), (rows, metrics)
 
     keys = jax.random.split(jax.random.key(0), n)
-    carry, (rows, metrics) = jax.lax.scan(one, (state.streams, state.carried, state.used), keys)
+    carry, (rows, metrics) = jax.lax.scan(one, (state.streams, state.pending), keys)
     return rows, metrics, with_(*carry)
 
 
@@ -95,19 +97,21 @@ class Collected(NamedTuple):
     """Eight collections of eleven slots in four streams, whose episodes have one to four steps."""
 
     agent: PPO
-    rows: Rows
+    rows: RolloutBatch
     metrics: dict[str, jax.Array]
     state: PPOState
 
 
 COLLECTIONS, SLOTS = 8, 11
-FILLS, ENDINGS = ("episodes", "stream"), ("terminated", "truncated")
+FILLS, ENDINGS = ("whole_episodes", "truncated_bptt"), ("terminated", "truncated")
 every_way = pytest.mark.parametrize(("fill", "ending"), [(fill, ending) for fill in FILLS for ending in ENDINGS])
 
 
 @functools.cache
 def _collected(fill, ending) -> Collected:
-    agent = _agent(Probe(longest=4, ending=ending, random=True), fill=fill, slots=SLOTS, discount=0.9, gae_lambda=0.8)
+    agent = _agent(
+        Probe(longest=4, ending=ending, random=True), rollout=fill, rollout_length=SLOTS, gamma=0.9, gae_lambda=0.8
+    )
     return Collected(agent, *_collect(agent, _init(agent, jax.random.key(0)), COLLECTIONS))
 
 
@@ -123,8 +127,8 @@ def test_ratio_is_one_on_a_fresh_tape(fill, ending):
 
 
 # How the tape is filled matters to the agent, not to the memory: for the other way two memories more are enough.
-REST = [(name, "stream") for name in memory.names() if name != "gru"]
-REST += [(name, "episodes") for name in ("lru", "linear_transformer")]
+REST = [(name, "truncated_bptt") for name in memory.names() if name != "gru"]
+REST += [(name, "whole_episodes") for name in ("lru", "linear_transformer")]
 
 
 @pytest.mark.parametrize(("name", "fill"), REST)
@@ -135,7 +139,7 @@ def test_ratio_is_one_with_every_memory(name, fill, key):
     def ratios(state):
         return _ratios(state.network, _at(_collect(agent, state, 2)[0], -1))
 
-    agent = _agent(Probe(random=True), name, fill=fill, slots=16)
+    agent = _agent(Probe(random=True), name, rollout=fill, rollout_length=16)
     np.testing.assert_allclose(ratios(_init(agent, key)), 1, atol=1e-5)
 
 
@@ -148,7 +152,7 @@ def test_what_the_tape_holds(fill, ending):
     for stream in range(4):
         time, final = 0, False
         for i in range(COLLECTIONS):
-            if fill != "stream":
+            if fill != "truncated_bptt":
                 # A row begins with an episode, of which it may have been seen before.
                 time, final = 0, False
             elif i > 0 and ending == "truncated":
@@ -160,7 +164,7 @@ def test_what_the_tape_holds(fill, ending):
                 assert not (final and tape.valid[at])
                 ended, cut = final or tape.terminated[at], tape.truncated[at]
                 time, final = (0, False) if ended else (time + 1, bool(cut))
-            if fill == "stream":
+            if fill == "truncated_bptt":
                 assert rows.after.observation[i, stream] == time
                 assert rows.after.start[i, stream] == (time == 0)
 
@@ -169,8 +173,8 @@ def test_what_the_tape_holds(fill, ending):
 def test_every_transition_is_learnt_from_once(fill, ending):
     """Nothing is thrown away: over many updates each episode's transitions enter the loss once, all of them."""
     _, rows, metrics, state = _collected(fill, ending)
-    waiting = jnp.sum(state.carried.valid & (jnp.arange(SLOTS)[None, :] < state.used[:, None]))
-    waiting = int(waiting) if fill == "episodes" else 0
+    waiting = jnp.sum(state.pending.tape.valid & (jnp.arange(SLOTS)[None, :] < state.pending.length[:, None]))
+    waiting = int(waiting) if fill == "whole_episodes" else 0
     assert int(jnp.sum(rows.tape.valid)) + waiting == int(jnp.sum(metrics["env_steps"]))
     assert not np.any(metrics["tape/overlong"])
 
@@ -178,8 +182,8 @@ def test_every_transition_is_learnt_from_once(fill, ending):
 def test_fixed_lengths_fill_the_tape(key):
     env, env_params = make("popgym/RepeatPreviousEasy")
     agent = _agent(env, env_params=env_params)
-    assert agent.config.slots is not None
-    assert agent.config.slots % 51 == 0
+    assert agent.config.rollout_length is not None
+    assert agent.config.rollout_length % 51 == 0
     _, metrics, _ = _collect(agent, _init(agent, key), 2)
     assert np.all(metrics["tape/utilization"] == 1)
     assert np.all(metrics["tape/lag"] == 0)
@@ -209,7 +213,7 @@ def test_advantages_agree_with_a_loop_over_episodes(fill, ending):
             value.append(np.asarray(values))
             action, reward = now.action, now.reward
         # The row's end is bootstrapped by what the agent is shown next, unless that belongs to another episode.
-        value.append(np.asarray(step(memories, _at(rows.after, i))[2]) if fill == "stream" else np.zeros(4))
+        value.append(np.asarray(step(memories, _at(rows.after, i))[2]) if fill == "truncated_bptt" else np.zeros(4))
         value = np.stack(value, axis=1)
         tape = jax.tree.map(np.asarray, tape)
         advantage = np.zeros_like(value)
@@ -229,13 +233,15 @@ def test_advantages_agree_with_a_loop_over_episodes(fill, ending):
 @pytest.mark.parametrize("fill", FILLS)
 def test_the_memory_of_the_values_goes_on_from_row_to_row_without_being_acted_with(fill, key):
     # The two networks are the same, so their memories must be. A row of whole episodes begins with an empty one.
-    agent = _agent(Probe(longest=4, random=True), fill=fill, slots=SLOTS, separate=True, learning_rate=1e-20)
+    agent = _agent(
+        Probe(longest=4, random=True), rollout=fill, rollout_length=SLOTS, separate=True, learning_rate=1e-20
+    )
     state = _init(agent, key)
     state = eqx.tree_at(lambda s: s.network.value_torso, state, state.network.torso)
     state, _ = _updates(agent, state, 3)
     policy, value = state.streams.memory
     assert np.any(jax.tree.leaves(policy)[0] != 0)
-    want = policy if fill == "stream" else jax.tree.map(jnp.zeros_like, value)
+    want = policy if fill == "truncated_bptt" else jax.tree.map(jnp.zeros_like, value)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), value, want)
 
 
@@ -270,14 +276,14 @@ def test_value_at_an_end(fill, key):
     agent = _agent(
         Fork(),
         "mlp",
-        fill=fill,
-        slots=16,
+        rollout=fill,
+        rollout_length=16,
         sees_last_step=False,
-        discount=0.8,
+        gamma=0.8,
         reward_scale=1.0,
         learning_rate=1e-2,
-        schedule="linear",
-        epochs=4,
+        lr_schedule="linear",
+        update_epochs=4,
     )
     state, _ = _updates(agent, agent.init(key), 150)
     inputs = Inputs(jnp.arange(2), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
@@ -290,7 +296,7 @@ def test_value_at_an_end(fill, key):
 
 def test_the_scale_is_one_over_the_deviation_of_all_returns(key):
     """Reward 1 a step, so that the return n steps before the end is 2 - 2 ** -n at discount 0.5."""
-    agent = _agent(Probe(longest=4, ending="terminated", random=True), "mlp", slots=SLOTS, discount=0.5)
+    agent = _agent(Probe(longest=4, ending="terminated", random=True), "mlp", rollout_length=SLOTS, gamma=0.5)
     rows, _, state = _collect(agent, agent.init(key), COLLECTIONS)
     moments, seen = state.returns, []
     for i in range(COLLECTIONS):
@@ -317,7 +323,7 @@ class Paid(Probe):
 
 def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
     def learnt(price, **settings):
-        agent = _agent(Paid(price), "mlp", slots=12, sees_last_step=False, **settings)
+        agent = _agent(Paid(price), "mlp", rollout_length=12, sees_last_step=False, **settings)
         state, metrics = _updates(agent, agent.init(key), 5)
         return jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array)), metrics["reward_scale"]
 
@@ -331,7 +337,7 @@ def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
 
 @pytest.mark.parametrize("price", [0.0, 0.3])
 def test_returns_that_are_all_the_same_are_not_scaled(price, key):
-    agent = _agent(Paid(price, otherwise=price), "mlp", slots=12, discount=0.0)
+    agent = _agent(Paid(price, otherwise=price), "mlp", rollout_length=12, gamma=0.0)
     _, metrics = _updates(agent, agent.init(key), 2)
     np.testing.assert_array_equal(metrics["reward_scale"], 1)
 
@@ -365,7 +371,7 @@ def _assert_same(tree, other):
 
 def test_slots_that_do_not_count_do_not_matter():
     """Row 8: scramble what enters no loss; loss and gradient stay the same to the bit."""
-    agent, rows, _, state = _collected("episodes", "truncated")
+    agent, rows, _, state = _collected("whole_episodes", "truncated")
     rows = _at(rows, 3)
     batch = _batch(agent, state.network, rows)
     want = _loss(agent, state.network, batch)
@@ -395,7 +401,7 @@ def test_slots_that_do_not_count_do_not_matter():
 
 def test_loss_by_hand_over_the_slots_that_count():
     """Row 8: means, and the mean and standard deviation of the advantages, are over the slots that count."""
-    agent, rows, _, state = _collected("episodes", "truncated")
+    agent, rows, _, state = _collected("whole_episodes", "truncated")
     rows = _at(rows, 3)
     batch = _batch(agent, state.network, rows)
     # As if another policy had acted, so that ratios differ from 1 and some are clipped.
@@ -413,7 +419,7 @@ def test_loss_by_hand_over_the_slots_that_count():
         "policy_loss": -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage).mean(),
         "value_loss": 0.5 * (np.asarray(batch.value - batch.returns)[on] ** 2).mean(),
         "entropy": -(p * np.log(p)).sum(axis=1).mean(),
-        "kl": (ratio - 1 - np.log(ratio)).mean(),
+        "approx_kl": (ratio - 1 - np.log(ratio)).mean(),
         "clip_fraction": (np.abs(ratio - 1) > 0.2).mean(),
     }
     for name, value in want.items():
@@ -424,7 +430,7 @@ def test_loss_by_hand_over_the_slots_that_count():
 
 def test_each_row_is_learnt_from_once_in_an_epoch():
     """Row 7: minibatches are whole rows, and together all of them. A step size of 0 leaves the values as they are."""
-    agent, rows, _, state = _collected("stream", "terminated")
+    agent, rows, _, state = _collected("truncated_bptt", "terminated")
     batch = _batch(agent, state.network, _at(rows, 0))
     assert np.all(batch.rows.tape.valid), "else minibatches differ in the number of slots that count"
     _, want = _loss(agent, state.network, batch)
@@ -432,13 +438,13 @@ def test_each_row_is_learnt_from_once_in_an_epoch():
     _, optimizer, got = learn(state.network, state.optimizer, batch, 0.0, jax.random.key(0))
     for name in ("value_loss", "entropy"):
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
-    assert int(optax.tree.get(optimizer, "count")) == agent.config.epochs * agent.config.minibatches
+    assert int(optax.tree.get(optimizer, "count")) == agent.config.update_epochs * agent.config.num_minibatches
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_gradients_do_not_cross_episodes_on_the_tape(ending):
     """Row 16, through the whole network."""
-    _, rows, _, state = _collected("episodes", ending)
+    _, rows, _, state = _collected("whole_episodes", ending)
     rows = _at(rows, -1)
     episode = jax.vmap(segment_ids)(rows.tape.start)
 
@@ -469,14 +475,15 @@ class Acted(NamedTuple):
 
 @functools.cache
 def _acted(ending) -> Acted:
-    agent = _agent(Probe(longest=3, ending=ending, random=True), slots=12)
+    agent = _agent(Probe(longest=3, ending=ending, random=True), rollout_length=12)
     state = _init(agent, jax.random.key(0))
     network = state.network
 
     @jax.jit
     def run(streams):
         def one(streams, keys):
-            after, slot, _ = jax.vmap(agent._step, in_axes=(None, 0, 0))(network, streams, keys)
+            step = jax.vmap(lambda s, k: step_stream(agent.env, agent.env_params, agent.act(network), s, k))
+            after, slot, _ = step(streams, keys)
             fresh, _, _ = jax.vmap(network.step, in_axes=(None, 0))(network.initial_state(), streams.inputs)
             return after, Acted(streams.inputs, slot.action, after.memory, fresh)
 
@@ -508,7 +515,7 @@ def test_inputs_at_an_episodes_start_show_nothing_of_the_last(ending):
     np.testing.assert_array_equal(inputs.previous_action[0], 0)
     np.testing.assert_array_equal(inputs.previous_action[1:], np.where(starts[1:], 0, action[:-1]))
     assert action[:-1][starts[1:]].any(), "some action would leak"
-    rows = _collected("stream", ending).rows
+    rows = _collected("truncated_bptt", ending).rows
     for i in range(COLLECTIONS):
         tape, before = _at(rows.tape, i), _at(rows.before, i)
         for shown in jax.vmap(previous)((tape.action, tape.reward), tape.start, before):
@@ -533,7 +540,7 @@ def test_the_first_step_shows_no_action_at_all(key):
 
 def test_target_kl_stops_an_update(key):
     """And a step size that has fallen to zero neither moves the network nor stops anything."""
-    agent = _agent(Probe(), slots=12, learning_rate=0.1, schedule="linear", target_kl=1e-6, epochs=8)
+    agent = _agent(Probe(), rollout_length=12, learning_rate=0.1, lr_schedule="linear", target_kl=1e-6, update_epochs=8)
     state = _init(agent, key)
     np.testing.assert_allclose(agent.schedule(jnp.array(0.5)), 0.05, rtol=1e-6)
     update = eqx.filter_jit(agent.update)
@@ -550,7 +557,9 @@ def test_target_kl_stops_an_update(key):
 @pytest.mark.parametrize("name", ["gru", "lru"])
 def test_learns_to_remember(name, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory can do no better than chance."""
-    agent = _agent(Recall(), name, width=32, num_envs=32, slots=32, minibatches=4, epochs=4, learning_rate=3e-3)
+    agent = _agent(
+        Recall(), name, width=32, num_envs=32, rollout_length=32, num_minibatches=4, update_epochs=4, learning_rate=3e-3
+    )
     state, metrics = _updates(agent, agent.init(key), 25)
     assert float(jnp.mean(metrics["episode/return"][-10:])) > 0.9
     # Row 13: right while training, wrong in evaluation.
@@ -564,11 +573,13 @@ def test_learns_to_remember(name, key):
 
 
 def test_mistakes_in_the_settings_are_explained():
-    with pytest.raises(ValueError, match=r"minibatches=3 must divide num_envs=4"):
-        _agent(Probe(), minibatches=3, slots=12)
-    with pytest.raises(ValueError, match=r"slots=4 is shorter than the longest episode, 5 slots; set ppo.slots to 6"):
-        _agent(Probe(), slots=4)
-    _agent(Probe(), slots=4, fill="stream")
+    with pytest.raises(ValueError, match=r"num_minibatches=3 must divide num_envs=4"):
+        _agent(Probe(), num_minibatches=3, rollout_length=12)
+    with pytest.raises(
+        ValueError, match=r"rollout_length=4 is shorter than the longest episode, 5 slots; set ppo.rollout_length to 6"
+    ):
+        _agent(Probe(), rollout_length=4)
+    _agent(Probe(), rollout_length=4, rollout="truncated_bptt")
 
 
 @pytest.mark.parametrize(
@@ -578,4 +589,4 @@ def test_mistakes_in_the_settings_are_explained():
 def test_rows_by_default_hold_whole_episodes_and_final_observations(name, slots):
     """An episode that a time limit cuts takes one slot more than it has steps."""
     env, params = make(f"popgym/{name}")
-    assert _agent(env, env_params=params, slots=None).config.slots == slots
+    assert _agent(env, env_params=params, rollout_length=None).config.rollout_length == slots

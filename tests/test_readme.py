@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from memax_rl import memory
-from memax_rl.memory import _registry
-from memax_rl.training import presets
+from memax_rl.memory import registry
+from memax_rl.runs import presets
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -20,7 +20,7 @@ def test_python_blocks_run(block):
         exec(compile(block, "README.md", "exec"), {})
     finally:
         for name in set(memory.names()) - known:
-            _registry._ENTRIES.pop(name)
+            registry._ENTRIES.pop(name)
 
 
 def test_presets_named_in_the_readme_exist():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl import replay as replays
-from memax_rl.tape import Tape
+from memax_rl.rollout import replay as replays
+from memax_rl.rollout.tape import Tape
 
 STREAMS, CAPACITY, SLOTS = 3, 40, 12
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rlax
 
-from memax_rl.returns import discounted_returns, generalized_advantages, lambda_returns, n_step_returns
+from memax_rl.rollout.returns import discounted_returns, generalized_advantages, lambda_returns, n_step_returns
 
 
 def test_discounted_returns_by_hand():

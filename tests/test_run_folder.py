@@ -16,15 +16,16 @@ import yaml
 
 from memax_rl.cli import main
 from memax_rl.evaluation import evaluate
-from memax_rl.files import write_atomically
-from memax_rl.training import Run, RunError, load_config, make_config, override, train
-from memax_rl.training.config import TrainConfig, dump_config, parse_yaml
-from memax_rl.training.loop import load_agent
+from memax_rl.runs import Run, RunError, load_config, make_config, override
+from memax_rl.runs.build import load_agent
+from memax_rl.runs.config import TrainConfig, dump_config, parse_yaml
+from memax_rl.runs.files import write_atomically
+from memax_rl.training import train
 
 SMALL = {
     "total_steps": 4 * 51 * 4,
     "network": {"memory": "min_gru", "width": 8},
-    "ppo": {"num_envs": 4, "slots": 51, "epochs": 1, "minibatches": 2},
+    "ppo": {"num_envs": 4, "rollout_length": 51, "update_epochs": 1, "num_minibatches": 2},
     "eval_episodes": 4,
 }
 
@@ -160,7 +161,7 @@ def test_a_write_error_is_one_line_and_leaves_the_last_checkpoint_whole(copy, ca
 @pytest.mark.parametrize("out", ["file/run", "n" * 300], ids=["below a file", "too long"])
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, out):
     (tmp_path / "file").write_text("")
-    fields = ["--total-steps", "10", "--width", "8", "--ppo.num-envs", "8", "--ppo.slots", "51"]
+    fields = ["--total-steps", "10", "--width", "8", "--ppo.num-envs", "8", "--ppo.rollout-length", "51"]
     assert main(["train", "--env", "popgym/RepeatPreviousEasy", *fields, "--out", str(tmp_path / out)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("memax-rl: error: ")
     assert not (tmp_path / "n").exists()
@@ -270,7 +271,7 @@ def test_dates_are_text():
         ["--width", "1000000000"],
         ["--total-steps", "3e15"],
         ["--ppo.num-envs", "99999999999"],
-        ["--ppo.slots", "99999999999"],
+        ["--ppo.rollout-length", "99999999999"],
         ["--eval-episodes", "99999999999"],
         ["--env", "gym/..:y"],
         ["--env-wrappers", "[" * 500],

@@ -8,17 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl import replay as replays
 from memax_rl.agents.dqn import DQN
-from memax_rl.step_count import StepCount
-from memax_rl.training import loop, make_config
-from memax_rl.training.loop import make_agent
+from memax_rl.rollout import replay as replays
+from memax_rl.rollout.step_count import StepCount
+from memax_rl.runs import make_config
+from memax_rl.runs.build import make_agent
+from memax_rl.training import loop
 
 NEAR = 2**31 - 40
-PPO_FIELDS: dict[str, Any] = {"ppo": {"num_envs": 4, "slots": 102, "minibatches": 1, "epochs": 1}}
+PPO_FIELDS: dict[str, Any] = {"ppo": {"num_envs": 4, "rollout_length": 102, "num_minibatches": 1, "update_epochs": 1}}
 DQN_FIELDS: dict[str, Any] = {
     "agent": "dqn",
-    "dqn": {"num_envs": 4, "rows": 2, "slots": 64, "warm_up": 24, "replay_slots": 2_000, "update_to_data": 1},
+    "dqn": {
+        "num_envs": 4,
+        "batch_size": 2,
+        "tape_length": 64,
+        "learning_starts": 24,
+        "buffer_size": 2_000,
+        "samples_per_insert": 1,
+    },
 }
 SMALL: dict[str, Any] = {"env": "popgym/RepeatFirstEasy", "network": {"memory": "min_gru", "width": 8}}
 
@@ -89,6 +97,6 @@ def _filled(key: jax.Array) -> replays.Replay:
 
 def test_counts_that_no_run_can_hold_are_refused():
     with pytest.raises(ValueError, match=r"num_envs \* slots is 2,097,152,000 steps an update"):
-        make_agent(make_config(SMALL | {"ppo": {"num_envs": 2**11, "slots": 1_024_000}}))
+        make_agent(make_config(SMALL | {"ppo": {"num_envs": 2**11, "rollout_length": 1_024_000}}))
     with pytest.raises(ValueError, match=r"makes .* updates, and a run can have at most 2,147,483,647"):
         make_agent(make_config(SMALL | PPO_FIELDS | {"total_steps": 10**14}))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl.tape import Tape, pack, positions, previous, segment_ids, unpack
+from memax_rl.rollout.tape import Tape, pack, positions, previous, segment_ids, unpack
 
 
 def _episode(first: int, length: int, truncated: bool) -> Tape:

@@ -18,23 +18,33 @@ import yaml
 import memax_rl
 import memax_rl.training.loop as loop
 from memax_rl.agents import ppo
+from memax_rl.agents.ppo import PPOConfig
 from memax_rl.cli import main
 from memax_rl.evaluation import evaluate, print_table
-from memax_rl.training import Run, RunError, TrainingError, load_config, make_config, override, presets, train
-from memax_rl.training.config import TrainConfig, dump_config
-from memax_rl.training.loop import init_state, make_agent, restore
+from memax_rl.runs import Run, RunError, load_config, make_config, override, presets
+from memax_rl.runs.build import make_agent
+from memax_rl.runs.config import TrainConfig, dump_config
+from memax_rl.training import TrainingError, train
+from memax_rl.training.loop import init_state, restore
 
 SMALL = {
     "total_steps": 4 * 51 * 6,
     "network": {"memory": "min_gru", "width": 8},
-    "ppo": {"num_envs": 4, "slots": 51, "epochs": 1, "minibatches": 2},
+    "ppo": {"num_envs": 4, "rollout_length": 51, "update_epochs": 1, "num_minibatches": 2},
     "eval_episodes": 4,
 }
 SMALL_DQN = {
     "agent": "dqn",
     "total_steps": 4 * 51 * 6,
     "network": {"memory": "min_gru", "width": 8},
-    "dqn": {"num_envs": 4, "rows": 4, "slots": 51, "update_to_data": 1, "replay_slots": 1200, "warm_up": 300},
+    "dqn": {
+        "num_envs": 4,
+        "batch_size": 4,
+        "tape_length": 51,
+        "samples_per_insert": 1,
+        "buffer_size": 1200,
+        "learning_starts": 300,
+    },
     "eval_episodes": 4,
 }
 
@@ -81,7 +91,8 @@ def test_a_seed_does_not_depend_on_the_others(agent, fields, request, tmp_path):
 
 _DRIVER = """
 import sys
-from memax_rl.training import make_config, train
+from memax_rl.runs import make_config
+from memax_rl.training import train
 import memax_rl.training.loop as loop
 import yaml
 loop._MOST_UPDATES_A_CALL = 2
@@ -153,7 +164,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(number, agent, fields, r
 
 def test_a_replay_left_out_of_the_checkpoint_is_said_so(tmp_path, capsys, monkeypatch):
     fields = SMALL_DQN | {"dqn": SMALL_DQN["dqn"] | {"save_replay": False}, "eval_episodes": 0}
-    run = train(make_config(fields), out=tmp_path / "run")
+    run = train(make_config(SMALL), out=tmp_path / "run")
     assert "replay" not in capsys.readouterr().err
     more = make_config(fields | {"total_steps": 4 * 51 * 12})
     (tmp_path / "run" / "config.yaml").write_text(dump_config(more))
@@ -211,7 +222,7 @@ def test_an_existing_folder_is_left_alone(finished):
 
 
 def test_a_mistake_leaves_no_folder(tmp_path):
-    for fields in ({"env": "popgym/Repeat"}, {"ppo": {"minibatches": 7}}):
+    for fields in ({"env": "popgym/Repeat"}, {"ppo": {"num_minibatches": 7}}):
         with pytest.raises(ValueError, match=r"unknown environment|must divide"):
             train(make_config(SMALL | fields), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -269,23 +280,24 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypa
 
 
 def test_an_episode_longer_than_the_tape_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(ppo.envs, "horizon", lambda env, params: None)
-    monkeypatch.setattr(ppo.envs, "fixed_length", lambda env, params: None)
-    fields = SMALL | {"ppo": SMALL["ppo"] | {"slots": 40}}
-    with pytest.raises(TrainingError, match=r"longer than a row of the tape \(40 slots\) at update 1; set ppo.slots"):
-        train(make_config(fields), out=tmp_path / "run")
+    # The environment states no longest episode, and has longer ones than a row.
+    monkeypatch.setattr(ppo, "rollout_size", lambda *_, **__: (4, 40))
+    with pytest.raises(
+        TrainingError, match=r"longer than a row of the tape at update 1; set ppo.rollout_length, now 40, to more"
+    ):
+        train(make_config(SMALL), out=tmp_path / "run")
 
 
 def test_unknown_keys_and_bad_values_name_the_nearest():
     for fields, message in [
         ({"ppo": {"learning_rte": 1}}, r"unknown configuration key 'ppo.learning_rte'; did you mean 'learning_rate'"),
         ({"sed": 1}, r"unknown configuration key 'sed'; did you mean 'seed'"),
-        ({"ppo": {"clip": -1}}, r"ppo.clip: input should be greater than 0, got -1"),
+        ({"ppo": {"clip_eps": -1}}, r"ppo.clip_eps: input should be greater than 0, got -1"),
         ({"total_steps": "many"}, r"total_steps: .*integer.*got 'many'"),
         ({"network": {"memory": "lsmt"}}, r"unknown memory 'lsmt'; did you mean 'lstm'"),
         ({"network": {"memory": "lru", "memory_options": {"heads": 2}}}, r"memory 'lru' has no option 'heads'"),
         ({"env": "popgym/RepeatFirst"}, r"unknown environment 'popgym/RepeatFirst'; did you mean"),
-        ({"agent": "pop"}, r"agent: input should be 'ppo' or 'dqn', got 'pop'"),
+        ({"agent": "pop"}, r"unknown agent 'pop'; known: ppo, dqn"),
         ({"dqn": {"n_step": 2, "q_lambda": 0.9}}, r"dqn: set either n_step or q_lambda"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -299,15 +311,16 @@ def test_command_line_values():
         [
             *("--memory", "gru", "--ppo.learning-rate", "1e-3", "--no-network.start"),
             *("--ppo.normalize-advantages=False", "--network.previous-reward", "true"),
-            *("--ppo.slots", "102", "--total-steps", "500_000"),
+            *("--ppo.rollout-length", "102", "--total-steps", "500_000"),
         ],
     )
     assert config.network.memory == "gru"
-    assert config.ppo.learning_rate == 1e-3
+    assert isinstance(config.settings, PPOConfig)
+    assert config.settings.learning_rate == 1e-3
     assert not config.network.start
-    assert not config.ppo.normalize_advantages, "bool('False') is true: the text must be read"
+    assert not config.settings.normalize_advantages, "bool('False') is true: the text must be read"
     assert config.network.previous_reward
-    assert config.ppo.slots == 102
+    assert config.settings.rollout_length == 102
     assert config.total_steps == 500_000
     assert override(base, ["--memory-options.r-min", "0.5"]).network.memory_options == {"r_min": 0.5}
     assert override(base, []) == base

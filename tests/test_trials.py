@@ -13,11 +13,11 @@ from memax_rl.agents.dqn import DQN, DQNConfig
 from memax_rl.agents.ppo import PPO, PPOConfig
 from memax_rl.cli import main
 from memax_rl.envs import spaces
-from memax_rl.envs.trials import FromParams, FromReset, TaskEnvironment, Trials
+from memax_rl.envs.meta.trials import FromParams, FromReset, TaskEnvironment, Trials
 from memax_rl.envs.wrappers import wrap
 from memax_rl.networks import NetworkConfig, make_actor_critic, make_q_network
-from memax_rl.streams import start_stream, step_stream
-from memax_rl.training import make_config, override
+from memax_rl.rollout.streams import start_stream, step_stream
+from memax_rl.runs import make_config, override
 
 
 class Count(TaskEnvironment):
@@ -91,16 +91,16 @@ def test_lengths(ends_early, sizes, horizon, fixed):
     assert env.horizon(env.with_episodes(8)) == 24
 
 
-@pytest.mark.parametrize("fill", ["episodes", "stream"])
+@pytest.mark.parametrize("fill", ["whole_episodes", "truncated_bptt"])
 @pytest.mark.parametrize(("across", "expected"), [(True, [1.875, 1.75, 1.5, 1.0]), (False, [1.5, 1.0, 1.5, 1.0])])
 def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, expected, key):
     """Discount 1/2, reward 1 a step, two episodes of two steps; with lambda 1 the returns owe nothing to the values."""
     env = Trials(Count(2), episodes=2, discount_across_episodes=across)
-    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0)
+    config = PPOConfig(num_envs=2, num_minibatches=1, rollout_length=8, rollout=fill, gamma=0.5, gae_lambda=1.0)
     make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
-    rows = eqx.filter_jit(agent._collect)(state, key)[1]
+    rows = eqx.filter_jit(agent.collect)(state, key).rows
     assert (rows.tape.value_stops is None) == across
     _, scale = agent._scale(state.returns, rows.tape)
     batch, _ = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
@@ -114,10 +114,17 @@ def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, ex
 @pytest.mark.parametrize("target", [{"q_lambda": 1.0}, {"q_lambda": None, "n_step": 4}])
 def test_targets_of_q_learning_go_on_or_stop_too(target, across, expected, key):
     env = Trials(Count(2), episodes=2, discount_across_episodes=across)
-    sizes = {"num_envs": 2, "rows": 4, "slots": 8, "update_to_data": 2.0, "replay_slots": 64, "warm_up": 8}
-    config = DQNConfig(**sizes, discount=0.5, **target)
+    sizes = {
+        "num_envs": 2,
+        "batch_size": 4,
+        "tape_length": 8,
+        "samples_per_insert": 2.0,
+        "buffer_size": 64,
+        "learning_starts": 8,
+    }
+    config = DQNConfig(**sizes, gamma=0.5, **target)
     make_network = partial(
-        lambda c, o, a, k: make_q_network(c, o, a, duelling=True, key=k), NetworkConfig(memory="gru", width=4)
+        lambda c, o, a, k: make_q_network(c, o, a, dueling=True, key=k), NetworkConfig(memory="gru", width=4)
     )
     agent = DQN(env, env.default_params, make_network, config, 100)
 
@@ -190,14 +197,16 @@ def test_barren_trials_pay_the_bonus_alone(key):
     np.testing.assert_array_equal(rewards(barren_fraction=0.25, split="test")[0], 1)
 
 
-@pytest.mark.parametrize("fill", ["episodes", "stream"])
+@pytest.mark.parametrize("fill", ["whole_episodes", "truncated_bptt"])
 def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
     env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
-    config = PPOConfig(num_envs=2, minibatches=1, slots=8, fill=fill, discount=0.5, gae_lambda=1.0, reward_scale=2.0)
+    config = PPOConfig(
+        num_envs=2, num_minibatches=1, rollout_length=8, rollout=fill, gamma=0.5, gae_lambda=1.0, reward_scale=2.0
+    )
     make_network = partial(lambda c, o, a, k: make_actor_critic(c, o, a, key=k), NetworkConfig(memory="gru", width=4))
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
-    rows, metrics = eqx.filter_jit(lambda s, k: (lambda c: (c[1], c[4]))(agent._collect(s, k)))(state, key)
+    _, _, rows, metrics = eqx.filter_jit(agent.collect)(state, key)
     _, scale = agent._scale(state.returns, rows.tape)
     batch, _ = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
     # Rewards 7 7 -1 -1 to the learner: two observations are new, in the first episode of each trial.
@@ -208,11 +217,18 @@ def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
 
 def test_targets_of_q_learning_have_the_bonus_in_them(key):
     env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
-    sizes = {"num_envs": 2, "rows": 4, "slots": 8, "update_to_data": 2.0, "replay_slots": 64, "warm_up": 8}
+    sizes = {
+        "num_envs": 2,
+        "batch_size": 4,
+        "tape_length": 8,
+        "samples_per_insert": 2.0,
+        "buffer_size": 64,
+        "learning_starts": 8,
+    }
     make_network = partial(
-        lambda c, o, a, k: make_q_network(c, o, a, duelling=True, key=k), NetworkConfig(memory="gru", width=4)
+        lambda c, o, a, k: make_q_network(c, o, a, dueling=True, key=k), NetworkConfig(memory="gru", width=4)
     )
-    agent = DQN(env, env.default_params, make_network, DQNConfig(**sizes, discount=0.5, q_lambda=1.0), 100)
+    agent = DQN(env, env.default_params, make_network, DQNConfig(**sizes, gamma=0.5, q_lambda=1.0), 100)
 
     @eqx.filter_jit
     def targets(key):

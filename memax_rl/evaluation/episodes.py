@@ -12,10 +12,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl import envs
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
-from memax_rl.envs.references import find_scores
+from memax_rl.envs.baselines.scores import find_scores
 from memax_rl.envs.wrappers import NormalizeObservationConfig
 from memax_rl.evaluation.statistics import summarize
-from memax_rl.streams import Act, seed_key, start_stream, step_stream
+from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
+from memax_rl.runs.build import load_agent, make_environment
+from memax_rl.runs.run import Run
 
 
 def play(
@@ -70,7 +72,7 @@ def evaluate_state(
 
     `env`, `env_params` replace the agent's own environment if given; `config` says which one it is.
     """
-    greedy = agent.plays_greedily if greedy is None else greedy
+    greedy = agent.evaluates_greedily if greedy is None else greedy
     if env is None:
         env, env_params = agent.env, agent.env_params
     # Far from the keys of training, which are those of small seeds.
@@ -155,9 +157,6 @@ def evaluate(
     the options are wrong or give another observation or action space than the agent was trained for;
     `EnvironmentFailure` if an environment on the host fails.
     """
-    from memax_rl.training.loop import load_agent, make_environment
-    from memax_rl.training.run import Run
-
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(folder, imports, trust)

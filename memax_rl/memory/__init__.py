@@ -6,20 +6,14 @@ state, y = memory.step(state, x, start)      # acting: x [in_size], start bool[]
 state, ys = memory.scan(state, xs, starts)   # learning: xs [T, in_size], starts bool[T]
 """
 
-from memax_rl.memory import laws as laws
-from memax_rl.memory._contract import Memory as Memory
-from memax_rl.memory._cost import state_size as state_size
-from memax_rl.memory._cost import training_flops as training_flops
-from memax_rl.memory._registry import Entry as Entry
-from memax_rl.memory._registry import check_options as check_options
-from memax_rl.memory._registry import entry as entry
-from memax_rl.memory._registry import make as make
-from memax_rl.memory._registry import names as names
-from memax_rl.memory._registry import register as register
+from memax_rl.memory import testing as testing
 from memax_rl.memory.aaren import Aaren as Aaren
 from memax_rl.memory.alibi_attention import AlibiAttention as AlibiAttention
 from memax_rl.memory.attention import Attention as Attention
+from memax_rl.memory.base import Memory as Memory
 from memax_rl.memory.bmru import BMRU as BMRU
+from memax_rl.memory.cost import state_size as state_size
+from memax_rl.memory.cost import training_flops as training_flops
 from memax_rl.memory.delta_net import DeltaNet as DeltaNet
 from memax_rl.memory.delta_product import DeltaProduct as DeltaProduct
 from memax_rl.memory.dlse import DLSE as DLSE
@@ -48,6 +42,12 @@ from memax_rl.memory.mlstm import MLSTM as MLSTM
 from memax_rl.memory.nmax import NMax as NMax
 from memax_rl.memory.para_gru import ParaGRU as ParaGRU
 from memax_rl.memory.para_lstm import ParaLSTM as ParaLSTM
+from memax_rl.memory.registry import Entry as Entry
+from memax_rl.memory.registry import check_options as check_options
+from memax_rl.memory.registry import entry as entry
+from memax_rl.memory.registry import make as make
+from memax_rl.memory.registry import names as names
+from memax_rl.memory.registry import register as register
 from memax_rl.memory.rope_attention import RopeAttention as RopeAttention
 from memax_rl.memory.rot_rnn import RotRNN as RotRNN
 from memax_rl.memory.rwkv7 import RWKV7 as RWKV7

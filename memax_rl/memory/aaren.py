@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size, normal, select
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.weights import check_size, normal, select
 from memax_rl.ops import Maps, elementwise_recurrence, linear_recurrence, project
 
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size
-from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.weights import check_size
+from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
 
 
 def _slopes(heads: int) -> np.ndarray:

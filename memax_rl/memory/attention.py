@@ -13,9 +13,9 @@ emptied.
 
 from jaxtyping import PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size
-from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.weights import check_size
+from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
 
 
 class Attention(Memory):

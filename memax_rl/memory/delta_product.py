@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import (
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.conv import ShortConvolution
+from memax_rl.memory.layers.heads import (
     check_flag,
     check_heads,
     decay_rates,
@@ -31,7 +31,7 @@ from memax_rl.memory._heads import (
     gated_norm,
     unit,
 )
-from memax_rl.memory._layers import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal
 from memax_rl.ops import delta_rule, project
 
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import each_row
-from memax_rl.memory._layers import check_size, matrix
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.heads import each_row
+from memax_rl.memory.layers.weights import check_size, matrix
 from memax_rl.ops import project, turning_recurrence
 
 _EPS = 1e-5

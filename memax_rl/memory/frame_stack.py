@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size, normal
-from memax_rl.memory._window import empty_ring
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.window import empty_ring
 from memax_rl.ops import project
 from memax_rl.ops._checks import check_starts
 

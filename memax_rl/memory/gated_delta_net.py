@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import (
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.conv import ShortConvolution
+from memax_rl.memory.layers.heads import (
     activated_qkv,
     check_flag,
     check_heads,
@@ -30,7 +30,7 @@ from memax_rl.memory._heads import (
     each_row,
     gated_norm,
 )
-from memax_rl.memory._layers import normal
+from memax_rl.memory.layers.weights import normal
 from memax_rl.ops import delta_rule, project
 
 

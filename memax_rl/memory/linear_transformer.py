@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import each_head
-from memax_rl.memory._layers import check_between, check_size, matrix
-from memax_rl.memory._rotary import turn
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.heads import each_head
+from memax_rl.memory.layers.rotary import turn
+from memax_rl.memory.layers.weights import check_between, check_size, matrix
 from memax_rl.ops import linear_attention, project
 
 _EPS = 1e-6

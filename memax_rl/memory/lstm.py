@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import matrix, orthogonal, select
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.weights import matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 

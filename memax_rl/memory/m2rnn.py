@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import rms_norm
-from memax_rl.memory._layers import check_size, normal
-from memax_rl.memory._remat import scan_chunks
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.heads import rms_norm
+from memax_rl.memory.layers.rematerialization import scan_chunks
+from memax_rl.memory.layers.weights import check_size, normal
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 _CHUNK = 32

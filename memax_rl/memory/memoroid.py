@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import select
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.weights import select
 
 
 class Memoroid(Memory):

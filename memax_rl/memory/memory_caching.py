@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads, rms_norm, unit
-from memax_rl.memory._layers import check_size, normal, select
-from memax_rl.memory._phase import unit_begins
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
+from memax_rl.memory.layers.phase import unit_begins
+from memax_rl.memory.layers.weights import check_size, normal, select
 from memax_rl.ops import project
 from memax_rl.ops._chunks import scan_chunks, segments
 

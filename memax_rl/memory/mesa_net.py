@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._conv import ShortConvolution
-from memax_rl.memory._heads import check_heads, rms_norm, unit
-from memax_rl.memory._layers import check_size, normal
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.conv import ShortConvolution
+from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
+from memax_rl.memory.layers.weights import check_size, normal
 from memax_rl.ops import conjugate_gradients, linear_attention, project, regularized_solve
 
 

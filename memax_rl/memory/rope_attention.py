@@ -14,10 +14,10 @@ Reset: the rings are emptied.
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_size
-from memax_rl.memory._rotary import turn
-from memax_rl.memory._window import Heads, attend_scan, attend_step, empty_rings
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.rotary import turn
+from memax_rl.memory.layers.weights import check_size
+from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
 
 _BASE = 10_000.0
 

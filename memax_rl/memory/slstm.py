@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import each_row, layer_norm
-from memax_rl.memory._layers import check_size, matrix, orthogonal, select
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.heads import each_row, layer_norm
+from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory._contract import Memory
-from memax_rl.memory._heads import check_heads, unit
-from memax_rl.memory._layers import check_size, normal
+from memax_rl.memory.base import Memory
+from memax_rl.memory.layers.heads import check_heads, unit
+from memax_rl.memory.layers.weights import check_size, normal
 from memax_rl.ops import project
 from memax_rl.ops._chunks import chunk_size, scan_chunks, segments, unit_lower_solve
 

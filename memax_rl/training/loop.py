@@ -15,20 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-import memax_rl
-from memax_rl import devices, envs
-from memax_rl.agents.dqn import DQN
-from memax_rl.agents.ppo import PPO
-from memax_rl.encoder import describe_inputs
+from memax_rl import sharding
+from memax_rl._version import __version__
+from memax_rl.agents import Agent
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
-from memax_rl.envs.wrappers import wrap
-from memax_rl.networks import make_actor_critic, make_q_network
-from memax_rl.step_count import StepCount
-from memax_rl.stopping import Stopped, ready, stop_signals
-from memax_rl.streams import LARGEST, seed_key
-from memax_rl.training.config import TrainConfig, make_config
-from memax_rl.training.log import Log, check_logs, open_logs
-from memax_rl.training.run import Run, RunError
+from memax_rl.evaluation import evaluate_state, print_table
+from memax_rl.networks.encoder import describe_inputs
+from memax_rl.rollout.step_count import StepCount
+from memax_rl.rollout.streams import LARGEST
+from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound_networks
+from memax_rl.runs.config import TrainConfig, make_config
+from memax_rl.runs.loggers import Log, check_logs, open_logs
+from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.signals import Stopped, ready, stop_signals
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
@@ -43,47 +42,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on. The message says at which update, why, and what to try."""
 
 
-Agent = PPO | DQN
-
-
-def make_environment(config: TrainConfig) -> tuple[Any, Any]:
-    """Return the environment of a configuration in its wrappers, and its parameters. Raises `ValueError` as they do."""
-    return wrap(*envs.make(config.env, **config.env_options), config.env, config.env_wrappers)
-
-
-def make_agent(config: TrainConfig) -> Agent:
-    """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
-    env, env_params = make_environment(config)
-    if config.agent == "ppo":
-
-        def actor_critic(observation_space, action_space, key):
-            return make_actor_critic(config.network, observation_space, action_space, key=key)
-
-        if config.devices > 1 and host_of(env) is not None:
-            raise ValueError(f"devices={config.devices}, but {config.env} runs on the host; set devices to 1")
-        return PPO(env, env_params, actor_critic, config.ppo, config.total_steps, config.devices)
-
-    if config.devices > 1:
-        raise ValueError(f"devices={config.devices}, but DQN trains on one device; set devices to 1")
-
-    def q_network(observation_space, action_space, key):
-        duelling = config.dqn.duelling
-        return make_q_network(config.network, observation_space, action_space, duelling=duelling, key=key)
-
-    return DQN(env, env_params, q_network, config.dqn, config.total_steps)
-
-
-def seed_keys(config: TrainConfig) -> jax.Array:
-    """Return one key a seed; it depends on the seed alone, not on how many train together."""
-    # JAX 0.10 cannot compile Philox's high product for several devices ("failed to legalize mhlo.unknown").
-    impl = "philox4x32" if config.devices == 1 else "threefry2x32"
-    return jnp.stack([seed_key(config.seed + i, impl) for i in range(config.num_seeds)])
-
-
-def init_state(config: TrainConfig, agent: Agent) -> tuple[PyTree, PyTree]:
+def init_state(config: TrainConfig, agent: Agent[Any]) -> tuple[PyTree, PyTree]:
     """Return the arrays of the state before training, with a leading seed axis, and the rest of the state."""
     keys = seed_keys(config)
-    static = eqx.filter(eqx.filter_eval_shape(agent.init, keys[0]), _is_shape, inverse=True)
+    static = eqx.filter(eqx.filter_eval_shape(agent.init, keys[0]), is_shape, inverse=True)
 
     def arrays_of(keys):
         return jax.vmap(lambda key: eqx.filter(agent.init(key), eqx.is_array))(keys)
@@ -91,10 +53,6 @@ def init_state(config: TrainConfig, agent: Agent) -> tuple[PyTree, PyTree]:
     # It runs once, so compiling it is all the cost: with the least effort it takes half the time.
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(arrays_of, compiler_options=options)(keys), static
-
-
-def _is_shape(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def train(
@@ -137,7 +95,7 @@ def train(
 
 def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool) -> Run:
     """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
-    devices.require(config.devices)
+    sharding.require(config.devices)
     check_logs(config)
     agent = make_agent(config)
     if progress:
@@ -163,7 +121,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
     return run
 
 
-def _resume(run: Run, agent: Agent, arrays: PyTree, static: PyTree, progress: bool) -> tuple[PyTree, float]:
+def _resume(run: Run, agent: Agent[Any], arrays: PyTree, static: PyTree, progress: bool) -> tuple[PyTree, float]:
     """Return the arrays and the seconds of a run that goes on; `arrays` are those before training."""
     run.clean()
     if not run.saved_updates() and not run.summary_path.exists():
@@ -171,17 +129,17 @@ def _resume(run: Run, agent: Agent, arrays: PyTree, static: PyTree, progress: bo
         run.drop_metrics_after(0)
         return arrays, 0.0
     arrays, seconds = restore(run, agent, arrays)
-    if agent.unsaved:
+    if agent.transient_fields:
         print(
-            f"the {' and '.join(agent.unsaved)} of this run is not in its checkpoint: training goes on with an "
-            "empty one, and not exactly as if it had never stopped",
+            f"the {' and '.join(agent.transient_fields)} of this run is not in its checkpoint: training goes on "
+            "with an empty one, and not exactly as if it had never stopped",
             file=sys.stderr,
         )
     run.drop_metrics_after(_update_of(arrays))
     return _reopen(agent, arrays, static, progress), seconds
 
 
-def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
+def restore(run: Run, agent: Agent[Any], arrays: PyTree) -> tuple[PyTree, float]:
     """Return the arrays of the newest checkpoint, and the seconds trained so far.
 
     What the agent leaves out of checkpoints is taken from `arrays`, a state before training.
@@ -189,55 +147,19 @@ def restore(run: Run, agent: Agent, arrays: PyTree) -> tuple[PyTree, float]:
     **Raises:** `RunError`, see `Run.restore`.
     """
     saved, seconds = run.restore(_saved(agent, arrays))
-    for name in agent.unsaved:
+    for name in agent.transient_fields:
         saved = eqx.tree_at(lambda s, n=name: getattr(s, n), saved, getattr(arrays, name), is_leaf=lambda x: x is None)
     return saved, seconds
 
 
-def load_agent(run: Run) -> tuple[Agent, Any, list[int]]:
-    """Return the agent of a run, the networks of its sound seeds, stacked along an axis, and these seeds.
-
-    They are of the newest checkpoint. A seed that diverged is left out: what it had learned is of another update.
-
-    **Raises:** `RunError` if no seed is sound, and as `Run.restore` does.
-    """
-    config = run.config()
-    with run.trusted():
-        agent = make_agent(config)
-
-    def network(key):
-        return agent.make_network(agent.observation_space, agent.action_space, key)
-
-    # Shapes alone: nothing of the training state is made.
-    keys = seed_keys(config)
-    static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), _is_shape, inverse=True)
-    shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
-    restored, _ = run.restore({"network": shapes}, whole=False)
-    networks = eqx.combine(restored["network"], static)
-    return agent, *_sound_networks(run, config, networks)
-
-
-def _sound_networks(run: Run, config: TrainConfig, networks: Any) -> tuple[Any, list[int]]:
-    """Return the networks of the seeds that did not diverge, and these seeds. Raises `RunError` if there are none."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(networks, eqx.is_inexact_array))]
-    diverged = run.diverged_seeds()
-    finite = np.all([np.isfinite(leaf).reshape(config.num_seeds, -1).all(axis=1) for leaf in leaves], axis=0)
-    sound = [i for i, seed in enumerate(_seeds(config)) if finite[i] and seed not in diverged]
-    if not sound:
-        raise RunError(f"every seed of the run {run.folder} diverged in training: there is no network to play with")
-    if len(sound) < config.num_seeds:
-        networks = jax.tree.map(lambda leaf: leaf[np.array(sound)] if eqx.is_array(leaf) else leaf, networks)
-    return networks, [config.seed + i for i in sound]
-
-
-def _saved(agent: Agent, arrays: PyTree) -> PyTree:
+def _saved(agent: Agent[Any], arrays: PyTree) -> PyTree:
     """Return the arrays without what the agent leaves out of checkpoints."""
-    for name in agent.unsaved:
+    for name in agent.transient_fields:
         arrays = eqx.tree_at(lambda s, n=name: getattr(s, n), arrays, None)
     return arrays
 
 
-def _check_host(agent: Agent, arrays: PyTree, when: str) -> None:
+def _check_host(agent: Agent[Any], arrays: PyTree, when: str) -> None:
     """Raise `TrainingError` if an environment on the host has failed by the time that `arrays` are there."""
     jax.block_until_ready(arrays)
     failed = failure(agent.env)
@@ -245,7 +167,7 @@ def _check_host(agent: Agent, arrays: PyTree, when: str) -> None:
         raise TrainingError(f"{failed}; {when}")
 
 
-def _reopen(agent: Agent, arrays: PyTree, static: PyTree, progress: bool) -> PyTree:
+def _reopen(agent: Agent[Any], arrays: PyTree, static: PyTree, progress: bool) -> PyTree:
     """Return a restored state whose environments can be stepped: on the host they begin new episodes."""
     if host_of(agent.env) is None:
         return arrays
@@ -257,7 +179,7 @@ def _reopen(agent: Agent, arrays: PyTree, static: PyTree, progress: bool) -> PyT
         )
     # The copies that were made for the state before training are of no use.
     close(agent.env)
-    reopen = jax.vmap(lambda state: eqx.filter(agent.reopen(eqx.combine(state, static)), eqx.is_array))
+    reopen = jax.vmap(lambda state: eqx.filter(agent.reset_environments(eqx.combine(state, static)), eqx.is_array))
     arrays = jax.jit(reopen)(arrays)
     _check_host(agent, arrays, "this was when it was begun again for the resumed run")
     return arrays
@@ -271,7 +193,7 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 def make_many_updates(
-    agent: Agent, static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
+    agent: Agent[Any], static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
 ) -> Callable[[PyTree, int, Bool[Array, " seeds"]], tuple[PyTree, Bool[Array, " seeds"], Any]]:
     """Return (arrays, n, sound) -> (arrays, sound, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
 
@@ -288,7 +210,7 @@ def make_many_updates(
         sound = sound & finite
         new = eqx.filter(state, eqx.is_array)
         learned = [jax.tree.map(functools.partial(jnp.where, sound), *pair) for pair in _learned(agent, new, arrays)]
-        new = eqx.tree_at(lambda s: [getattr(s, name) for name in agent.learned], new, learned)
+        new = eqx.tree_at(lambda s: [getattr(s, name) for name in agent.learned_fields], new, learned)
         return new, sound, metrics | {"finite": finite.astype(jnp.float32)}
 
     def update_seeds(arrays, sound):
@@ -318,16 +240,16 @@ def make_many_updates(
         return arrays, sound, log
 
     if agent.devices > 1:
-        many = devices.over_devices(many, agent.devices, agent.shared_out, _ROWS)
+        many = sharding.over_devices(many, agent.devices, agent.sharded_fields, _ROWS)
     return jax.jit(many, donate_argnums=0)
 
 
-def _learned(agent: Agent, *states: PyTree) -> Iterable[tuple[PyTree, ...]]:
+def _learned(agent: Agent[Any], *states: PyTree) -> Iterable[tuple[PyTree, ...]]:
     """Yield what the agent has learned, part by part, each as a tuple over the states."""
-    return (tuple(getattr(state, name) for state in states) for name in agent.learned)
+    return (tuple(getattr(state, name) for state in states) for name in agent.learned_fields)
 
 
-def _is_finite(agent: Agent, state: PyTree, metrics: dict[str, Any]) -> Bool[Array, ""]:
+def _is_finite(agent: Agent[Any], state: PyTree, metrics: dict[str, Any]) -> Bool[Array, ""]:
     """Return whether loss and all that was learned are finite. A finite loss is no proof: its gradient may be nan."""
     learned = [eqx.filter(part, eqx.is_inexact_array) for (part,) in _learned(agent, state)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]))
@@ -335,15 +257,11 @@ def _is_finite(agent: Agent, state: PyTree, metrics: dict[str, Any]) -> Bool[Arr
     return finite & (jnp.isfinite(metrics["loss"]) | (metrics.get("gradient_steps", 1) == 0))
 
 
-def place(agent: Agent, arrays: PyTree) -> PyTree:
+def place(agent: Agent[Any], arrays: PyTree) -> PyTree:
     """Return the arrays of the state on the agent's devices."""
     if agent.devices == 1:
         return arrays
-    return devices.place(arrays, agent.devices, agent.shared_out, _ROWS)
-
-
-def _seeds(config: TrainConfig) -> range:
-    return range(config.seed, config.seed + config.num_seeds)
+    return sharding.place(arrays, agent.devices, agent.sharded_fields, _ROWS)
 
 
 def _update_of(arrays: PyTree) -> int:
@@ -355,7 +273,7 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
     stop_at_divergence = config.on_divergence == "stop"
     many = make_many_updates(agent, static, config.total_steps, stop_at_divergence=stop_at_divergence)
     known = run.diverged_seeds()
-    sound = jnp.array([seed not in known for seed in _seeds(config)])
+    sound = jnp.array([seed not in known for seed in seeds_of(config)])
     n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
     begun, scales = time.monotonic() - seconds, {}
     while _has_to_train(config, arrays, sound):
@@ -368,7 +286,7 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], sto
         _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
-        rows = _until_divergence(rows, {s for s, ok in zip(_seeds(config), was_sound, strict=True) if ok})
+        rows = _until_divergence(rows, {s for s, ok in zip(seeds_of(config), was_sound, strict=True) if ok})
         stops = not np.any(sound) or (stop_at_divergence and not np.all(sound))
         # The row in which a seed diverged is its last one, and tells so; of a run that stops only sound rows are kept.
         written = [row for row in rows if row["finite"] or not stops]
@@ -421,7 +339,7 @@ def _until_divergence(rows: list[dict[str, float]], seeds: set[int]) -> list[dic
     return kept
 
 
-def _check_rows(config: TrainConfig, agent: Agent, rows: list[dict[str, float]], stops: bool, kept: str) -> None:
+def _check_rows(config: TrainConfig, agent: Agent[Any], rows: list[dict[str, float]], stops: bool, kept: str) -> None:
     """Raise `TrainingError` if the rows tell of something that training cannot go on with.
 
     `stops`: whether a seed that diverged ends the run. `kept`: which checkpoint there is, in words.
@@ -447,8 +365,7 @@ def _check_rows(config: TrainConfig, agent: Agent, rows: list[dict[str, float]],
     overlong = next((row for row in rows if row["tape/overlong"] > 0), None)
     if overlong is not None:
         raise TrainingError(
-            f"an episode is longer than a row of the tape ({agent.config.slots} slots) at update "
-            f"{overlong['update']:.0f}; {agent.longer}"
+            f"an episode is longer than a row of the tape at update {overlong['update']:.0f}; {agent.overlong_hint}"
         )
 
 
@@ -467,14 +384,12 @@ def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float)
     ]
 
 
-def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: Any, progress: bool) -> None:
+def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], state: Any, progress: bool) -> None:
     """Evaluate the trained seeds and write summary.json."""
-    from memax_rl.evaluation import evaluate_state, print_table
-
     steps = state.env_steps.to_numpy()
     diverged = run.diverged_seeds()
     summary: dict[str, Any] = {
-        "memax_rl": memax_rl.__version__,
+        "memax_rl": __version__,
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
         "env": config.env,
@@ -489,7 +404,7 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent, state: 
         summary["diverged_seeds"] = diverged
     if config.eval_episodes:
         try:
-            networks, seeds = _sound_networks(run, config, state.network)
+            networks, seeds = sound_networks(run, config, state.network)
             result = evaluate_state(agent, networks, config, seeds, episodes=config.eval_episodes)
         except EnvironmentFailure as error:
             raise TrainingError(

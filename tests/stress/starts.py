@@ -47,8 +47,8 @@ def train(name: str, agent: str, seeds: int, seed: int, folder: str) -> None:
         num_seeds=seeds,
         total_steps=800,
         network={"memory": name, "width": 32},
-        ppo={"num_envs": 8, "slots": 51, "epochs": 1, "minibatches": 2},
-        dqn={"num_envs": 8, "slots": 51, "rows": 4, "warm_up": 400, "replay_slots": 2000},
+        ppo={"num_envs": 8, "rollout_length": 51, "update_epochs": 1, "num_minibatches": 2},
+        dqn={"num_envs": 8, "tape_length": 51, "batch_size": 4, "learning_starts": 400, "buffer_size": 2000},
         eval_episodes=0,
         out=folder,
     )

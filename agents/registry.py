@@ -1,0 +1,77 @@
+"""The agents by name."""
+
+from typing import Any, NamedTuple
+
+from memax_rl.agents import dqn, ppo
+from memax_rl.agents.base import AgentSettings, MakeAgent
+
+
+class AgentSpec(NamedTuple):
+    """An agent that can be trained by name.
+
+    **Arguments:**
+
+    - `settings`: the model of its settings, the section of its name in a configuration.
+    - `make`: makes it.
+    - `preset`: what `memax-rl train --agent NAME` trains when it is told nothing else, or None.
+    - `summary`: one line for `memax-rl list agents`.
+    """
+
+    settings: type[AgentSettings]
+    make: MakeAgent
+    preset: str | None
+    summary: str
+
+
+_AGENTS: dict[str, AgentSpec] = {
+    "ppo": AgentSpec(ppo.PPOConfig, ppo.make, "ppo/repeat_previous_easy", "Proximal policy optimization, on-policy"),
+    "dqn": AgentSpec(dqn.DQNConfig, dqn.make, "dqn/repeat_previous_easy", "Deep Q-learning from replayed episodes"),
+}
+
+
+def register(
+    name: str, settings: type[AgentSettings], make: MakeAgent, *, preset: str | None = None, summary: str = ""
+) -> None:
+    """Make an agent of one's own known by a name, for configurations and the command line, in this process.
+
+    **Arguments:**
+
+    - `name`: lower-case letters, digits and underscores; its settings stand under this name in a configuration.
+    - `settings`, `make`, `preset`, `summary`: see `AgentSpec`.
+
+    **Raises:** `ValueError` if the name is not of that form or a field of `TrainConfig`; `TypeError` if `settings` is
+    no subclass of `memax_rl.agents.AgentSettings`.
+    """
+    if not (name.isidentifier() and name == name.lower()):
+        raise ValueError(f"name: expected lower-case letters, digits and underscores, got {name!r}")
+    if name in RESERVED:
+        raise ValueError(f"name: {name!r} is a field of the configuration; choose another")
+    if not (isinstance(settings, type) and issubclass(settings, AgentSettings)):
+        raise TypeError(f"settings: expected a subclass of memax_rl.agents.AgentSettings, got {settings!r}")
+    _AGENTS[name] = AgentSpec(settings, make, preset, summary)
+
+
+# The other fields of `TrainConfig`, beside which an agent's settings stand.
+RESERVED = frozenset(
+    [
+        *("env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
+        *("on_divergence", "network", "settings", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb"),
+    ]
+)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the agents."""
+    return tuple(_AGENTS)
+
+
+def spec(name: str) -> AgentSpec:
+    """Return the entry of an agent. Raises `ValueError` if there is none of that name."""
+    if name not in _AGENTS:
+        raise ValueError(f"unknown agent {name!r}; known: {', '.join(_AGENTS)}")
+    return _AGENTS[name]
+
+
+def make(name: str, *args: Any) -> Any:
+    """Return an agent; the arguments are those of `MakeAgent`. Raises `ValueError` as its maker does."""
+    return spec(name).make(*args)

@@ -1,0 +1,1 @@
+"""Scripted players of known strength, and what they score."""

@@ -1,0 +1,1 @@
+"""The meta suite: distributions of tasks, played in trials."""

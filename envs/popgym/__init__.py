@@ -1,0 +1,1 @@
+"""The POPGym suite in JAX."""

@@ -1,0 +1,335 @@
+"""In-context reinforcement learning: does an agent get better within a trial, with its weights fixed?
+
+A trial is several episodes of one hidden task. Measured is the return of every episode of the trial, on tasks of the
+training split and on held-out ones, for as long as the agent was trained and for longer; beside known strategies; and
+beside the same weights with a memory that is wiped at every episode, which cannot adapt.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from memax_rl import envs
+from memax_rl.envs.baselines.strategies import strategies
+from memax_rl.envs.meta.trials import TrialParams, Trials
+from memax_rl.envs.wrappers import NormalizeObservationConfig
+from memax_rl.networks import from_environment
+from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
+from memax_rl.runs.build import load_agent
+from memax_rl.runs.files import write_atomically
+from memax_rl.runs.run import Run
+
+# Trials so many times as long as trained.
+LONGER = (2, 4)
+
+
+def play_trials(
+    env: Trials,
+    act: Act,
+    initial_memory: Callable[[Any], Any],
+    key: PRNGKeyArray,
+    *,
+    tasks: int,
+    episodes: int | Int[Array, ""],
+    most_episodes: int,
+    wiped: bool | Bool[Array, ""] = False,
+) -> Float[Array, "tasks most_episodes"]:
+    """Play one trial of each of `tasks` tasks and return the return of every episode; 0 beyond the trial's end.
+
+    The same key gives the same tasks, whoever plays.
+
+    **Arguments:**
+
+    - `act`, `initial_memory`: how to act, and the memory before a trial, made from the task (which only an oracle may
+        look at).
+    - `episodes`: episodes a trial, at most `most_episodes`, which sets the shape.
+    - `wiped`: whether every episode looks to the agent like a trial's first: memory, previous action and previous
+        reward are reset.
+    """
+    params = TrialParams(episodes=episodes, max_steps_in_episode=most_episodes * env.tasks.episode_length)
+    start_key, key = jax.random.split(key)
+
+    def start(key):
+        stream = start_stream(env, params, None, key)
+        return dataclasses.replace(stream, memory=initial_memory(stream.environment.task))
+
+    def one(stream, keys):
+        inputs, wipe = stream.inputs, wiped & (stream.environment.time == 0)
+        inputs = inputs._replace(
+            start=inputs.start | wipe,
+            previous_action=jax.tree.map(lambda a: jnp.where(wipe, jnp.zeros_like(a), a), inputs.previous_action),
+            previous_reward=jnp.where(wipe, 0, inputs.previous_reward),
+        )
+        episode = stream.environment.episode
+        stream, slot, finished = step_stream(env, params, act, dataclasses.replace(stream, inputs=inputs), keys)
+        return stream, episode, slot.reward, finished.done
+
+    def more(carry):
+        return ~jnp.all(carry[2])
+
+    def body(carry):
+        key, streams, ended, returns = carry
+        key, now = jax.random.split(key)
+        streams, episode, reward, done = jax.vmap(one)(streams, jax.random.split(now, (tasks, 2)))
+        returns = returns.at[jnp.arange(tasks), episode].add(jnp.where(ended, 0, reward))
+        return key, streams, ended | done, returns
+
+    streams = jax.vmap(start)(jax.random.split(start_key, tasks))
+    carry = (key, streams, jnp.zeros(tasks, bool), jnp.zeros((tasks, most_episodes)))
+    return jax.lax.while_loop(more, body, carry)[3]
+
+
+def best_returns(env: Trials, key: PRNGKeyArray, tasks: int) -> Float[np.ndarray, " tasks"] | None:
+    """Return the best expected return of an episode of each task that `play_trials` plays with this key, or None."""
+    start_key, _ = jax.random.split(key)
+
+    def best(key):
+        _, state = env.reset(key, env.default_params)
+        return env.tasks.best_return(state.task)
+
+    result = jax.vmap(best)(jax.random.split(start_key, tasks))
+    return None if result is None else np.asarray(result, np.float64)
+
+
+def summarize_trials(
+    returns: Float[np.ndarray, "seeds tasks episodes"],
+    best: Float[np.ndarray, " tasks"] | None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the mean return by episode, gain, area and regret, each with a confidence interval.
+
+    - `"return_by_episode"`: a list, one entry an episode of the trial.
+    - `"gain"`: return of the last episode minus that of the first.
+    - `"area"`: the area under the curve, that is the return of the whole trial.
+    - `"regret"`: what the best expected returns add up to, minus the area; None where the best is not known.
+
+    Each is `{"value", "low", "high"}`. The interval is the percentile bootstrap over tasks and seeds, both of which are
+    drawn; a drawn task counts with all its episodes, for all seeds, which play the same tasks.
+    """
+    seeds, tasks, episodes = returns.shape
+    columns = [returns, returns[..., -1:] - returns[..., :1], returns.sum(axis=-1, keepdims=True)]
+    if best is not None:
+        columns.append((episodes * best[None] - returns.sum(axis=-1))[..., None])
+    x = np.concatenate(columns, axis=-1)
+    rng = np.random.default_rng(seed)
+    drawn_seeds = rng.integers(seeds, size=(resamples, seeds))
+    means = np.empty((resamples, x.shape[-1]))
+    for i, drawn in enumerate(drawn_seeds):
+        # The seeds play the same tasks, so a task is drawn for all of them.
+        weights = rng.multinomial(tasks, np.full(tasks, 1 / tasks)) / (tasks * seeds)
+        means[i] = np.einsum("t,stf->f", weights, x[drawn])
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    value = x.mean(axis=(0, 1))
+    entries = [{"value": float(v), "low": float(a), "high": float(b)} for v, a, b in zip(value, low, high, strict=True)]
+    return {
+        "return_by_episode": entries[:episodes],
+        "gain": entries[episodes],
+        "area": entries[episodes + 1],
+        "regret": entries[episodes + 2] if best is not None else None,
+    }
+
+
+def trained_episodes(env: Any, env_name: str) -> int:
+    """Return how many episodes a trial had in training.
+
+    **Raises:** `ValueError` if the environment has no trials, or trials of one episode only.
+    """
+    if not isinstance(env, Trials):
+        raise _no_trials(env_name)
+    params = env.default_params
+    episodes = int(params.episodes) if env.steps is None else -(-env.steps // env.tasks.episode_length)
+    if episodes < 2:
+        raise ValueError(
+            f"the run was trained on trials of one episode of {env_name}, so it has learnt to adapt to nothing; train "
+            "it with --env-options.episodes 2 or more"
+        )
+    return episodes
+
+
+def _no_trials(env_name: str) -> ValueError:
+    families = ", ".join(name for name in envs.names() if name.startswith("meta/") and name != "meta/EndlessTMaze")
+    return ValueError(
+        f"the run was trained on {env_name}, which has no hidden tasks to adapt to; train on one of {families} "
+        "(meta/Trials makes trials of any gymnax, popgym or xminigrid environment), or use `memax-rl evaluate`"
+    )
+
+
+def _check_trials(config: Any) -> int:
+    """Return the episodes a trial that a run was trained on. Raises `ValueError` if its trials cannot be played."""
+    if config.env.startswith("gym/"):
+        raise _no_trials(config.env)
+    # The network itself normalises; the trials are the same.
+    others = [w.name for w in config.env_wrappers if not isinstance(w, NormalizeObservationConfig)]
+    if others:
+        raise ValueError(
+            f"the run was trained with env_wrappers {', '.join(others)}, and trials are played without; train it "
+            "without them, or use `memax-rl evaluate`"
+        )
+    return trained_episodes(envs.make(config.env, **config.env_options)[0], config.env)
+
+
+def evaluate_in_context(
+    folder: str | Path,
+    *,
+    tasks: int = 512,
+    episodes: int | None = None,
+    longer: tuple[int, ...] = LONGER,
+    greedy: bool | None = None,
+    seed: int | None = None,
+    imports: Iterable[str] = (),
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Play trials with the agents of a run and return how they adapt.
+
+    **Arguments:**
+
+    - `folder`: the run folder.
+    - `tasks`: tasks of each split, the same ones for every seed of the run and for every strategy.
+    - `episodes`: episodes a trial; by default as many as in training.
+    - `longer`: also play trials so many times as long, on held-out tasks.
+    - `greedy`: whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN).
+        By default DQN does and PPO does not.
+    - `seed`: of the tasks; by default the run's own.
+    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
+
+    **Returns:** a dict ready for JSON. `"train"` and `"test"` hold what `summarize_trials` returns, for the agent and
+    for `"wiped"`; `"test"` also for every known strategy; `"longer"` for the agent in longer trials.
+
+    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if an argument is out of
+    range, or the run was not trained on trials of several episodes, or with wrappers that change them.
+    """
+    if tasks < 2:
+        raise ValueError(f"tasks must be at least 2, got {tasks}")
+    if episodes is not None and episodes < 2:
+        raise ValueError(f"episodes must be at least 2, or there is no adaptation to see, got {episodes}")
+    run = Run.open(folder, imports, trust)
+    config = run.config()
+    trained = _check_trials(config)
+    agent, networks, seeds = load_agent(run)
+    greedy = agent.evaluates_greedily if greedy is None else greedy
+    episodes = trained if episodes is None else episodes
+    networks, network_static = eqx.partition(networks, eqx.is_array)
+    key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
+    most = episodes * max((1, *longer))
+
+    def split(name: str, **options: Any) -> Trials:
+        if "split" not in envs.options(config.env):
+            # A family of one's own: registered without options, so its trials of the other split are made from it.
+            own = envs.make(config.env)[0]
+            return own.to_measure(name, options.get("num_tasks", own.num_tasks))
+        # Barren trials are there to learn from, not to be measured.
+        return envs.make(config.env, **(config.env_options | {"split": name, "barren_fraction": 0.0} | options))[0]
+
+    @eqx.filter_jit
+    def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:
+        network = eqx.combine(network, network_static)
+        act = agent.act(network, greedy)
+        memory = network.initial_state()
+        return play_trials(
+            env, act, lambda _: memory, key, tasks=tasks, episodes=episodes, most_episodes=most, wiped=wiped
+        )
+
+    def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
+        one = [jax.tree.map(lambda leaf, s=s: leaf[s], networks) for s in range(len(seeds))]
+        played = [np.asarray(play(env, network, jnp.asarray(n), jnp.asarray(wiped)))[:, :n] for network in one]
+        return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
+
+    # Training tasks are those trained on; of the held-out ones there are as many as there are.
+    train, test = split("train"), split("test", num_tasks=None)
+    known = _measure_strategies(test, key, tasks, episodes)
+    return {
+        "env": config.env,
+        "env_options": config.env_options,
+        "memory": config.network.memory,
+        "policy": "greedy" if greedy else "sampled",
+        "seeds": seeds,
+        "tasks": tasks,
+        "episodes": episodes,
+        "trained_episodes": trained,
+        "episode_length": test.tasks.episode_length,
+        "has_boundaries": test.tasks.has_boundaries,
+        "train": {"agent": measure(train, episodes), "wiped": measure(train, episodes, wiped=True)},
+        "test": {"agent": measure(test, episodes), "wiped": measure(test, episodes, wiped=True)},
+        "strategies": known,
+        "longer": {str(n): measure(test, n * episodes) for n in longer},
+    }
+
+
+def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: int) -> dict[str, Any]:
+    """Return the summary of every known strategy, on the tasks that the agent plays."""
+    best = best_returns(env, key, tasks)
+
+    def measure(strategy):
+        def act(memory, inputs, key):
+            memory, action = strategy.act(memory, inputs, key)
+            return memory, from_environment(env.tasks.action_space, action), jnp.zeros(())
+
+        initial_memory = strategy.initial_memory
+        returns = play_trials(env, act, initial_memory, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
+        return returns
+
+    played = {name: eqx.filter_jit(measure)(strategy) for name, strategy in strategies(env, episodes).items()}
+    return {name: summarize_trials(np.asarray(r, np.float64)[None], best) for name, r in played.items()}
+
+
+def write_results(result: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write icl.json and icl.png into a folder and return their paths."""
+    from memax_rl.evaluation.in_context_figure import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    data, figure = folder / "icl.json", folder / "icl.png"
+    write_atomically(data, json.dumps(result, indent=2) + "\n")
+    draw(result, figure)
+    return data, figure
+
+
+def print_icl_table(result: dict[str, Any]) -> None:
+    """Print the result of `evaluate_in_context` as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['env']}, {result['memory']}, {result['policy']} actions")
+    table.add_column("tasks, who")
+    columns = ("first", "last", "gain", "area", "regret")
+    for column in columns:
+        table.add_column(column, justify="right")
+
+    def add(name: str, summary: dict[str, Any]) -> None:
+        by_episode = summary["return_by_episode"]
+        cells = [by_episode[0], by_episode[-1], summary["gain"], summary["area"], summary["regret"]]
+        table.add_row(name, *("" if c is None else _cell(c) for c in cells))
+
+    add("held-out, agent", result["test"]["agent"])
+    add("held-out, memory wiped", result["test"]["wiped"])
+    add("training, agent", result["train"]["agent"])
+    add("training, memory wiped", result["train"]["wiped"])
+    for n, summary in result["longer"].items():
+        add(f"held-out, agent, {n} x as long", summary)
+    table.add_section()
+    for name, summary in result["strategies"].items():
+        add(f"held-out, {name}", summary)
+    seeds = len(result["seeds"])
+    over = "tasks and seeds" if seeds > 1 else "tasks"
+    table.caption = (
+        f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {result['tasks']} tasks, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over {over}"
+    )
+    # Wide enough for the table where the output is no terminal.
+    console = Console()
+    (console if console.is_terminal else Console(width=110)).print(table)
+
+
+def _cell(entry: dict[str, float]) -> str:
+    return f"{entry['value']:.2f} ± {(entry['high'] - entry['low']) / 2:.2f}"

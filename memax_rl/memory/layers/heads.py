@@ -1,0 +1,131 @@
+"""Small parts that the models with a matrix state a head share."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from memax_rl.memory.layers.weights import check_size
+from memax_rl.ops._chunks import remade
+
+
+def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, int]:
+    """Return the number of heads, by default as many as fit into `out_size`, and their size."""
+    check_size("head_size", head_size)
+    return max(1, out_size // head_size) if heads is None else check_size("heads", heads), head_size
+
+
+def unit(x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
+    """Return x / |x| over the last axis. Zero stays zero, with a finite derivative."""
+    return cast(Array, _over_root(x, 1e-6))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _over_root(x: Array, epsilon: float) -> Array:
+    """Return x / sqrt(x . x + epsilon) over the last axis."""
+    return _over_root_fwd(x, epsilon)[0]
+
+
+# With dot products both ways: for a single head, XLA on a CPU takes eight times as long for a sum over products.
+def _over_root_fwd(x, epsilon):
+    over = jax.lax.rsqrt(jnp.vecdot(x, x) + epsilon)[..., None]
+    return x * over, (x, over)
+
+
+def _over_root_bwd(epsilon, residuals, dy):
+    del epsilon
+    x, over = residuals
+    return (over * dy - x * (over**3 * jnp.vecdot(x, dy)[..., None]),)
+
+
+_over_root.defvjp(_over_root_fwd, _over_root_bwd)
+
+
+def activated_qkv(heads: int, qkv: Float[Array, " width"]) -> tuple[Float[Array, "heads size"], ...]:
+    """Return unit(silu(q)), unit(silu(k)) and silu(v) for each head, from q, k, v side by side."""
+    q, k, v = jax.nn.silu(qkv).reshape(3, heads, -1)
+    return unit(q), unit(k), v
+
+
+def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
+    """Return each head divided by its root mean square, side by side, times a weight."""
+    size = x.shape[-1]
+    return (math.sqrt(size) * cast(Array, _over_root(x, size * 1e-5))).reshape(-1) * weight
+
+
+def layer_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
+    """Return each head with its mean taken off and divided by its standard deviation, side by side, times a weight."""
+    return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), weight)
+
+
+def head_norm(heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"]) -> Float[Array, " inner"]:
+    """Return rms_norm of all heads side by side."""
+    return rms_norm(reads.reshape(heads, -1), weight)
+
+
+def gated_norm(
+    heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"], g: Float[Array, " inner"]
+) -> Float[Array, " inner"]:
+    """Return rms_norm(reads / sqrt(size)) o silu(g), with the norm over each head."""
+    reads = reads.reshape(heads, -1)
+    return rms_norm(reads.shape[1] ** -0.5 * reads, weight) * jax.nn.silu(g)
+
+
+def each_row(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params: Array) -> Float[Array, "T ..."]:
+    """Return `body(*params, *rows)` for each row of `inputs`, where `body` closes over no arrays.
+
+    Its inside is formed again in the backward pass, some steps at a time: the inputs are all that is kept.
+    """
+
+    def run(params, state, *rows):
+        return state, jax.vmap(functools.partial(body, *params))(*rows)
+
+    return remade(run, lambda state, inputs: state, (), inputs, params)
+
+
+def delta_step(
+    s: Float[Array, "heads k v"], k: Float[Array, "heads k"], v: Float[Array, "heads v"], beta: Float[Array, " heads"]
+) -> Float[Array, "heads k v"]:
+    """Return S + beta k (v - S^T k)^T for each head."""
+    error = v - jnp.einsum("hk,hkv->hv", k, s)
+    return s + k[:, :, None] * (beta[:, None] * error)[:, None, :]
+
+
+def each_head(
+    op: Callable,
+    inputs: tuple[Float[Array, "_ heads ..."] | None, ...],
+    state: Float[Array, "heads k v"],
+    starts: Bool[Array, " T"],
+) -> tuple[Float[Array, "heads k v"], Float[Array, "_ heads v"]]:
+    """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
+    if len(state) == 1:
+        # Without an axis of one, which XLA would move about.
+        last, ys = op(*(None if x is None else x[:, 0] for x in inputs), state[0], starts)
+        return last[None], ys[:, None]
+    axes = tuple(None if x is None else 1 for x in inputs)
+    return jax.vmap(op, in_axes=(*axes, 0, None), out_axes=(0, 1))(*inputs, state, starts)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is True or False, else raise `ValueError` naming the option."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def decay_rates(
+    key: PRNGKeyArray, heads: int, *, smallest: float
+) -> tuple[Float[Array, " heads"], Float[Array, " heads"]]:
+    """Return a_log and dt_bias of a decay exp(-exp(a_log) softplus(dt_bias)), as in Mamba-2.
+
+    exp(a_log) is uniform in [smallest, 16], softplus(dt_bias) log-uniform in [0.001, 0.1].
+    """
+    key_a, key_dt = jax.random.split(key)
+    rate = jax.random.uniform(key_a, (heads,), minval=max(smallest, 1e-3), maxval=16.0)
+    dt = jnp.exp(jax.random.uniform(key_dt, (heads,), minval=math.log(1e-3), maxval=math.log(1e-1)))
+    # The inverse of softplus.
+    return jnp.log(rate), dt + jnp.log(-jnp.expm1(-dt))

@@ -1,0 +1,121 @@
+"""Actions: the distribution that a policy draws them from, and what the environment is given."""
+
+import itertools
+from typing import Any, cast
+
+import distrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from memax_rl.envs import spaces
+from memax_rl.networks.encoder import flat_size, nvec
+
+
+class ActionDistribution(eqx.Module):
+    """A distribution over the actions of a space. `raw` is the policy head's output for one step.
+
+    Discrete: a categorical with logits `raw`. MultiDiscrete: independent categoricals. Box: a normal with independent
+    components, its mean `raw` and its standard deviation exp(log_std), in units of the box where its bounds are finite:
+    `to_environment` clips and maps what the environment is given, the learner sees it as it was drawn.
+    """
+
+    space: Any = eqx.field(static=True)
+    raw: Float[Array, " outputs"]
+    log_std: Float[Array, " outputs"] | None
+
+    def _distribution(self) -> distrax.DistributionLike:
+        if self.log_std is not None:
+            return distrax.MultivariateNormalDiag(self.raw, jnp.exp(self.log_std))
+        if isinstance(self.space, spaces.MultiDiscrete):
+            sizes = nvec(self.space)
+            bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+            return distrax.Joint([distrax.Categorical(self.raw[a:b]) for a, b in itertools.pairwise(bounds)])
+        return distrax.Categorical(self.raw)
+
+    # distrax relies on implicit rank promotion, which callers may have forbidden: hence `numpy_rank_promotion`.
+
+    def sample(self, key: PRNGKeyArray) -> tuple[Array, Float[Array, ""]]:
+        """Return a random action and its log-probability."""
+        with jax.numpy_rank_promotion("allow"):
+            action, log_prob = self._distribution().sample_and_log_prob(seed=key)
+        return self._pack(action), cast(Array, log_prob)
+
+    def mode(self) -> Array:
+        """Return the most likely action."""
+        with jax.numpy_rank_promotion("allow"):
+            return self._pack(self._distribution().mode())
+
+    def log_prob(self, action: Array) -> Float[Array, ""]:
+        """Return the log-probability (density for a Box) of an action."""
+        parts = list(action) if isinstance(self.space, spaces.MultiDiscrete) else action
+        # A Box of shape () has one component.
+        parts = action.reshape(-1) if self.log_std is not None else parts
+        with jax.numpy_rank_promotion("allow"):
+            return cast(Array, self._distribution().log_prob(parts))
+
+    def entropy(self) -> Float[Array, ""]:
+        """Return the entropy in nats."""
+        with jax.numpy_rank_promotion("allow"):
+            return cast(Array, self._distribution().entropy())
+
+    def _pack(self, action: Any) -> Array:
+        if self.log_std is not None:
+            return action.reshape(self.space.shape)
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return jnp.stack(action).astype(jnp.int32)
+        return action.astype(jnp.int32)
+
+
+def check_action_space(space: Any) -> None:
+    """Raise `ValueError` unless a policy head can be made for the action space."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return
+    known = "expected Discrete, MultiDiscrete or a Box of real numbers of at most one axis"
+    if isinstance(space, spaces.Box):
+        if not jnp.issubdtype(space.dtype, jnp.floating):
+            raise ValueError(
+                f"cannot act in the action space {space!r} of dtype {jnp.dtype(space.dtype)}; {known}. State "
+                "whole-number actions as Discrete or MultiDiscrete"
+            )
+        if len(space.shape) <= 1:
+            return
+    raise ValueError(f"cannot act in the action space {space!r}; {known}")
+
+
+def action_outputs(space: Any) -> int:
+    """Return how many numbers a policy head puts out for the action space."""
+    return flat_size(space)
+
+
+def _bounds(space: Any) -> tuple[Array, Array, Array]:
+    """Return lower and upper bounds of a Box, and for which components both are finite."""
+    low, high = (jnp.broadcast_to(jnp.asarray(x, jnp.float32), space.shape) for x in (space.low, space.high))
+    return low, high, jnp.isfinite(low) & jnp.isfinite(high)
+
+
+def to_environment(space: Any, action: Array) -> Array:
+    """Return the policy's action as the environment takes it.
+
+    A component of a Box with two finite bounds is in [-1, 1] for the policy, so that neither its first standard
+    deviation nor its learning rate depends on the unit of the action: it is clipped there and mapped affinely to
+    [low, high]. Every other component is clipped to the bound that it has. Discrete actions are as they are.
+    """
+    if not isinstance(space, spaces.Box):
+        return action
+    low, high, bounded = _bounds(space)
+    share = (jnp.clip(action, -1, 1) + 1) / 2
+    # Not low + share * (high - low), which overflows for bounds near the largest numbers.
+    mapped = jnp.where(bounded, low, 0) * (1 - share) + jnp.where(bounded, high, 0) * share
+    # Rounding must not leave the box.
+    return jnp.clip(jnp.where(bounded, mapped, action), low, high).astype(space.dtype)
+
+
+def from_environment(space: Any, action: Array) -> Array:
+    """Return an action of the environment as the policy would have put it: the inverse of `to_environment`."""
+    if not isinstance(space, spaces.Box):
+        return action
+    low, high, bounded = _bounds(space)
+    width = jnp.where(bounded & (high > low), high - low, 1)
+    return jnp.where(bounded, 2 * (action - jnp.where(bounded, low, 0)) / width - 1, action)

@@ -1,0 +1,88 @@
+"""A policy and a value function on memory, for policy gradients."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from memax_rl.envs import spaces
+from memax_rl.networks.actions import ActionDistribution, action_outputs, check_action_space
+from memax_rl.networks.encoder import Dense, Inputs, Space
+from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
+
+
+class ActorCritic(eqx.Module):
+    """A policy and a value function on one shared torso, or on one each."""
+
+    action_space: Any = eqx.field(static=True)
+    torso: Torso
+    value_torso: Torso | None
+    policy_head: Dense
+    value_head: Dense
+    log_std: Float[Array, " outputs"] | None
+
+    def initial_state(self) -> tuple[Any, ...]:
+        """Return the initial memory of the torso, or of both."""
+        if self.value_torso is None:
+            return (self.torso.initial_state(),)
+        return (self.torso.initial_state(), self.value_torso.initial_state())
+
+    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
+        """Return the next memory, the distribution over actions, and the value, for one step."""
+        new, features = self.torso.step(state[0], inputs)
+        if self.value_torso is None:
+            return (new,), self._policy(features), self._value(features)
+        new_value, value_features = self.value_torso.step(state[1], inputs)
+        return (new, new_value), self._policy(features), self._value(value_features)
+
+    def act(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution]:
+        """Return the next memory and the distribution over actions, for one step.
+
+        The memory of a value torso of its own is left as it is: acting does not need it.
+        """
+        new, features = self.torso.step(state[0], inputs)
+        return (new, *state[1:]), self._policy(features)
+
+    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
+        """Return the last memories, and the distributions and values [rows, slots], of a batch of rows."""
+        new, features = self.torso.scan(state[0], inputs)
+        if self.value_torso is None:
+            return (new,), on_slots(self._policy, features), on_slots(self._value, features)
+        new_value, value_features = self.value_torso.scan(state[1], inputs)
+        return (new, new_value), on_slots(self._policy, features), on_slots(self._value, value_features)
+
+    def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "ActorCritic":
+        """Return the network after its running statistics, if it has any, have seen the valid slots of a tape."""
+        torsos = [torso for torso in (self.torso, self.value_torso) if torso is not None]
+        seen = [torso.encoder.observe(observation, valid) for torso in torsos]
+        if self.value_torso is None:
+            return eqx.tree_at(lambda n: n.torso.encoder, self, seen[0])
+        return eqx.tree_at(lambda n: (n.torso.encoder, n.value_torso.encoder), self, tuple(seen))
+
+    def _policy(self, features: Float[Array, " width"]) -> ActionDistribution:
+        return ActionDistribution(self.action_space, self.policy_head(features), self.log_std)
+
+    def _value(self, features: Float[Array, " width"]) -> Float[Array, ""]:
+        return self.value_head(features)[0]
+
+
+def make_actor_critic(
+    config: NetworkConfig, observation_space: Space, action_space: Space, *, key: PRNGKeyArray
+) -> ActorCritic:
+    """Return an actor-critic for the spaces. Raises `ValueError` for a space or memory it cannot handle."""
+    check_action_space(action_space)
+    policy_key, value_key, policy_head_key, value_head_key = jax.random.split(key, 4)
+    outputs = action_outputs(action_space)
+    return ActorCritic(
+        action_space=action_space,
+        torso=make_torso(config, observation_space, action_space, key=policy_key),
+        value_torso=(
+            make_torso(config, observation_space, action_space, key=value_key) if config.separate_value else None
+        ),
+        # A small gain makes the first policy nearly uniform.
+        policy_head=Dense(config.width, outputs, 0.01, key=policy_head_key),
+        value_head=Dense(config.width, 1, key=value_head_key),
+        log_std=jnp.zeros(outputs) if isinstance(action_space, spaces.Box) else None,
+    )

@@ -1,0 +1,317 @@
+"""From what an agent is shown at a step to a vector of features: the observation, its last action and its last reward.
+
+All modules are unbatched; callers `jax.vmap`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from memax_rl.envs import spaces
+from memax_rl.networks.normalization import RunningMoments
+from memax_rl.ops import project
+
+Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spaces.Dict
+
+
+class Inputs(NamedTuple):
+    """What the agent is shown at a step. Previous action and reward are zero where `start` is true."""
+
+    observation: PyTree[Array]
+    previous_action: PyTree[Array]
+    previous_reward: Float[Array, "*axes"]
+    start: Bool[Array, "*axes"]
+
+
+class Dense(eqx.Module):
+    """y = W x + b, with W from N(0, gain^2 / in_size) and b = 0 at the start."""
+
+    weight: Float[Array, "out_size in_size"]
+    bias: Float[Array, " out_size"]
+
+    def __init__(self, in_size: int, out_size: int, gain: float = 1.0, *, key: PRNGKeyArray):
+        self.weight = jax.random.normal(key, (out_size, in_size)) * (gain * max(in_size, 1) ** -0.5)
+        self.bias = jnp.zeros(out_size)
+
+    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, " out_size"]:
+        """Apply the layer to one vector."""
+        return project(x, self.weight.T) + self.bias
+
+
+def leaf_spaces(space: spaces.Space) -> list[Any]:
+    """Return the simple spaces inside a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
+    leaves = spaces.leaves(space)
+    for leaf in leaves:
+        if not isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete | spaces.Box):
+            raise ValueError(f"cannot encode the space {leaf!r}; expected Box, Discrete, MultiDiscrete, Tuple or Dict")
+    return leaves
+
+
+def one_hot(space: spaces.Discrete | spaces.MultiDiscrete, x: Array) -> Float[Array, " features"]:
+    """Return the one-hot code of a discrete value, or of each component of a multi-discrete one, end to end."""
+    if isinstance(space, spaces.Discrete):
+        return jax.nn.one_hot(x, space.n)
+    parts = [jax.nn.one_hot(x[i], n) for i, n in enumerate(nvec(space))]
+    return jnp.concatenate(parts)
+
+
+def nvec(space: spaces.MultiDiscrete) -> tuple[int, ...]:
+    """Return how many values each component has."""
+    return tuple(int(n) for n in space.nvec)
+
+
+# A picture has at least so many rows and columns; smaller arrays are read as vectors.
+_SMALLEST_IMAGE = 5
+# Convolutions shrink an image until neither side is longer than this.
+_LARGEST_MAP = 12
+# Bounds beyond the first are scaled; beyond the second they are as good as infinite.
+_LARGE_BOUND, _NO_BOUND = 30.0, 1e6
+# A Discrete space of more values is embedded, not one-hot.
+_LARGEST_ONE_HOT = 512
+
+
+def image_axes(space: Any) -> tuple[tuple[int, ...], int] | None:
+    """Return which axes of a Box hold channels, and which is the first of rows and columns; None for no image.
+
+    Of three axes the smallest is that of the channels, if it is the first or the last (the last if both are as small).
+    Two axes are an image of one channel. Of four the first counts images of a stack, which are channels too.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3, 4):
+        return None
+    shape = space.shape
+    if len(shape) == 2:
+        channels, first = (), 0
+    else:
+        offset = len(shape) - 3
+        sizes = shape[offset:]
+        leads = sizes[0] < min(sizes[1:])
+        channels, first = (*range(offset), offset + (0 if leads else 2)), offset + leads
+    return (channels, first) if min(shape[first : first + 2]) >= _SMALLEST_IMAGE else None
+
+
+def scaling(space: Any) -> tuple[Array, Array] | None:
+    """Return (low, width) by which values of a Box are mapped to [0, 1], or None where they stay as they are.
+
+    It follows from the bounds, never from the dtype: an image is mapped wherever its bounds are finite, any other Box
+    where they are finite and reach beyond 30.
+    """
+    if not isinstance(space, spaces.Box):
+        return None
+    low, high = (np.broadcast_to(np.asarray(x, np.float32), space.shape) for x in (space.low, space.high))
+    largest = max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
+    if not largest < _NO_BOUND or (image_axes(space) is None and largest <= _LARGE_BOUND):
+        return None
+    width = np.where(high > low, high - low, 1)
+    if np.all(low == low.flat[0]) and np.all(width == width.flat[0]):
+        low, width = low.flat[0], width.flat[0]
+    return jnp.asarray(low), jnp.asarray(width)
+
+
+class ConvNet(eqx.Module):
+    """Convolutions of 3 x 3 for an image, at least two, as many as make neither side longer than 12."""
+
+    layers: tuple[eqx.nn.Conv2d, ...]
+    channels: tuple[int, ...] = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
+
+    def __init__(self, space: spaces.Box, *, key: PRNGKeyArray):
+        axes = image_axes(space)
+        assert axes is not None
+        self.channels, first = axes
+        height, width = space.shape[first : first + 2]
+        channels = math.prod(space.shape[axis] for axis in self.channels)
+        # Large images are halved from the first layer on; small ones (MinAtar's 10 x 10) are read at full size first.
+        strides = [2, 2] if min(height, width) > 16 else [1, 2]
+        while -(-max(height, width) // math.prod(strides)) > _LARGEST_MAP:
+            strides.append(2)
+        layers = []
+        for i, (stride, k) in enumerate(zip(strides, jax.random.split(key, len(strides)), strict=True)):
+            out = 16 if i == 0 else 32
+            layers.append(eqx.nn.Conv2d(channels, out, 3, stride, padding=1, key=k))
+            height, width, channels = math.ceil(height / stride), math.ceil(width / stride), out
+        self.layers = tuple(layers)
+        self.out_size = channels * height * width
+
+    def __call__(self, image: Float[Array, "*shape"]) -> Float[Array, " out_size"]:
+        """Return the flat features of one image."""
+        x = jnp.moveaxis(image, self.channels, range(len(self.channels)))
+        x = x.reshape(-1, *x.shape[-2:])
+        for layer in self.layers:
+            x = jax.nn.relu(layer(x))
+        return x.reshape(-1)
+
+
+class Embedding(eqx.Module):
+    """A learned vector for each value of a large Discrete space: the sum of one for its quotient and one for its rest.
+
+    Two tables of about sqrt(n) rows instead of one of n (Shi et al. 2020, https://arxiv.org/abs/1909.02107), so that
+    any 32-bit space fits.
+    """
+
+    quotients: Float[Array, "rows out_size"]
+    rests: Float[Array, "rows out_size"]
+    out_size: int = eqx.field(static=True)
+
+    def __init__(self, n: int, *, key: PRNGKeyArray):
+        self.out_size = 64
+        rows = math.isqrt(n - 1) + 1
+        # Unit variance, as that of a normalized input.
+        self.quotients, self.rests = jax.random.normal(key, (2, rows, self.out_size)) * 2**-0.5
+
+    def __call__(self, x: Array) -> Float[Array, " out_size"]:
+        """Return the vector of one value."""
+        rows = self.rests.shape[0]
+        return self.quotients[x // rows] + self.rests[x % rows]
+
+
+class RunningNormalizer(eqx.Module):
+    """(x - mean) / standard deviation of all x that `update` was given, clipped. Before the first `update`, x clipped.
+
+    No gradient reaches the statistics, so that an optimiser leaves them as they are.
+    """
+
+    moments: RunningMoments
+    clip: float = eqx.field(static=True)
+
+    def __init__(self, space: spaces.NormalizedBox):
+        self.moments = RunningMoments(space.shape)
+        self.clip = space.clip
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """Normalise one observation."""
+        mean, variance = jax.lax.stop_gradient((self.moments.mean, self.moments.variance))
+        return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-8), -self.clip, self.clip)
+
+    def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningNormalizer":
+        """Return the normaliser after it has seen the valid ones of n observations."""
+        return eqx.tree_at(lambda r: r.moments, self, self.moments.update(x, valid))
+
+
+class Encoder(eqx.Module):
+    """Observation, and as asked previous action, previous reward and start flag, to `width` features."""
+
+    observation_spaces: tuple[Any, ...] = eqx.field(static=True)
+    action_space: Any = eqx.field(static=True)
+    include: tuple[bool, bool, bool] = eqx.field(static=True)
+    normalizers: tuple[RunningNormalizer | None, ...]
+    parts: tuple[ConvNet | Embedding | None, ...]
+    project: Dense
+
+    def __init__(
+        self,
+        observation_space: Space,
+        action_space: Space,
+        width: int,
+        *,
+        previous_action: bool,
+        previous_reward: bool,
+        start: bool,
+        key: PRNGKeyArray,
+    ):
+        self.observation_spaces = tuple(leaf_spaces(observation_space))
+        self.action_space = action_space
+        self.include = (previous_action, previous_reward, start)
+        self.normalizers = tuple(
+            RunningNormalizer(space) if isinstance(space, spaces.NormalizedBox) else None
+            for space in self.observation_spaces
+        )
+        *part_keys, key = jax.random.split(key, len(self.observation_spaces) + 1)
+        self.parts = tuple(_make_part(space, k) for space, k in zip(self.observation_spaces, part_keys, strict=True))
+        size = sum(
+            part.out_size if part else flat_size(space)
+            for part, space in zip(self.parts, self.observation_spaces, strict=True)
+        )
+        size += flat_size(action_space) if previous_action else 0
+        self.project = Dense(size + previous_reward + start, width, 2**0.5, key=key)
+
+    def __call__(self, inputs: Inputs) -> Float[Array, " width"]:
+        """Return the features of one step."""
+        return self.embed(self.flatten(inputs))
+
+    def embed(self, flat: Float[Array, " inputs"]) -> Float[Array, " width"]:
+        """Return the features of a step from its flat inputs."""
+        return jax.nn.gelu(self.project(flat))
+
+    def flatten(self, inputs: Inputs) -> Float[Array, " inputs"]:
+        """Return all inputs of one step as one vector: observation, previous action, previous reward, start flag."""
+        leaves = jax.tree.leaves(inputs.observation)
+        leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
+        parts = [
+            part(_scale(space, x)) if part else _flat(space, x)
+            for part, space, x in zip(self.parts, self.observation_spaces, leaves, strict=True)
+        ]
+        previous_action, previous_reward, start = self.include
+        if previous_action:
+            code = _flat(self.action_space, inputs.previous_action)
+            # Without this the code of action 0 would stand for "no action yet".
+            parts.append(jnp.where(inputs.start, jnp.zeros_like(code), code))
+        if previous_reward:
+            parts.append(inputs.previous_reward[None])
+        if start:
+            parts.append(inputs.start[None].astype(jnp.float32))
+        return jnp.concatenate(parts)
+
+    def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "Encoder":
+        """Return the encoder after its running statistics have seen the valid slots of a tape."""
+        flat = [x.reshape(valid.size, *x.shape[2:]) for x in jax.tree.leaves(observation)]
+        normalizers = tuple(
+            norm.update(x, valid.reshape(-1)) if norm else None for norm, x in zip(self.normalizers, flat, strict=True)
+        )
+        return eqx.tree_at(lambda e: e.normalizers, self, normalizers, is_leaf=lambda x: x is None)
+
+
+def flat_size(space: Any) -> int:
+    """Return how many numbers a value of the space is as one vector, discrete ones as one-hot codes."""
+    if isinstance(space, spaces.Discrete):
+        return space.n
+    if isinstance(space, spaces.MultiDiscrete):
+        return sum(nvec(space))
+    return math.prod(space.shape)
+
+
+def _make_part(space: Any, key: PRNGKeyArray) -> ConvNet | Embedding | None:
+    if isinstance(space, spaces.Discrete):
+        return Embedding(space.n, key=key) if space.n > _LARGEST_ONE_HOT else None
+    return None if image_axes(space) is None else ConvNet(space, key=key)
+
+
+def _scale(space: Any, x: Array) -> Array:
+    """Return a value of a Box as float32, scaled as `scaling` says; any other as it is."""
+    if not isinstance(space, spaces.Box):
+        return x
+    # The bounds of a normalized box say nothing of what the normalizer makes of it.
+    by = None if isinstance(space, spaces.NormalizedBox) else scaling(space)
+    x = x.astype(jnp.float32)
+    return x if by is None else (x - by[0]) / by[1]
+
+
+def _flat(space: Any, x: Array) -> Float[Array, " features"]:
+    if isinstance(space, spaces.Box):
+        return _scale(space, x).reshape(-1)
+    return one_hot(space, x)
+
+
+def describe_inputs(space: Space) -> list[str]:
+    """Return a line for each array of an observation: what the network makes of it."""
+    lines = []
+    for leaf in leaf_spaces(space):
+        by, axes = scaling(leaf), image_axes(leaf)
+        if isinstance(leaf, spaces.NormalizedBox):
+            how = "normalized by running statistics"
+        elif isinstance(leaf, spaces.Box):
+            how = "as it is" if by is None else "mapped from its bounds to [0, 1]"
+        else:
+            how = "one-hot"
+        if isinstance(leaf, spaces.Discrete) and leaf.n > _LARGEST_ONE_HOT:
+            how = "embedded"
+        if axes is not None:
+            height, width = leaf.shape[axes[1]], leaf.shape[axes[1] + 1]
+            channels = math.prod(leaf.shape[axis] for axis in axes[0])
+            how = f"an image of {height} x {width} with {channels} channels, {how}"
+        lines.append(f"{spaces.describe(leaf)}: {how}")
+    return lines

@@ -1,0 +1,144 @@
+"""The stack: an encoder and memory blocks, from inputs to features.
+
+Unbatched but for `Torso.scan`; `step` is for acting, `scan` for learning, as in the memory contract.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from memax_rl import memory as memories
+from memax_rl.memory import Memory
+from memax_rl.networks.encoder import Dense, Encoder, Inputs, Space
+
+
+class NetworkConfig(BaseModel):
+    """Settings of a network."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    memory: str = "lru"
+    """Name of the memory model, see `memax-rl list memories`."""
+    memory_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the memory model, for example --memory-options.state-size 64."""
+    width: int = Field(default=128, ge=1, le=65_536)
+    """Features between layers, and size of the memory's output."""
+    depth: int = Field(default=1, ge=1, le=1024)
+    """Number of memory blocks."""
+    feed_forward: float = Field(default=0.0, ge=0, le=64)
+    """Hidden size of the layer after each memory, as a multiple of width. 0: none."""
+    previous_action: bool = True
+    """Show the agent its previous action, zero at an episode's start."""
+    previous_reward: bool = True
+    """Show the agent its previous reward, zero at an episode's start."""
+    start: bool = True
+    """Show the agent a flag that is 1 at an episode's start."""
+    separate_value: bool = False
+    """Give the value function encoder and memory of its own."""
+
+    @field_validator("memory")
+    @classmethod
+    def _any_case(cls, name: str) -> str:
+        return name if name in memories.names() else name.lower()
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> "NetworkConfig":
+        memories.check_options(self.memory, self.memory_options)
+        return self
+
+
+class Block(eqx.Module):
+    """Pre-norm residual blocks: x + memory(norm(x)), then x + feed_forward(norm(x))."""
+
+    norm: eqx.nn.LayerNorm
+    memory: Memory
+    feed_norm: eqx.nn.LayerNorm | None
+    feed_in: Dense | None
+    feed_out: Dense | None
+
+    def __init__(
+        self, width: int, memory: str, memory_options: dict[str, Any], feed_forward: float, *, key: PRNGKeyArray
+    ):
+        keys = jax.random.split(key, 3)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.memory = memories.make(memory, in_size=width, out_size=width, key=keys[0], **memory_options)
+        hidden = round(width * feed_forward)
+        self.feed_norm = eqx.nn.LayerNorm(width) if hidden else None
+        self.feed_in = Dense(width, hidden, 2**0.5, key=keys[1]) if hidden else None
+        self.feed_out = Dense(hidden, width, key=keys[2]) if hidden else None
+
+    def feed(self, x: Float[Array, " width"]) -> Float[Array, " width"]:
+        """Return x + feed_forward(norm(x)), or x where there is no feed-forward layer."""
+        if self.feed_norm is None or self.feed_in is None or self.feed_out is None:
+            return x
+        return x + self.feed_out(jax.nn.gelu(self.feed_in(self.feed_norm(x))))
+
+
+class Torso(eqx.Module):
+    """Encoder and memory blocks: inputs to `width` features, with a state."""
+
+    encoder: Encoder
+    blocks: tuple[Block, ...]
+    norm: eqx.nn.LayerNorm
+
+    def initial_state(self) -> tuple[Any, ...]:
+        """Return the initial states of all blocks."""
+        return tuple(block.memory.initial_state() for block in self.blocks)
+
+    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Float[Array, " width"]]:
+        """Return the next state and the features of one step."""
+        x = self.encoder(inputs)
+        states = []
+        for block, s in zip(self.blocks, state, strict=True):
+            s, y = block.memory.step(s, block.norm(x), inputs.start)
+            x = block.feed(x + y)
+            states.append(s)
+        return tuple(states), self.norm(x)
+
+    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
+        """Return the last states and the features of all steps of a batch of rows.
+
+        Batched, unlike the rest: the layers between the memories see all slots as one flat batch, because a weight
+        gradient that sums over two axes costs a transposed copy on a CPU.
+        """
+        rows, slots = inputs.start.shape
+        flat = jax.tree.map(lambda leaf: leaf.reshape(rows * slots, *leaf.shape[2:]), inputs)
+        xs = jax.vmap(self.encoder)(flat)
+        states = []
+        for block, s in zip(self.blocks, state, strict=True):
+            normed = jax.vmap(block.norm)(xs).reshape(rows, slots, -1)
+            s, ys = jax.vmap(block.memory.scan)(s, normed, inputs.start)
+            xs = jax.vmap(block.feed)(xs + ys.reshape(rows * slots, -1))
+            states.append(s)
+        return tuple(states), jax.vmap(self.norm)(xs).reshape(rows, slots, -1)
+
+
+def on_slots(f: Callable[..., Any], features: Float[Array, "rows slots width"]) -> Any:
+    """Return `f` of the features of each slot."""
+    rows, slots, width = features.shape
+    flat = jax.vmap(f)(features.reshape(rows * slots, width))
+    return jax.tree.map(lambda leaf: leaf.reshape(rows, slots, *leaf.shape[1:]), flat)
+
+
+def make_torso(config: NetworkConfig, observation_space: Space, action_space: Space, *, key: PRNGKeyArray) -> Torso:
+    """Return a torso of `depth` memory blocks."""
+    encoder_key, *block_keys = jax.random.split(key, config.depth + 1)
+    return Torso(
+        encoder=Encoder(
+            observation_space,
+            action_space,
+            config.width,
+            previous_action=config.previous_action,
+            previous_reward=config.previous_reward,
+            start=config.start,
+            key=encoder_key,
+        ),
+        blocks=tuple(
+            Block(config.width, config.memory, config.memory_options, config.feed_forward, key=k) for k in block_keys
+        ),
+        norm=eqx.nn.LayerNorm(config.width),
+    )

@@ -1,0 +1,204 @@
+"""Filling a rollout: one row of the tape for each environment, acted in until every row is full.
+
+How a row is filled (`Rollout`):
+- "whole_episodes": a row holds whole episodes. What is open when the row is full is not learned from yet: it is
+  pending, stands at the front of the environment's next row, is continued there, and is learned from when complete.
+- "truncated_bptt": a row goes on where the last one ended, with the carry as it was (truncated backpropagation through
+  time). For episodes longer than any tape.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key, PyTree
+
+from memax_rl import sharding
+from memax_rl.networks.encoder import Inputs
+from memax_rl.rollout.streams import Act, Stream, count_unusable, episode_metrics, step_stream
+from memax_rl.rollout.tape import Tape
+
+Rollout = Literal["whole_episodes", "truncated_bptt"]
+
+
+class RolloutBatch(NamedTuple):
+    """Rows of a tape, and what stands before and after each of them, which counts in "truncated_bptt" mode only.
+
+    **Arguments:**
+
+    - `tape`: [rows, slots].
+    - `carry`, `before`: carry of the network, and (action, reward), before the first slot.
+    - `after`: what is shown after the last slot.
+    """
+
+    tape: Tape
+    carry: PyTree[Array]
+    before: tuple[Array, Array]
+    after: Inputs
+
+
+class Pending(eqx.Module):
+    """The open episodes at the front of the next rows: [rows, slots], of which the first `length` count."""
+
+    tape: Tape
+    length: Int[Array, " rows"]
+
+    @classmethod
+    def none(cls, slot: PyTree[jax.ShapeDtypeStruct], rows: int, slots: int) -> "Pending":
+        """Return what is pending before the first rollout, for slots of the given shapes: nothing."""
+        tape = jax.tree.map(lambda s: jnp.zeros((rows, slots, *s.shape), s.dtype), slot)
+        return cls(tape, jnp.zeros(rows, jnp.int32))
+
+
+class Collected(NamedTuple):
+    """What `collect` returns: the streams and pending episodes after it, the rows, and metrics."""
+
+    streams: Stream
+    pending: Pending
+    rows: RolloutBatch
+    metrics: dict[str, Array]
+
+
+def collect(
+    env: Any,
+    env_params: Any,
+    act: Act,
+    streams: Stream,
+    pending: Pending,
+    keys: Key[Array, "slots rows 2"],
+    *,
+    mode: Rollout,
+    devices: int = 1,
+) -> Collected:
+    """Act in all streams until each has filled its row.
+
+    **Arguments:**
+
+    - `streams`, `pending`, `keys`: of this device's rows.
+    - `devices`: how many devices collect at once; metrics are those of all of them.
+    """
+    slots, rows = keys.shape[:2]
+
+    def body(streams, slot):
+        index, keys = slot
+        # A stream whose row is full waits for the others.
+        active = pending.length + index < slots
+        step = jax.vmap(lambda s, k, a: step_stream(env, env_params, act, s, k, a))
+        after, slot, finished = step(streams, keys, active)
+        return after, (slot, finished)
+
+    after, (new, finished) = jax.lax.scan(body, streams, (jnp.arange(slots), keys))
+    new = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), new)
+    row = jax.vmap(_append)(pending.tape, new, pending.length)
+    env_steps = jnp.sum(row.valid) - jnp.sum(pending.tape.valid & _first(pending.length, slots))
+    if mode == "truncated_bptt":
+        complete, left = jnp.full(rows, slots), pending
+    else:
+        complete = jax.vmap(_end_of_last_episode)(row)
+        left = Pending(jax.vmap(_shift)(row, complete), slots - complete)
+    learned = row.valid & _first(complete, slots)
+    row = eqx.tree_at(lambda tape: tape.valid, row, learned)
+    lagging = jnp.sum(learned & _first(pending.length, slots))
+    counts = (env_steps, jnp.sum(learned), lagging, jnp.sum(complete == 0), count_unusable(new))
+    env_steps, used, lagging, overlong, unusable = sharding.total(counts, devices)
+    metrics = {
+        **episode_metrics(sharding.gather(finished, devices, axis=1)),
+        "env_steps": env_steps,
+        "tape/utilization": used / (rows * devices * slots),
+        "tape/lag": lagging / jnp.maximum(used, 1),
+        "tape/overlong": overlong,
+        "env/unusable": unusable,
+    }
+    before = (streams.inputs.previous_action, streams.inputs.previous_reward)
+    return Collected(after, left, RolloutBatch(row, streams.memory, before, after.inputs), metrics)
+
+
+def rollout_size(
+    env: Any,
+    env_params: Any,
+    *,
+    num_envs: int | None,
+    rollout_length: int | None,
+    mode: Rollout,
+    num_minibatches: int,
+    devices: int = 1,
+) -> tuple[int, int]:
+    """Return the number of environments and of slots a row, chosen where they are None.
+
+    Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
+    at least four of the longest, so that little of it is taken by the open one.
+
+    **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
+    """
+    horizon, fixed = env.horizon(env_params), env.fixed_length(env_params)
+    # An episode that a time limit cuts has its final observation on the tape too.
+    whole = None if fixed is None else fixed + env.is_cut(env_params)
+    longest = whole if whole is not None else horizon
+    slots = rollout_length
+    if slots is None:
+        if mode == "truncated_bptt":
+            slots = 128
+        elif whole is not None:
+            slots = whole * max(1, round(128 / whole))
+        elif horizon is not None:
+            slots = max(128, 4 * (horizon + 1))
+        else:
+            raise ValueError(
+                "rollout_length is not set and the environment states no longest episode; set ppo.rollout_length to "
+                "more than the longest episode, or ppo.rollout to 'truncated_bptt'"
+            )
+    if mode != "truncated_bptt" and longest is not None and slots < longest:
+        raise ValueError(
+            f"rollout_length={slots} is shorter than the longest episode, {longest} slots; set ppo.rollout_length to "
+            f"{longest + 1} or more, or ppo.rollout to 'truncated_bptt'"
+        )
+    if num_envs is None:
+        num_envs = max(8, 2 ** round(math.log2(8192 / slots)))
+    _check_rows(num_envs, num_minibatches, devices)
+    return num_envs, slots
+
+
+def _check_rows(num_envs: int, num_minibatches: int, devices: int) -> None:
+    if num_envs % devices != 0:
+        raise ValueError(
+            f"devices={devices} must divide num_envs={num_envs}, because each device has as many rows of the tape; set "
+            f"devices to a divisor of {num_envs}"
+        )
+    rows = num_envs // devices
+    if rows % num_minibatches != 0:
+        whose = f"num_envs={num_envs}" if devices == 1 else f"the {rows} rows of each of {devices} devices"
+        raise ValueError(
+            f"num_minibatches={num_minibatches} must divide {whose}, because a row of the tape is never cut; set "
+            f"ppo.num_minibatches to a divisor of {rows}"
+        )
+
+
+def _first(count: Int[Array, " rows"], slots: int) -> Bool[Array, "rows slots"]:
+    """Return true at the first `count` slots of each row."""
+    return jnp.arange(slots)[None, :] < count[:, None]
+
+
+def _append(pending: Tape, new: Tape, length: Int[Array, ""]) -> Tape:
+    """Return a row of the first `length` slots of `pending`, followed by `new` as far as it fits."""
+    index = jnp.arange(pending.start.shape[0]) - length
+
+    def choose(old, fresh):
+        is_old = (index < 0).reshape(index.shape + (1,) * (old.ndim - 1))
+        return jnp.where(is_old, old, fresh[jnp.maximum(index, 0)])
+
+    return jax.tree.map(choose, pending, new)
+
+
+def _shift(row: Tape, by: Int[Array, ""]) -> Tape:
+    """Return the row moved `by` slots to the front; slots beyond its end hold copies of the last one."""
+    index = jnp.minimum(jnp.arange(row.start.shape[0]) + by, row.start.shape[0] - 1)
+    return jax.tree.map(lambda leaf: leaf[index], row)
+
+
+def _end_of_last_episode(row: Tape) -> Int[Array, ""]:
+    """Return the number of slots up to the end of the last complete episode, its final observation included."""
+    slots = row.start.shape[0]
+    final = jnp.concatenate([jnp.zeros((1,), bool), row.truncated[:-1]])
+    return jnp.max(jnp.where(row.terminated | final, jnp.arange(1, slots + 1), 0))

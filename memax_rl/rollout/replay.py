@@ -1,0 +1,318 @@
+"""Replay of whole episodes: a ring of slots for each environment stream, sampled as tapes. Arrays only, pure functions.
+
+Slots are written one after the other as on a tape (see `memax_rl.rollout.tape`), the newest over the oldest. Behind the
+newest stands one slot more, the *pending* one: the observation that is shown next, without an action. So the transition
+made last has its next observation like any other, and can be drawn at once.
+
+A sample is a tape that begins at an episode's start and runs on through the following episodes of its stream; behind
+the pending slot it goes on with the oldest episode. So every transition on it has its whole history on it, nothing is
+padded, and nothing is cut but the last episode at the tape's end, which is bootstrapped there. What is left of an
+episode whose start was overwritten is never drawn.
+
+**How probable.** An episode e with a stored start and at least one transition begins a tape with probability
+
+    p(e) = mass(e) / (sum of all masses),
+
+where mass(e) is its number of transitions ("transition"), 1 ("episode") or priority(e)^alpha ("priority"). A
+transition t is on the tape if it is one of the last `slots` slots counted from the tape's start. So one drawn tape
+learns from t with probability
+
+    P(t) = sum of p(e) over the episodes e of its stream that begin on t or at most w - 1 slots before it,
+
+counted around the ring, where w = `slots` if t was terminated and else `slots` - 1: the tape's last slot has no slot
+after it that could show the next observation. P(t) > 0 for every transition of an episode of fewer than `slots` slots,
+the open episode included, because its own episode is always one term of the sum.
+
+P(t) is nearly the same everywhere when mass is the number of transitions, but not exactly: the window (t - w, t]
+holds parts of episodes. Weights make it exact: with weight(t) = target(t) / P(t) the expected sum of weight(t) * f(t)
+over a drawn tape is the sum of target(t) * f(t) over all stored transitions, where target(t) is
+
+- "transition": 1 / (number of stored transitions);
+- "episode": 1 / (number of stored episodes * transitions of t's episode);
+- "priority": none; the weight is (1 / P(t))^beta, scaled as Schaul et al. 2016 do. beta = 1 is "transition" again.
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from memax_rl.rollout.tape import Tape, positions, segment_ids
+
+_RENUMBER_AT = 2**30
+
+
+class Replay(eqx.Module):
+    """The stored slots. A slot's number counts the slots of its stream from 0; it lies at `number % capacity`.
+
+    **Arguments:**
+
+    - `tape`: the slots, in observation's and action's own dtypes.
+    - `length`: at an episode's first slot, how many of its transitions were stored so far; elsewhere 0.
+    - `priority`: at an episode's first slot, its priority; elsewhere 0.
+    - `head`: the number of the first slot of the episode that is open; -1 if that was never stored.
+    - `count`: the number of the pending slot. At 2**30 a multiple of `capacity` is taken off, from `head` too, so that
+        they never overflow; only their differences and their remainders by `capacity` are used.
+    """
+
+    tape: Tape
+    length: Int[Array, "streams capacity"]
+    priority: Float[Array, "streams capacity"]
+    head: Int[Array, " streams"]
+    count: Int[Array, ""]
+
+
+class Sample(eqx.Module):
+    """Tapes drawn from a replay.
+
+    **Arguments:**
+
+    - `tape`: [rows, slots]. `valid` where the loss may learn from the slot: it holds a transition and, unless that was
+        terminated, the tape holds the next observation.
+    - `weight`: what a slot's loss is to be multiplied by before the sum over all slots of all rows; 0 where not valid.
+    - `probability`: P(t), that a drawn tape learns from the transition in this slot; 1 where not valid.
+    - `stream`, `index`: where in the replay the slots lie.
+    """
+
+    tape: Tape
+    weight: Float[Array, "rows slots"]
+    probability: Float[Array, "rows slots"]
+    stream: Int[Array, " rows"]
+    index: Int[Array, "rows slots"]
+
+
+def init(slot: PyTree[jax.ShapeDtypeStruct | Array], streams: int, capacity: int) -> Replay:
+    """Return an empty replay.
+
+    **Arguments:**
+
+    - `slot`: a `Tape` of one slot, or its shapes.
+    - `streams`: environments that write to it.
+    - `capacity`: slots for each, the pending one included.
+
+    **Raises:** `ValueError` if `capacity` is below 2.
+    """
+    if capacity < 2:
+        raise ValueError(f"capacity must be at least 2 slots, got {capacity}")
+    shape = (streams, capacity)
+    return Replay(
+        tape=jax.tree.map(lambda leaf: jnp.zeros(shape + leaf.shape, leaf.dtype), slot),
+        length=jnp.zeros(shape, jnp.int32),
+        priority=jnp.zeros(shape),
+        head=jnp.full(streams, -1, jnp.int32),
+        count=jnp.zeros((), jnp.int32),
+    )
+
+
+def add(replay: Replay, slots: Tape, observation: PyTree[Array], start: Bool[Array, " streams"]) -> Replay:
+    """Return the replay with new slots.
+
+    **Arguments:**
+
+    - `slots`: [streams, new], as `step_stream` writes them, in order.
+    - `observation`, `start`: [streams], what is shown after the last of them, and whether it begins an episode.
+
+    **Raises:** `ValueError` if there is not room for all of them.
+    """
+    streams, capacity = replay.length.shape
+    new = slots.start.shape[1]
+    if new >= capacity:
+        raise ValueError(f"{new} new slots and the pending one do not fit into a ring of {capacity}; add fewer at once")
+    written = jax.tree.map(_append, slots, _pending(slots, observation, start))
+    numbers = replay.count + jnp.arange(new + 1)
+    at = numbers % capacity
+    tape = jax.tree.map(lambda ring, slot: ring.at[:, at].set(slot), replay.tape, written)
+
+    number = jnp.broadcast_to(numbers[None], (streams, new + 1))
+    head = jax.lax.cummax(jnp.where(written.start, number, replay.head[:, None]), axis=1)
+    # A start that was overwritten, or never stored, has no place to count the episode's transitions: they are lost.
+    oldest = jnp.maximum(replay.count + new - capacity + 1, 0)
+    place = jnp.where(head >= oldest, head % capacity, capacity)
+    length = replay.length.at[:, at].set(0)
+    length = length.at[jnp.arange(streams)[:, None], place].add(written.valid.astype(jnp.int32), mode="drop")
+
+    # An episode that nothing is known of yet is as urgent as the most urgent one.
+    highest = jnp.max(replay.priority)
+    highest = jnp.where(highest > 0, highest, 1)
+    priority = replay.priority.at[:, at].set(jnp.where(written.start, highest, 0))
+    count = replay.count + new
+    # Two rings' worth stay, so that a full ring is still seen to be full.
+    excess = jnp.where(count >= _RENUMBER_AT, (count // capacity - 2) * capacity, 0)
+    return Replay(tape, length, priority, jnp.maximum(head[:, -1] - excess, -1), count - excess)
+
+
+def abandon(replay: Replay) -> Replay:
+    """Return the replay without the last transition of every episode that was not terminated by its stream's last slot.
+
+    For streams that begin new episodes from here: the pending slot, which shows what followed, is overwritten by them.
+    """
+    streams, capacity = replay.length.shape
+    last = (replay.count - 1) % capacity
+    unfinished = replay.tape.valid[:, last] & ~replay.tape.terminated[:, last]
+    valid = replay.tape.valid.at[:, last].set(replay.tape.valid[:, last] & ~unfinished)
+    oldest = jnp.maximum(replay.count - capacity + 1, 0)
+    place = jnp.where(unfinished & (replay.head >= oldest), replay.head % capacity, capacity)
+    length = replay.length.at[jnp.arange(streams), place].add(-1, mode="drop")
+    return eqx.tree_at(lambda r: (r.tape.valid, r.length), replay, (valid, length))
+
+
+def _pending(slots: Tape, observation: PyTree[Array], start: Bool[Array, " streams"]) -> Tape:
+    false = jnp.zeros_like(start)
+    return Tape(
+        observation=observation,
+        action=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), slots.action),
+        reward=jnp.zeros_like(slots.reward[:, 0]),
+        start=start,
+        terminated=false,
+        truncated=false,
+        valid=false,
+        log_prob=None if slots.log_prob is None else jnp.zeros_like(slots.log_prob[:, 0]),
+        value_stops=None if slots.value_stops is None else false,
+        bonus=None if slots.bonus is None else jnp.zeros_like(slots.bonus[:, 0]),
+    )
+
+
+def _append(slots: Array, last: Array) -> Array:
+    return jnp.concatenate([slots, jnp.asarray(last, slots.dtype)[:, None]], axis=1)
+
+
+def size(replay: Replay) -> Int[Array, ""]:
+    """Return how many transitions can be drawn."""
+    return jnp.sum(replay.length)
+
+
+def can_sample(replay: Replay, transitions: int = 1) -> Bool[Array, ""]:
+    """Return whether so many transitions, at least one, can be drawn."""
+    return size(replay) >= max(transitions, 1)
+
+
+def sample(
+    replay: Replay,
+    key: PRNGKeyArray,
+    *,
+    rows: int,
+    slots: int,
+    by: Literal["transition", "episode", "priority"] = "transition",
+    alpha: float = 0.6,
+    beta: float | Float[Array, ""] = 1.0,
+) -> Sample:
+    """Return tapes drawn independently, with replacement. The module's docstring says with what probabilities.
+
+    What is returned has no meaning while `can_sample` is false.
+
+    **Arguments:**
+
+    - `rows`, `slots`: how many tapes, and how long. An episode of more than `slots` - 1 steps loses its end.
+    - `by`: what is drawn uniformly, or "priority" for prioritised replay (Schaul et al. 2016,
+        https://arxiv.org/abs/1511.05952), by episode: see `reprioritize`.
+    - `alpha`, `beta`: the exponents of priorities and of importance weights. For "priority" only.
+    """
+    stored = replay.length > 0
+    mass = {
+        "transition": lambda: replay.length.astype(jnp.float32),
+        "episode": lambda: stored.astype(jnp.float32),
+        "priority": lambda: jnp.where(stored, jnp.where(stored, replay.priority, 1) ** alpha, 0),
+    }[by]()
+    # Sums of mass in the order of the ring's places, each including its own.
+    upto = jnp.cumsum(mass, axis=1)
+    stream, head = draw(key, upto, rows)
+
+    capacity = replay.length.shape[1]
+    first, live = _live(replay)
+    first, live = first[stream][:, None], live[stream][:, None]
+    age = (replay.count - head) % capacity
+    place = jnp.arange(slots)[None, :] + (replay.count - age)[:, None] - first
+    index = (first + place % live) % capacity
+    within = jnp.broadcast_to(jnp.arange(slots)[None, :], index.shape) < live
+    tape = jax.tree.map(lambda leaf: leaf[stream[:, None], index], replay.tape)
+    last = jnp.broadcast_to((jnp.arange(slots) == slots - 1)[None, :], index.shape)
+    valid = tape.valid & within & (~last | tape.terminated)
+    tape = eqx.tree_at(lambda t: (t.valid, t.start), tape, (valid, tape.start | ~within))
+
+    window = jnp.where(tape.terminated, slots, slots - 1)
+    earliest = (first + (place - window + 1) % live) % capacity
+    before = (upto - mass)[stream[:, None], earliest]
+    around = upto[stream, -1][:, None]
+    covered = upto[stream[:, None], index] - before + jnp.where(earliest > index, around, 0)
+    covered = jnp.where(window >= live, around, covered)
+    # The tape's own start is one of the terms; rounding must not lose it.
+    covered = jnp.maximum(covered, mass[stream, head][:, None])
+    probability = jnp.where(valid, covered / jnp.sum(upto[:, -1]), 1)
+    weight = jnp.where(valid, _weight(replay, tape, probability, stream, index, by, beta), 0)
+    return Sample(tape, weight, probability, stream, index)
+
+
+def draw(
+    key: PRNGKeyArray, upto: Float[Array, "streams capacity"], rows: int
+) -> tuple[Int[Array, " rows"], Int[Array, " rows"]]:
+    """Return streams and places drawn with probability in proportion to mass, given the sums of mass up to each place.
+
+    Independently, with replacement.
+    """
+    uniform = jax.random.uniform(key, (2, rows))
+
+    def below(u, total):
+        # u * total can be rounded up to total, which is beyond the last place.
+        return jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))
+
+    streams = jnp.cumsum(upto[:, -1])
+    stream = jnp.searchsorted(streams, below(uniform[0], streams[-1]), side="right").astype(jnp.int32)
+    stream = jnp.minimum(stream, upto.shape[0] - 1)
+    mine = upto[stream]
+    head = jax.vmap(lambda m, u: jnp.searchsorted(m, below(u, m[-1]), side="right"))(mine, uniform[1])
+    return stream, head.astype(jnp.int32)
+
+
+def _live(replay: Replay) -> tuple[Int[Array, " streams"], Int[Array, " streams"]]:
+    """Return for each stream the number of the oldest stored start, and the slots from there to the pending one."""
+    capacity = replay.length.shape[1]
+    number = replay.count - (replay.count - jnp.arange(capacity)) % capacity
+    nothing = replay.count + 1
+    first = jnp.min(jnp.where(replay.tape.start, number[None, :], nothing), axis=1)
+    # At least 1, because it divides.
+    return first, jnp.maximum(nothing - first, 1)
+
+
+def _weight(replay: Replay, tape: Tape, probability, stream, index, by, beta) -> Float[Array, "rows slots"]:
+    rows = tape.start.shape[0]
+    ratio = 1 / (rows * jnp.maximum(size(replay), 1) * probability)
+    if by == "transition":
+        return ratio
+    if by == "priority":
+        # A mean over the slots, whatever beta: only how they compare is changed.
+        ratio = jnp.where(tape.valid, ratio, 0)
+        return (ratio / jnp.maximum(jnp.max(ratio), 1e-30)) ** beta / jnp.maximum(jnp.sum(tape.valid), 1)
+    at = jnp.arange(tape.start.shape[1])[None, :] - jax.vmap(positions)(tape.start)
+    length = replay.length[stream[:, None], jnp.take_along_axis(index, at, axis=1)]
+    return 1 / (rows * jnp.maximum(jnp.sum(replay.length > 0), 1) * jnp.maximum(length, 1) * probability)
+
+
+def reprioritize(replay: Replay, sample: Sample, error: Float[Array, "rows slots"], eta: float = 0.9) -> Replay:
+    """Return the replay with the priorities of the sampled episodes set from their errors.
+
+        priority(e) = eta * max |error| + (1 - eta) * mean |error|    (Kapturowski et al. 2019, section 2.3)
+
+    over the valid slots of the episode on the tape. An episode that is on several tapes gets the highest.
+    """
+    tape, slots = sample.tape, sample.tape.start.shape[1]
+    error = jnp.where(tape.valid, jnp.abs(error), 0)
+
+    def of_row(error, valid, start):
+        # The first slot is a start, so the numbers of the segments begin at 1.
+        segment = segment_ids(start) - 1
+        total = jax.ops.segment_sum(error, segment, slots)
+        count = jax.ops.segment_sum(valid.astype(jnp.float32), segment, slots)
+        highest = jax.ops.segment_max(error, segment, slots)
+        priority = eta * highest + (1 - eta) * total / jnp.maximum(count, 1)
+        return priority[segment], count[segment] > 0
+
+    priority, seen = jax.vmap(of_row)(error, tape.valid, tape.start)
+    # Off the ring, and so dropped, unless it is the start of an episode that was learnt from.
+    index = jnp.where(tape.start & seen, sample.index, replay.length.shape[1])
+    at = replay.priority.at[sample.stream[:, None], index]
+    cleared = at.set(0, mode="drop")
+    # Never 0, so that everything stays reachable.
+    raised = cleared.at[sample.stream[:, None], index].max(jnp.maximum(priority, 1e-6), mode="drop")
+    return eqx.tree_at(lambda r: r.priority, replay, raised)

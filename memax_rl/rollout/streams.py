@@ -1,0 +1,175 @@
+"""Environment streams: an environment, the agent's memory of it, and the slots they write onto a tape.
+
+Training and evaluation act through this one function, so that they cannot differ.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
+
+from memax_rl.envs.base import step_if, where
+from memax_rl.networks import to_environment
+from memax_rl.networks.encoder import Inputs
+from memax_rl.rollout.step_count import StepCount
+from memax_rl.rollout.tape import Tape
+
+# How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action).
+Act = Callable[[Any, Inputs, PRNGKeyArray], tuple[Any, Array, Array]]
+
+
+class Stream(eqx.Module):
+    """One environment and what the agent is about to see of it.
+
+    **Arguments:**
+
+    - `environment`: the environment's state.
+    - `inputs`: what the agent is shown next.
+    - `memory`: the agent's memory before it has seen `inputs`.
+    - `next_observation`: while `final`, the first observation of the next episode; else unused.
+    - `final`: true where `inputs` shows the last observation of a truncated episode, on which there is nothing to do.
+    - `episode_return`, `episode_length`: of the open episode so far.
+    """
+
+    environment: PyTree[Array]
+    inputs: Inputs
+    memory: PyTree[Array]
+    next_observation: PyTree[Array]
+    final: Bool[Array, ""]
+    episode_return: Float[Array, ""]
+    episode_length: Int[Array, ""]
+
+
+class Finished(eqx.Module):
+    """Whether a slot ended an episode, and that episode's return and length (of no meaning where it did not)."""
+
+    done: Bool[Array, "*axes"]
+    episode_return: Float[Array, "*axes"]
+    episode_length: Int[Array, "*axes"]
+
+
+def seed_key(seed: int, impl: str = "philox4x32") -> PRNGKeyArray:
+    """Return the random key of a seed.
+
+    Philox (Salmon et al. 2011), not JAX's default Threefry: on a CPU each draw of that is a loop of its own, and the
+    draws of a rollout took a tenth of the training time of small networks.
+    """
+    return jax.random.key(seed, impl=impl)
+
+
+def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray) -> Stream:
+    """Return a stream at the start of its first episode."""
+    observation, state = env.reset(key, params)
+    action = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), env.action_space(params))
+    return Stream(
+        environment=state,
+        inputs=Inputs(observation, action, jnp.zeros(()), jnp.ones((), bool)),
+        memory=memory,
+        next_observation=jax.tree.map(jnp.zeros_like, observation),
+        final=jnp.zeros((), bool),
+        episode_return=jnp.zeros(()),
+        episode_length=jnp.zeros((), jnp.int32),
+    )
+
+
+def step_stream(
+    env: Any,
+    params: Any,
+    act: Act,
+    stream: Stream,
+    keys: Key[Array, "2"],
+    active: Bool[Array, ""] | bool = True,
+) -> tuple[Stream, Tape, Finished]:
+    """Write one slot: act on what is shown, or pass over the final observation of a truncated episode.
+
+    **Arguments:**
+
+    - `keys`: two keys, for acting and for the environment. Split them for all steps at once, outside of a loop: a split
+      inside costs as much as a small network.
+    - `active`: where false the stream stays as it is and its environment is not stepped; the slot has no meaning.
+
+    **Returns:** the stream after it, the slot, and the episode that it ended if it did.
+    """
+    act_key, env_key = keys[0], keys[1]
+    inputs = stream.inputs
+    memory, action, log_prob = act(stream.memory, inputs, act_key)
+    acted = active & ~stream.final
+    observation, state, reward, terminated, truncated, info = step_if(
+        acted, env, env_key, stream.environment, to_environment(env.action_space(params), action), params
+    )
+    terminated = terminated & acted
+    truncated = truncated & acted & ~terminated
+    done = terminated | truncated
+    reward = jnp.where(acted, reward, 0)
+    slot = Tape(
+        observation=inputs.observation,
+        action=action,
+        reward=reward,
+        start=inputs.start,
+        terminated=terminated,
+        truncated=truncated,
+        valid=acted,
+        log_prob=log_prob,
+        value_stops=info["value_stops"] & acted if "value_stops" in info else None,
+        bonus=jnp.where(acted, info["bonus"], 0) if "bonus" in info else None,
+    )
+    begins = terminated | stream.final
+    shown = where(truncated, info["final_observation"], where(stream.final, stream.next_observation, observation))
+    total, length = stream.episode_return + reward, stream.episode_length + 1
+    after = Stream(
+        environment=stream.environment,
+        inputs=Inputs(
+            observation=shown,
+            # Nothing of the last episode is shown in the first step of the next.
+            previous_action=where(begins, jax.tree.map(jnp.zeros_like, action), action),
+            previous_reward=jnp.where(begins, 0, reward),
+            start=begins,
+        ),
+        memory=memory,
+        next_observation=observation,
+        final=truncated,
+        episode_return=jnp.where(done | stream.final, 0, total),
+        episode_length=jnp.where(done | stream.final, 0, length),
+    )
+    # The environment's state has been chosen by `step_if`.
+    after = replace(where(jnp.asarray(active), after, stream), environment=state)
+    return after, slot, Finished(done, total, length)
+
+
+def as_metrics(values: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as float32, but a `StepCount` as it is: float32 counts to 16 million only."""
+    return {n: v if isinstance(v, StepCount) else jnp.asarray(v, jnp.float32) for n, v in values.items()}
+
+
+# The square of a larger number overflows float32, and with it every variance that it enters.
+LARGEST = 1e18
+
+
+def count_unusable(tape: Tape) -> Int[Array, ""]:
+    """Return how many slots hold an observation or a reward that is not finite, or larger than `LARGEST`."""
+
+    def unusable(x: Array) -> Array:
+        # False for nan too.
+        return jnp.any(~(jnp.abs(x) <= LARGEST), axis=tuple(range(tape.start.ndim, x.ndim)))
+
+    leaves = [tape.reward, *jax.tree.leaves(tape.observation)]
+    found = [unusable(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.sum(jnp.any(jnp.stack(found), axis=0))
+
+
+def episode_metrics(finished: Finished) -> dict[str, Array]:
+    """Return count, mean return and mean length of the episodes that ended; nan where none did."""
+    count = jnp.sum(finished.done)
+
+    def mean(x):
+        return jnp.where(count > 0, jnp.sum(jnp.where(finished.done, x, 0)) / jnp.maximum(count, 1), jnp.nan)
+
+    return {
+        "episode/count": count,
+        "episode/return": mean(finished.episode_return),
+        "episode/length": mean(finished.episode_length),
+    }

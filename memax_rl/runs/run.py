@@ -1,0 +1,378 @@
+"""A run is a folder: config.yaml, metrics.csv, checkpoints/, summary.json. Nothing in it is ever half written."""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from memax_rl.envs.trust import only_imports
+from memax_rl.runs.config import TrainConfig, dump_config, load_config, read_fields
+from memax_rl.runs.files import append, write_atomically
+
+# What of a run's configuration may be changed before it is resumed.
+CHANGEABLE = ("total_steps", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb", "on_divergence")
+
+
+class RunError(ValueError):
+    """A run folder cannot be used as asked. The message says what to do."""
+
+
+class Run:
+    """Access to the files of a run folder."""
+
+    def __init__(self, folder: str | Path, imports: Iterable[str] = (), trust: bool = False):
+        self.folder = Path(folder)
+        self._imports, self._trust = tuple(imports), trust
+        self.config_path = self.folder / "config.yaml"
+        self.metrics_path = self.folder / "metrics.csv"
+        self.summary_path = self.folder / "summary.json"
+        self.checkpoints = self.folder / "checkpoints"
+
+    @classmethod
+    def create(cls, folder: str | Path, config: TrainConfig) -> "Run":
+        """Make a new run folder. Raises `RunError` if there is something in the folder already."""
+        run = cls(folder)
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            raise RunError(
+                f"the run folder {run.folder} exists; choose another with --out, delete it, "
+                f"or continue it with --resume {run.folder}"
+            )
+        try:
+            run.checkpoints.mkdir(parents=True)
+            write_atomically(run.config_path, dump_config(config))
+        except OSError as error:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            raise RunError(f"the run folder {run.folder} cannot be made: {error.strerror}") from None
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path, imports: Iterable[str] = (), trust: bool = False) -> "Run":
+        """Return an existing run.
+
+        `imports`, `trust`: packages that its configuration may cause to be imported, or all of them (docs/runs.md).
+
+        **Raises:** `RunError` if the folder is not a run.
+        """
+        run = cls(folder, imports, trust)
+        try:
+            is_run = run.config_path.is_file()
+        except OSError as error:
+            raise RunError(f"{_cut(str(run.folder))} cannot be opened: {error.strerror}") from None
+        if not is_run:
+            raise RunError(f"{_cut(str(run.folder))} is not a run folder: it has no config.yaml")
+        # A folder may be a stranger's, and a link may lead anywhere.
+        for path in (run.config_path, run.metrics_path, run.summary_path, run.checkpoints, *run._checkpoint_folders()):
+            if path.is_symlink():
+                raise RunError(f"{path} is a link; a run folder holds its own files. Replace it by what it leads to")
+        return run
+
+    def config(self) -> TrainConfig:
+        """Return the run's configuration.
+
+        **Raises:** `ValueError` if the file cannot be read or lacks a field: a run's own configuration is complete.
+        """
+        fields = read_fields(self.config_path)
+        with self.trusted():
+            config = load_config(self.config_path)
+        missing = sorted(config.model_dump(mode="json").keys() - fields.keys())
+        if missing:
+            raise RunError(
+                f"{self.config_path} lacks {', '.join(missing)}: a run's own configuration holds every field, so this "
+                "file was changed or cut short"
+            )
+        return config
+
+    def trusted(self) -> AbstractContextManager[None]:
+        """Return a context in which the run causes no import but what the user allowed."""
+        return only_imports(self._imports, trust=self._trust)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for one process that writes to it. The lock ends with the process, however that ends.
+
+        **Raises:** `RunError` if another process holds it.
+        """
+        path = self.folder / ".lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}") from None
+        with os.fdopen(descriptor, "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"the run {self.folder} is in use by another process ({_cut(file.read().strip())}); wait until it "
+                    "ends, or end it"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
+
+    # Metrics
+
+    def append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Append rows to metrics.csv. The first call writes the header.
+
+        **Raises:** `RunError` if the file cannot be written.
+        """
+        if not rows:
+            return
+        try:
+            self._append_metrics(rows)
+        except OSError as error:
+            raise RunError(f"{self.metrics_path} cannot be written: {error.strerror}") from None
+
+    def _append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
+        buffer = io.StringIO()
+        new = not self.metrics_path.exists()
+        columns = list(rows[0])
+        if not new and set(header := self._metrics_lines()[0]) == set(columns):
+            columns = header
+        elif not new:
+            differ = ", ".join(sorted(set(header) ^ set(columns)))
+            raise RunError(f"{self.metrics_path} has other columns than this run writes: {_cut(differ)}")
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows([{k: _cell(v) for k, v in row.items()} for row in rows])
+        if new:
+            write_atomically(self.metrics_path, buffer.getvalue())
+        else:
+            append(self.metrics_path, buffer.getvalue())
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return the rows of metrics.csv; an empty cell is nan.
+
+        **Raises:** `RunError` if the file holds anything else.
+        """
+        if not self.metrics_path.exists():
+            return []
+        header, lines = self._metrics_lines()
+        try:
+            return [dict(zip(header, (float(v) if v else math.nan for v in line), strict=True)) for line in lines]
+        except ValueError:
+            bad = next(i for i, line in enumerate(lines) if len(line) != len(header) or not all(map(_is_cell, line)))
+            raise RunError(
+                f"{self.metrics_path} is damaged in line {bad + 2}: {_cut(','.join(lines[bad]))!r}"
+            ) from None
+
+    def _metrics_lines(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the cells of all lines."""
+        try:
+            header, *lines = [line.split(",") for line in self.metrics_path.read_text().splitlines()] or [[]]
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.metrics_path} cannot be read: {error}") from None
+        if "update" not in header:
+            raise RunError(f"{self.metrics_path} has no header with a column 'update'; restore the file, or delete it")
+        return header, lines
+
+    def drop_metrics_after(self, update: int) -> None:
+        """Forget the rows of updates later than `update`: they will be made, and logged, again.
+
+        **Raises:** `RunError` if the file is damaged.
+        """
+        if not self.metrics_path.exists():
+            return
+        header, lines = self._metrics_lines()
+        # A line cut short by a kill has too few cells to tell its update; it is the last one, and goes too.
+        whole = lines[:-1] + [line for line in lines[-1:] if len(line) == len(header)]
+        if any(len(line) != len(header) or not all(map(_is_cell, line)) for line in whole):
+            self.metrics()
+        column = header.index("update")
+        kept = [line for line in whole if float(line[column]) <= update]
+        write_atomically(self.metrics_path, "\n".join(",".join(line) for line in [header, *kept]) + "\n")
+
+    def diverged_seeds(self) -> list[int]:
+        """Return the seeds that diverged in training, as metrics.csv tells.
+
+        **Raises:** `RunError` if the file is damaged.
+        """
+        return sorted({int(row["seed"]) for row in self.metrics() if row.get("finite") == 0})
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json."""
+        try:
+            write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=True) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.summary_path} cannot be written: {error.strerror}") from None
+
+    # Checkpoints
+
+    def _checkpoint_folders(self) -> list[Path]:
+        return list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+
+    def saved_updates(self) -> list[int]:
+        """Return the update numbers of the complete checkpoints, in order."""
+        return sorted(int(path.name) for path in self._checkpoint_folders() if path.name.isdigit())
+
+    def clean(self) -> None:
+        """Remove what killed processes left half written."""
+        for path in self._checkpoint_folders():
+            if not path.name.isdigit() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()
+
+    def save(self, update: int, state: PyTree, seconds: float) -> None:
+        """Save a state. Only the newest complete checkpoint is kept.
+
+        **Raises:** `RunError` if it cannot be written; the last one is as it was.
+        """
+        import orbax.checkpoint as ocp
+
+        path = (self.checkpoints / str(update)).absolute()
+        arrays = _to_plain(state)
+        about = {"sha256": _digest(arrays), "config": read_fields(self.config_path)}
+        about_bytes = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+        if not path.exists():
+            content = {"state": arrays, "seconds": np.asarray(seconds), "about": about_bytes}
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save(path, content)
+            except Exception as error:
+                # What is raised for a full disk depends on which part of orbax meets it.
+                shutil.rmtree(path, ignore_errors=True)
+                self.clean()
+                reason = _cut(" ".join(str(error).split()))
+                raise RunError(f"the checkpoint {path} cannot be written: {reason}") from None
+        for older in self.saved_updates():
+            if older < update:
+                shutil.rmtree(self.checkpoints / str(older))
+
+    def restore(self, like: PyTree, whole: bool = True) -> tuple[PyTree, float]:
+        """Return the newest checkpoint, in the structure of `like`, and the seconds trained so far.
+
+        `like` holds arrays or their shapes; unless `whole`, only some of those in the checkpoint.
+
+        **Raises:** `RunError` if there is none, it cannot be read, or it belongs to another configuration.
+        """
+        import orbax.checkpoint as ocp
+
+        saved = self.saved_updates()
+        if not saved:
+            raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
+        path = (self.checkpoints / str(saved[-1])).absolute()
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                content = checkpointer.restore(path)
+        except Exception as error:
+            reason = _cut(" ".join(str(error).split()))
+            raise RunError(f"the checkpoint {path} cannot be read, it may be cut short or damaged: {reason}") from None
+        _check_same(path, content, like, whole)
+        self._check_about(path, content)
+        return _from_plain(content["state"], like), float(content["seconds"])
+
+    def _check_about(self, path: Path, content: Any) -> None:
+        """Raise `RunError` if a checkpoint's arrays are damaged, or the configuration was changed since."""
+        try:
+            about = json.loads(np.asarray(content["about"]).tobytes())
+            whole = about["sha256"] == _digest(content["state"])
+            before = dict(about["config"])
+        except (KeyError, TypeError, ValueError):
+            raise RunError(f"the checkpoint {path} is damaged: it does not say what it holds") from None
+        if not whole:
+            raise RunError(
+                f"the checkpoint {path} is damaged: its arrays do not have the checksum that they were saved with"
+            )
+        now = read_fields(self.config_path)
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        forbidden = [name for name in changed if name not in CHANGEABLE]
+        if forbidden:
+            raise RunError(
+                f"{', '.join(forbidden)} in {self.config_path} changed since the checkpoint was saved; a run goes on "
+                f"as it began. Only {', '.join(CHANGEABLE)} may be changed"
+            )
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    """Return a checksum of named arrays, of their types and shapes too."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _is_cell(text: str) -> bool:
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _cell(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _to_plain(state: PyTree) -> dict[str, Any]:
+    """Return a flat dict from path to plain array; random keys as their bits. Arrays without a number are left out."""
+    leaves = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
+    return {_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
+
+
+def _from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
+    def leaf(path, old):
+        if not old.size:
+            return jnp.zeros(old.shape, old.dtype)
+        new = jnp.asarray(plain[_name(path)])
+        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
+
+    return jax.tree.map_with_path(leaf, like)
+
+
+def _check_same(path: Path, content: Any, like: PyTree, whole: bool) -> None:
+    """Raise `RunError` unless a checkpoint holds arrays of the names, shapes and dtypes that are expected."""
+    try:
+        got = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in content["state"].items()}
+    except (KeyError, TypeError, AttributeError):
+        got = {}
+    # Keys are saved as their bits.
+    plain = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like)
+    expected = {
+        _name(where): (leaf.shape, np.dtype(leaf.dtype))
+        for where, leaf in jax.tree.leaves_with_path(plain)
+        if leaf.size
+    }
+    for name in sorted(expected.keys() - got.keys() | (got.keys() - expected.keys() if whole else set())):
+        raise RunError(
+            f"the checkpoint {path} is from another configuration: {name} is only in "
+            f"{'the checkpoint' if name in got else 'the configuration'}"
+        )
+    for name, shape in expected.items():
+        if got[name] != shape:
+            raise RunError(
+                f"the checkpoint {path} is from another configuration: {name} has shape {list(got[name][0])} and dtype "
+                f"{got[name][1]}, expected {list(shape[0])} and {shape[1]}"
+            )
