@@ -1,9 +1,9 @@
 """The agent protocol: all that training, evaluation and loading use of an agent."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray
 from pydantic import BaseModel, ConfigDict
 
 from memax_rl.rollout.step_count import StepCount
@@ -16,6 +16,7 @@ class AgentSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+@runtime_checkable
 class AgentState(Protocol):
     """What the loop reads of an agent's state, an `eqx.Module` whose arrays are all that changes while training."""
 
@@ -38,6 +39,7 @@ class AgentState(Protocol):
 S = TypeVar("S", bound=AgentState)
 
 
+@runtime_checkable
 class Agent(Protocol[S]):
     """An agent: its environment, its settings, and pure functions of its state.
 
@@ -98,4 +100,3 @@ class Agent(Protocol[S]):
 
 # How an agent is made: (settings, network settings, environment, its parameters, total steps, devices) -> agent.
 MakeAgent = Callable[[Any, Any, Any, Any, int, int], Agent[Any]]
-Carry = PyTree[Array]

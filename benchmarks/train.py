@@ -3,9 +3,9 @@
     python benchmarks/train.py
 
 CartPole-v1 of gymnax, 16 environments, 128 steps, 4 epochs, 4 minibatches, width 128, one memory layer: a setting that
-other toolkits publish. In "truncated_bptt" mode, as they do, and beside it on tapes of whole episodes. The GEMM share counts
-the multiply-adds of the network's matrix products alone, forward once while acting and for the values, and three times
-(forward, and backward by inputs and by weights) in each epoch, against a large float32 product on the same machine.
+other toolkits publish. In "truncated_bptt" mode, as they do, and beside it on tapes of whole episodes. The GEMM share
+counts the multiply-adds of the network's matrix products alone, forward once while acting and for the values, and three
+times (forward, and backward by inputs and by weights) in each epoch, against a large float32 product on this machine.
 
 Beside it DQN on the same environments and network, at an update-to-data ratio of 1, that is one slot learnt from for
 each slot collected: forward once while acting, three times for learning, and once for the target network.
@@ -28,6 +28,8 @@ from memax_rl import sharding
 from memax_rl.runs import make_config
 from memax_rl.runs.build import make_agent
 from memax_rl.training.loop import init_state, make_many_updates, place
+
+MODES = ("truncated_bptt", "whole_episodes")
 
 
 def gemm_rate(size: int = 2048, repeats: int = 10) -> float:
@@ -97,26 +99,26 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--memories", nargs="+", default=["gru", "lru", "min_gru"])
-    parser.add_argument(
-        "--fills", nargs="+", default=["truncated_bptt", "episodes"], choices=["truncated_bptt", "episodes"]
-    )
+    parser.add_argument("--rollouts", nargs="+", default=MODES, choices=MODES)
     parser.add_argument("--devices", nargs="+", type=int, default=[1], help="of which each has its share of the rows")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each row after compilation")
     arguments = parser.parse_args()
     sharding.require(max(arguments.devices))
     rate = gemm_rate()
     print(f"{jax.devices()[0].device_kind}, {jax.default_backend()}: {rate / 1e9:.0f} GFLOP/s in a 2048 x 2048 product")
-    print(f"{'memory':20s} {'value network':14s} {'fill':10s} {'devices':>7s} {'steps/s':>10s} {'of GEMM rate':>13s}")
+    print(
+        f"{'memory':20s} {'value network':14s} {'rollout':14s} {'devices':>7s} {'steps/s':>10s} {'of GEMM rate':>13s}"
+    )
 
     def row(memory: str, kind: str, fill: str, count: int, steps: float, work: float) -> None:
-        print(f"{memory:20s} {kind:14s} {fill:10s} {count:7d} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
+        print(f"{memory:20s} {kind:14s} {fill:14s} {count:7d} {steps:10,.0f} {steps * work / rate:13.0%}", flush=True)
 
     for memory in arguments.memories:
         for separate in (False, True):
             kind = "separate" if separate else "shared"
-            for fill, count in itertools.product(arguments.fills, arguments.devices):
+            for fill, count in itertools.product(arguments.rollouts, arguments.devices):
                 row(memory, kind, fill, count, *measure_ppo(memory, separate, fill, count, arguments.seconds))
-        row(memory, "dqn, ratio 1", "episodes", 1, *measure_dqn(memory, arguments.seconds))
+        row(memory, "dqn, ratio 1", "whole_episodes", 1, *measure_dqn(memory, arguments.seconds))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memax_rl.runs import signals
-
-# What `memax-rl train` trains when it is told neither --config nor --env, by agent.
-EXAMPLES = {"ppo": "ppo/repeat_previous_easy", "dqn": "dqn/repeat_previous_easy"}
+from memax_rl import signals
 
 _TRAIN_USAGE = """\
 usage: memax-rl train [--config FILE_OR_PRESET] [--out DIR] [any field of the configuration ...]
@@ -123,7 +120,7 @@ def _train(argv: Sequence[str]) -> int:
     first.add_argument(
         "--config",
         help="a YAML file, or a preset of `memax-rl list presets` (if --env is not given either: "
-        f"{' or '.join(EXAMPLES.values())}, by --agent)",
+        "the preset of the agent, as ppo/repeat_previous_easy)",
     )
     first.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
     first.add_argument("--resume", type=Path, help="continue the run in this folder")
@@ -145,9 +142,10 @@ def _train(argv: Sequence[str]) -> int:
     signals.exit_at_once_until_ready()
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+    from memax_rl import agents
     from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.envs.trust import only_imports
-    from memax_rl.runs import RunError, TrainConfig, load_config, override
+    from memax_rl.runs import RunError, load_config, make_config, override
     from memax_rl.training import TrainingError, train
 
     try:
@@ -155,7 +153,9 @@ def _train(argv: Sequence[str]) -> int:
             run = train(resume=own.resume, progress=True, imports=own.imports, trust=own.trust)
         else:
             typed_env = _value_of("--env", fields)
-            base = TrainConfig() if typed_env else load_config(EXAMPLES[_agent(fields)])
+            agent = (_value_of("--agent", fields) or "ppo").lower()
+            preset = agents.spec(agent).preset
+            base = load_config(preset) if preset and not typed_env else make_config({"agent": agent})
             # What is typed here may be imported; what a file says, only with --import or --trust.
             package = typed_env.removeprefix("gym/").rpartition(":")[0] if typed_env else ""
             typed = [package] if package else []
@@ -180,12 +180,6 @@ def _value_of(name: str, fields: Sequence[str]) -> str | None:
         if field == name or field.startswith(f"{name}=")
     ]
     return given[-1] if given else None
-
-
-def _agent(fields: Sequence[str]) -> str:
-    """Return the agent that the fields ask for; the default one if they ask for none that there is."""
-    asked = (_value_of("--agent", fields) or "").lower()
-    return asked if asked in EXAMPLES else "ppo"
 
 
 def _evaluate(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

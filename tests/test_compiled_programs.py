@@ -55,14 +55,14 @@ def test_initialization_step_scan_and_gradient_of_a_memory_hold_no_custom_call(n
 
 
 @pytest.mark.parametrize(
-    "settings", [{"ppo": {"num_envs": 2, "rollout_length": 51, "num_minibatches": 1}}, {"agent": "dqn"}]
+    "settings",
+    [
+        {"ppo": {"num_envs": 2, "rollout_length": 51, "num_minibatches": 1}},
+        {"agent": "dqn", "dqn": {"num_envs": 2, "batch_size": 2, "tape_length": 51}},
+    ],
 )
 def test_initialization_update_and_evaluation_of_an_agent_hold_no_custom_call(settings):
-    fields = {
-        "network": {"memory": "gru", "width": 8},
-        "num_seeds": 2,
-        "dqn": {"num_envs": 2, "batch_size": 2, "tape_length": 51},
-    }
+    fields = {"network": {"memory": "gru", "width": 8}, "num_seeds": 2}
     config = make_config(fields | settings)
     agent = make_agent(config)
     keys = jax.random.split(jax.random.key(0), 2)

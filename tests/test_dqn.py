@@ -316,10 +316,10 @@ def test_hard_and_soft_target_updates_by_hand():
     ],
 )
 def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
-    agent = _agent(Probe(), **(settings | {"replay_slots": 100_000}))
+    agent = _agent(Probe(), **(settings | {"buffer_size": 100_000}))
     assert (agent.sizes.steps, agent.sizes.gradient_steps) == (steps, gradient_steps)
     learnt = gradient_steps * settings["batch_size"] * settings["tape_length"]
-    assert learnt == settings["update_to_data"] * steps * settings["num_envs"]
+    assert learnt == settings["samples_per_insert"] * steps * settings["num_envs"]
 
 
 # Learning
@@ -356,7 +356,7 @@ def test_learns_to_remember(name, env, by, key):
         "learning_starts": 256,
         "samples_per_insert": 8.0,
     }
-    learning = {"learning_rate": 3e-3, "discount": 0.9, "target_period": 20, "epsilon_steps": 3000}
+    learning = {"learning_rate": 3e-3, "gamma": 0.9, "target_update_period": 20, "epsilon_decay_steps": 3000}
     agent = _agent(env, name, 32, sample_by=by, **settings, **learning)
     state, metrics = _updates(agent, agent.init(key), 300)
     best = 2 if by == "priority" else 1

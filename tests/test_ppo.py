@@ -349,7 +349,7 @@ def test_returns_that_are_all_the_same_are_not_scaled(price, key):
 def _loss(agent, network, batch):
     """Return the gradient, and the metrics of the loss."""
     params, static = eqx.partition(network, eqx.is_inexact_array)
-    moments = _at(agent._moments(batch, jnp.arange(len(batch.value))[None]), 0)
+    moments = _at(agent._stats(batch, jnp.arange(len(batch.value))[None]), 0)
     return jax.grad(agent._loss, has_aux=True)(params, static, batch, moments)
 
 

@@ -96,7 +96,7 @@ def _filled(key: jax.Array) -> replays.Replay:
 
 
 def test_counts_that_no_run_can_hold_are_refused():
-    with pytest.raises(ValueError, match=r"num_envs \* slots is 2,097,152,000 steps an update"):
+    with pytest.raises(ValueError, match=r"num_envs \* rollout_length is 2,097,152,000 steps an update"):
         make_agent(make_config(SMALL | {"ppo": {"num_envs": 2**11, "rollout_length": 1_024_000}}))
     with pytest.raises(ValueError, match=r"makes .* updates, and a run can have at most 2,147,483,647"):
         make_agent(make_config(SMALL | PPO_FIELDS | {"total_steps": 10**14}))

@@ -64,7 +64,7 @@ def finished(tmp_path_factory) -> Run:
 def test_a_run_leaves_what_it_should(finished):
     config = yaml.safe_load(finished.config_path.read_text())
     assert make_config(config) == finished.config()
-    assert config["ppo"]["clip"] == 0.2, "the file is complete, defaults included"
+    assert config["ppo"]["clip_eps"] == 0.2, "the file is complete, defaults included"
     rows = list(csv.DictReader(finished.metrics_path.read_text().splitlines()))
     assert [(row["update"], row["seed"]) for row in rows] == [(str(u), s) for u in range(1, 7) for s in "01"]
     assert len({row["loss"] for row in rows}) == len(rows), "seeds are not averaged in the log"
@@ -164,7 +164,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(number, agent, fields, r
 
 def test_a_replay_left_out_of_the_checkpoint_is_said_so(tmp_path, capsys, monkeypatch):
     fields = SMALL_DQN | {"dqn": SMALL_DQN["dqn"] | {"save_replay": False}, "eval_episodes": 0}
-    run = train(make_config(SMALL), out=tmp_path / "run")
+    run = train(make_config(fields), out=tmp_path / "run")
     assert "replay" not in capsys.readouterr().err
     more = make_config(fields | {"total_steps": 4 * 51 * 12})
     (tmp_path / "run" / "config.yaml").write_text(dump_config(more))
@@ -298,7 +298,9 @@ def test_unknown_keys_and_bad_values_name_the_nearest():
         ({"network": {"memory": "lru", "memory_options": {"heads": 2}}}, r"memory 'lru' has no option 'heads'"),
         ({"env": "popgym/RepeatFirst"}, r"unknown environment 'popgym/RepeatFirst'; did you mean"),
         ({"agent": "pop"}, r"unknown agent 'pop'; known: ppo, dqn"),
-        ({"dqn": {"n_step": 2, "q_lambda": 0.9}}, r"dqn: set either n_step or q_lambda"),
+        ({"dqn": {}}, r"settings of dqn are given, but agent is 'ppo'"),
+        ({"settings": {}}, r"unknown configuration key 'settings'"),
+        ({"agent": "dqn", "dqn": {"n_step": 2, "q_lambda": 0.9}}, r"dqn: set either n_step or q_lambda"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_config(fields)
@@ -338,7 +340,7 @@ def test_presets_build_an_agent():
     [
         (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean 'memory'"),
         (["train", "--seed"], "--seed needs a value"),
-        (["train", "--agent", "sac"], "agent: input should be 'ppo' or 'dqn', got 'sac'"),
+        (["train", "--agent", "sac"], "unknown agent 'sac'; known: ppo, dqn"),
         (["train", "--env", "gym/Nope-v0"], "error: env: gymnasium has no environment 'Nope-v0'"),
         (["train", "--agent", "dqn", "--env", "popgym/PositionOnlyPendulumEasy"], "dqn cannot act in the action space"),
         (["train", "--config", "nowhere"], "no configuration file or preset 'nowhere'"),

@@ -27,7 +27,7 @@ from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound
 from memax_rl.runs.config import TrainConfig, make_config
 from memax_rl.runs.loggers import Log, check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
-from memax_rl.runs.signals import Stopped, ready, stop_signals
+from memax_rl.signals import Stopped, ready, stop_signals
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
