@@ -6,7 +6,7 @@ All modules are unbatched; callers `jax.vmap`. `step` is for acting, `scan` for 
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import distrax
 import equinox as eqx
@@ -30,6 +30,9 @@ class NetworkConfig(BaseModel):
     """Name of the memory model, see `memax-rl list memories`."""
     memory_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of the memory model, for example --memory-options.state-size 64."""
+    scan: Literal["fast", "reference"] = "fast"
+    """How memories run over a tape: "fast", with first derivatives in reverse mode alone, or "reference", a plain loop
+    over steps that is differentiable any number of times and in forward mode."""
     width: int = Field(default=128, ge=1, le=65_536)
     """Features between layers, and size of the memory's output."""
     depth: int = Field(default=1, ge=1, le=1024)
@@ -65,13 +68,14 @@ class Block(eqx.Module):
     feed_in: Dense | None
     feed_out: Dense | None
 
-    def __init__(
-        self, width: int, memory: str, memory_options: dict[str, Any], feed_forward: float, *, key: PRNGKeyArray
-    ):
+    def __init__(self, config: NetworkConfig, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
+        width, method = config.width, "reference" if config.scan == "reference" else None
         self.norm = eqx.nn.LayerNorm(width)
-        self.memory = memories.make(memory, in_size=width, out_size=width, key=keys[0], **memory_options)
-        hidden = round(width * feed_forward)
+        self.memory = memories.make(
+            config.memory, in_size=width, out_size=width, key=keys[0], method=method, **config.memory_options
+        )
+        hidden = round(width * config.feed_forward)
         self.feed_norm = eqx.nn.LayerNorm(width) if hidden else None
         self.feed_in = Dense(width, hidden, 2**0.5, key=keys[1]) if hidden else None
         self.feed_out = Dense(hidden, width, key=keys[2]) if hidden else None
@@ -385,9 +389,7 @@ def make_torso(config: NetworkConfig, observation_space: Space, action_space: Sp
             start=config.start,
             key=encoder_key,
         ),
-        blocks=tuple(
-            Block(config.width, config.memory, config.memory_options, config.feed_forward, key=k) for k in block_keys
-        ),
+        blocks=tuple(Block(config, key=k) for k in block_keys),
         norm=eqx.nn.LayerNorm(config.width),
     )
 

@@ -48,6 +48,7 @@ from memax_rl.memory.mlstm import MLSTM as MLSTM
 from memax_rl.memory.nmax import NMax as NMax
 from memax_rl.memory.para_gru import ParaGRU as ParaGRU
 from memax_rl.memory.para_lstm import ParaLSTM as ParaLSTM
+from memax_rl.memory.reference import Reference as Reference
 from memax_rl.memory.rope_attention import RopeAttention as RopeAttention
 from memax_rl.memory.rot_rnn import RotRNN as RotRNN
 from memax_rl.memory.rwkv7 import RWKV7 as RWKV7

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
 from memax_rl.memory._heads import each_head
-from memax_rl.memory._layers import check_between, check_size, matrix
+from memax_rl.memory._layers import check_between, check_size, matrix, state_zeros
 from memax_rl.memory._rotary import turn
 from memax_rl.ops import linear_attention, project
 
@@ -87,7 +87,7 @@ class LinearTransformer(Memory):
 
     def initial_state(self):
         """Return S = 0 and n = 0 for each head."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size + 1))
+        return state_zeros(self.w_q, (self.heads, self.head_size, self.head_size + 1))
 
     def _turn(self, x, steps):
         """Return R^steps applied to x [heads, head_size, ...] along its second axis."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory._contract import Memory
-from memax_rl.memory._layers import check_between, check_size, normal
+from memax_rl.memory._layers import check_between, check_size, normal, state_zeros
 from memax_rl.ops import project, turning_recurrence
 
 
@@ -102,7 +102,7 @@ class RotRNN(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return jnp.zeros((*self.theta.shape, 2))
+        return state_zeros(self.theta, (*self.theta.shape, 2))
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
