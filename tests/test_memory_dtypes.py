@@ -84,3 +84,20 @@ def test_bfloat16_parameters_and_inputs_differ_by_rounding_alone(name):
     full = eqx.filter_jit(laws.loop)(_as(half, jnp.float32), state, xs.astype(jnp.float32), starts)[::-1]
     for got in (by_scan, by_step):
         assert _largest_difference(_as(got, jnp.complex64), _as(full, jnp.complex64)) < 0.03
+
+
+@pytest.mark.parametrize("name", memory.names())
+def test_float32_stays_float32_where_float64_is_on(name):
+    model, (xs, starts) = _make(name), _inputs()
+    with jax.enable_x64(True):
+        arrays, rest = eqx.partition(model, eqx.is_array)
+        for run in (lambda model, *inputs: model.scan(*inputs), laws.loop):
+
+            def outputs(arrays, xs, run=run):
+                model = eqx.combine(arrays, rest)
+                return run(model, model.initial_state(), xs, starts)
+
+            floats = [
+                x for x in jax.tree.leaves(jax.eval_shape(outputs, arrays, xs)) if jnp.issubdtype(x.dtype, jnp.inexact)
+            ]
+            assert {jnp.finfo(x.dtype).dtype for x in floats} == {jnp.dtype(jnp.float32)}

@@ -32,7 +32,7 @@ def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
     norm = jax.lax.stop_gradient(jnp.max(jnp.sum(jnp.abs(a), axis=1)))
     squarings = jnp.clip(jnp.ceil(jnp.log2(norm + 1e-30)), 0, 8)
     a = a * 2.0**-squarings
-    identity = jnp.broadcast_to(jnp.eye(a.shape[-1]), a.shape)
+    identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
     p = identity
     for order in range(10, 0, -1):
         p = identity + a @ p / order
