@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_trust(look)
     look.add_argument("--json", action="store_true", help="print JSON instead of a table")
     look.add_argument("--out", type=Path, help="write into this folder instead")
-    listing = commands.add_parser("list", help="list memories, environments or presets")
-    listing.add_argument("what", choices=("memories", "envs", "presets"))
+    listing = commands.add_parser("list", help="list memories, environments, wrappers, agents or presets")
+    listing.add_argument("what", choices=("memories", "envs", "wrappers", "agents", "presets"))
     more = "with papers, options and costs, or with spaces, scores and options"
     listing.add_argument("-v", "--verbose", action="store_true", help=more)
     arguments, rest = parser.parse_known_args(argv)
@@ -262,6 +262,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     if arguments.what == "envs":
         _list_envs(arguments.verbose)
+    elif arguments.what == "agents":
+        from memax_rl import agents
+
+        for name in agents.names():
+            print(f"{name:12s}{agents.spec(name).summary}" if arguments.verbose else name)
+    elif arguments.what == "wrappers":
+        _list_wrappers(arguments.verbose)
     elif arguments.what == "presets":
         from memax_rl.runs.config import preset_path, presets
 
@@ -274,6 +281,19 @@ def _list(arguments: argparse.Namespace) -> int:
         for line in _describe_memories() if arguments.verbose else memory.names():
             print(line, flush=True)
     return 0
+
+
+def _list_wrappers(verbose: bool) -> None:
+    from memax_rl.envs.wrappers import CONFIGS
+
+    for name, model in CONFIGS.items():
+        summary = (model.__doc__ or "").split("\n")[0]
+        print(f"{name:24s}{summary}" if verbose else name)
+        if verbose:
+            for option, field in model.model_fields.items():
+                if option != "name":
+                    default = "required" if field.is_required() else f"default: {field.get_default()}"
+                    print(f"    {option}: {field.description} ({default})")
 
 
 def _list_envs(verbose: bool) -> None:

@@ -440,7 +440,7 @@ def test_the_tree_equals_the_loop_with_all_gradients(module, key):
 def test_rotations_keep_their_precision_after_a_million_steps():
     from memax_rl.memory.layers import rotary as _rotary
 
-    cos, sin = _rotary._rotations(1_000_000, 70, 8, 10_000.0)
+    cos, sin = _rotary._rotations(1_000_000, 70, 8, 10_000.0, jnp.float32)
     angle = (1_000_000 + np.arange(70))[:, None] * 10_000.0 ** (-np.arange(4) / 4)
     np.testing.assert_allclose(cos, np.cos(angle), atol=1e-6)
     np.testing.assert_allclose(sin, np.sin(angle), atol=1e-6)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memax_rl import memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.heads import each_row, gated_norm, head_norm, rms_norm, unit
 
@@ -124,3 +125,17 @@ def test_norms_differentiate_as_they_should(function):
         slope = (loss(x + 1e-6 * direction) - loss(x - 1e-6 * direction)) / 2e-6
         np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(x), direction), slope, rtol=1e-7)
         assert bool(jnp.all(jnp.isfinite(jax.grad(loss)(0 * x))))
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "sizes"),
+    [
+        ("ffm", "out_size", {"out_size": 1}),
+        ("mlstm", "head_size", {"out_size": 4, "head_size": 1}),
+        ("rwkv7", "head_size", {"out_size": 4, "head_size": 1}),
+        ("ttt_linear", "head_size", {"out_size": 4, "head_size": 1}),
+    ],
+)
+def test_the_norm_of_a_single_number_is_refused(name, argument, sizes):
+    with pytest.raises(ValueError, match=f"{argument} must be 2 or more, got 1: a norm takes the mean off"):
+        memory.make(name, in_size=3, key=jax.random.key(0), **sizes)

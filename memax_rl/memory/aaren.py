@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_size, normal, select
+from memax_rl.memory.layers.weights import check_size, normal, select, state_dtype, state_zeros
 from memax_rl.ops import Maps, elementwise_recurrence, linear_recurrence, project
 
 
@@ -71,7 +71,7 @@ class Aaren(Memory):
     def initial_state(self):
         """Return m = -inf and [w, u] = 0 for each head."""
         heads, size = self.query.shape
-        return jnp.full(heads, -jnp.inf), jnp.zeros((heads, size + 1))
+        return jnp.full(heads, -jnp.inf, state_dtype(self.query)), state_zeros(self.query, (heads, size + 1))
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

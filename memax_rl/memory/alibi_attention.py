@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_size
+from memax_rl.memory.layers.weights import check_size, state_dtype
 from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
 
 
@@ -53,7 +53,8 @@ class AlibiAttention(Memory):
 
     def _bias(self) -> Float[Array, "heads window"]:
         """Return what is added to the score of the key that lies 0, 1, ..., window - 1 steps back."""
-        return -jnp.asarray(_slopes(self.heads.heads))[:, None] * jnp.arange(self.window, dtype=jnp.float32)[None]
+        dtype = state_dtype(self.heads.w_q)
+        return -jnp.asarray(_slopes(self.heads.heads), dtype)[:, None] * jnp.arange(self.window, dtype=dtype)[None]
 
     def initial_state(self):
         """Return empty rings of keys and values."""

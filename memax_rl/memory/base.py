@@ -15,6 +15,9 @@ class Memory(eqx.Module):
     Unbatched: wrap calls in `jax.vmap`. `starts[t]` is true on the first input of an episode; the state is reset before
     that input is consumed, so outputs and gradients never cross from one episode into the next. The incoming state
     counts until the first start flag. `scan` equals `step` in a loop: outputs, last state and gradients.
+
+    A state has the dtype of the parameters, float32 at least: beside parameters and inputs of bfloat16 it is float32,
+    and so is what is read from it.
     """
 
     in_size: eqx.AbstractVar[int]

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_between, check_size, normal
+from memax_rl.memory.layers.weights import check_between, check_size, normal, state_dtype
 from memax_rl.ops import linear_recurrence, project
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _sign(u: Float[Array, "..."], slope: float) -> Float[Array, "..."]:
     """Return -1 below 0 and 1 from 0 on, with a smooth bump for a derivative."""
-    return jnp.where(u < 0, -1.0, 1.0)
+    return jnp.where(u < 0, -1.0, 1.0).astype(u.dtype)
 
 
 @_sign.defjvp
@@ -85,7 +85,7 @@ class BMRU(Memory):
 
     def initial_state(self):
         """Return the trained signs."""
-        return _sign(self.first, self.surrogate)
+        return _sign(self.first.astype(state_dtype(self.first)), self.surrogate)
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

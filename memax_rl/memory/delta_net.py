@@ -31,7 +31,7 @@ from memax_rl.memory.layers.heads import (
     head_norm,
     rms_norm,
 )
-from memax_rl.memory.layers.weights import normal
+from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import delta_rule, project
 
 
@@ -77,7 +77,7 @@ class DeltaNet(Memory):
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size)), self.conv.initial_state()
+        return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), self.conv.initial_state()
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

@@ -31,7 +31,7 @@ from memax_rl.memory.layers.heads import (
     gated_norm,
     unit,
 )
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import delta_rule, project
 
 
@@ -97,7 +97,7 @@ class DeltaProduct(Memory):
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size)), self.conv.initial_state()
+        return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), self.conv.initial_state()
 
     def step(self, state, x, start):
         """One input: the decay, then each sub-step in turn, as in the paper."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_size, normal, select
+from memax_rl.memory.layers.weights import check_size, normal, select, state_dtype
 from memax_rl.ops import Maps, elementwise_recurrence, project
 
 
@@ -73,7 +73,7 @@ class DLSE(Memory):
 
     def initial_state(self):
         """Return h = -inf."""
-        return (jnp.full_like(self.rate, -jnp.inf),)
+        return (jnp.full(self.rate.shape, -jnp.inf, state_dtype(self.rate)),)
 
     def step(self, state, x, start):
         """One step of the recurrence."""

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.heads import each_row
-from memax_rl.memory.layers.weights import check_size, matrix
+from memax_rl.memory.layers.heads import check_norm, each_row
+from memax_rl.memory.layers.weights import as_complex, check_size, matrix, state_zeros
 from memax_rl.ops import project, turning_recurrence
 
 _EPS = 1e-5
@@ -54,6 +54,7 @@ class FFM(Memory):
         max_period: int = 1024,
     ):
         self.in_size, self.out_size = in_size, out_size
+        check_norm("out_size", out_size)
         trace, context = check_size("trace_size", trace_size), check_size("context_size", context_size)
         check_size("max_period", max_period)
         keys = jax.random.split(key, 5)
@@ -67,7 +68,7 @@ class FFM(Memory):
 
     def _gamma(self) -> Complex[Array, "trace_size context_size"]:
         modulus, phase = jnp.exp(-jnp.abs(self.decay))[:, None], self.frequency[None]
-        return jax.lax.complex(modulus * jnp.cos(phase), modulus * jnp.sin(phase))
+        return as_complex(modulus * jnp.cos(phase), modulus * jnp.sin(phase))
 
     def _write(self, x):
         """Return u, which every context gets."""
@@ -85,7 +86,8 @@ class FFM(Memory):
 
     def initial_state(self):
         """Return S = 0."""
-        return jnp.zeros((self.decay.shape[0], self.frequency.shape[0]), jnp.complex64)
+        zeros = state_zeros(self.decay, (self.decay.shape[0], self.frequency.shape[0]))
+        return as_complex(zeros, zeros)
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

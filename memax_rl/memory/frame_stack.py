@@ -46,7 +46,7 @@ class FrameStack(Memory):
 
     def initial_state(self):
         """Return an empty ring of frames."""
-        return empty_ring(self.window - 1, self.w_u.shape[1])
+        return empty_ring(self.w_u, self.window - 1, self.w_u.shape[1])
 
     def step(self, state, x, start):
         """Push the new frame, then read all in the ring. What the ring lacks is zero."""
@@ -64,7 +64,7 @@ class FrameStack(Memory):
         missing = count * group - self.window
         # Lags that complete the last group have weight zero.
         weights = jnp.pad(self.w_y, ((missing, 0), (0, 0), (0, 0))).reshape(count, group * size, self.out_size)
-        history = jnp.concatenate([jnp.zeros((missing, size)), state.clear().rows, us])
+        history = jnp.concatenate([jnp.zeros((missing, size), us.dtype), state.clear().rows, us])
         steps = jnp.arange(length)
         since = jax.lax.cummax(jnp.where(starts, steps, -state.count))
 
@@ -77,6 +77,6 @@ class FrameStack(Memory):
             columns = [jnp.where((age - j <= steps - since)[:, None], seen[j : j + length], 0) for j in range(group)]
             return ys + project(jnp.concatenate(columns, axis=1), weight), None
 
-        ys = jnp.broadcast_to(self.b, (length, self.out_size))
+        ys = jnp.broadcast_to(self.b.astype(jnp.result_type(self.b, history)), (length, self.out_size))
         ys, _ = jax.lax.scan(add, ys, (group * jnp.arange(count), weights))
         return state.extend(us, starts), ys

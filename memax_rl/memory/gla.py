@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, each_head, rms_norm
-from memax_rl.memory.layers.weights import normal
+from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear_attention, project
 
 _RANK = 16
@@ -66,7 +66,7 @@ class GLA(Memory):
 
     def initial_state(self):
         """Return S = 0 for each head."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size))
+        return state_zeros(self.norm, (self.heads, self.head_size, self.head_size))
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_size, normal, select
+from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
 from memax_rl.ops import Maps, elementwise_recurrence, project
 
 
@@ -77,7 +77,7 @@ class IndRNN(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return (jnp.zeros(self.out_size),)
+        return (state_zeros(self.u, self.out_size),)
 
     def step(self, state, x, start):
         """Reset if asked, then one cell."""

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_head
 from memax_rl.memory.layers.rotary import turn
-from memax_rl.memory.layers.weights import check_between, check_size, matrix
+from memax_rl.memory.layers.weights import check_between, check_size, matrix, state_zeros
 from memax_rl.ops import linear_attention, project
 
 _EPS = 1e-6
@@ -87,7 +87,7 @@ class LinearTransformer(Memory):
 
     def initial_state(self):
         """Return S = 0 and n = 0 for each head."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size + 1))
+        return state_zeros(self.w_q, (self.heads, self.head_size, self.head_size + 1))
 
     def _turn(self, x, steps):
         """Return R^steps applied to x [heads, head_size, ...] along its second axis."""

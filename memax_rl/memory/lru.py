@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_between, check_size, matrix, normal
+from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
 from memax_rl.ops import project, turning_recurrence
 
 
@@ -69,11 +69,11 @@ class LRU(Memory):
         self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
 
     def _decay(self) -> Complex[Array, " state_size"]:
-        return jnp.exp(jax.lax.complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
+        return jnp.exp(as_complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
 
     def _write(self, x):
         scale = jnp.exp(self.gamma)
-        return jax.lax.complex(project(x, self.b_re.T) * scale, project(x, self.b_im.T) * scale)
+        return as_complex(project(x, self.b_re.T) * scale, project(x, self.b_im.T) * scale)
 
     def _read(self, h, x):
         skip = x * self.d if self.d.ndim == 1 else project(x, self.d)
@@ -81,7 +81,8 @@ class LRU(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return jnp.zeros(self.nu.shape, jnp.complex64)
+        zeros = state_zeros(self.nu, self.nu.shape)
+        return as_complex(zeros, zeros)
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select
+from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
@@ -51,7 +51,7 @@ class LSTM(Memory):
 
     def initial_state(self):
         """Return h = c = 0."""
-        return jnp.zeros(self.out_size), jnp.zeros(self.out_size)
+        return state_zeros(self.b[0], self.out_size), state_zeros(self.b[0], self.out_size)
 
     def step(self, state, x, start):
         """Reset if asked, then one cell."""

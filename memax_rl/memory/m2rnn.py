@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import rms_norm
 from memax_rl.memory.layers.rematerialization import scan_chunks
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 _CHUNK = 32
@@ -90,7 +90,7 @@ class M2RNN(Memory):
 
     def initial_state(self):
         """Return S = 0 for each head."""
-        return (jnp.zeros((self.heads, self.head_size, self.head_size)),)
+        return (state_zeros(self.norm, (self.heads, self.head_size, self.head_size)),)
 
     def step(self, state, x, start):
         """Reset if asked, then one cell and its reading."""

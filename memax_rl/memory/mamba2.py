@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.heads import check_heads, decay_rates, rms_norm
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import linear_attention, project
 
 
@@ -79,7 +79,7 @@ class Mamba2(Memory):
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
-        return jnp.zeros((self.heads, self.state_size, self.head_size)), self.conv.initial_state()
+        return state_zeros(self.norm, (self.heads, self.state_size, self.head_size)), self.conv.initial_state()
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
 from memax_rl.memory.layers.phase import unit_begins
-from memax_rl.memory.layers.weights import check_size, normal, select
+from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
 from memax_rl.ops import project
 from memax_rl.ops._chunks import scan_chunks, segments
 
@@ -79,10 +79,10 @@ class MemoryCaching(Memory):
     def initial_state(self):
         """Return an empty cache, S = 0, and no steps."""
         shape = (self.heads, self.cached, self.head_size)
-        empty = jnp.zeros((*shape, self.head_size)), jnp.zeros(shape)
+        empty = state_zeros(self.norm, (*shape, self.head_size)), state_zeros(self.norm, shape)
         present = (
-            jnp.zeros((self.heads, self.head_size, self.head_size)),
-            jnp.zeros((self.heads, self.head_size)),
+            state_zeros(self.norm, (self.heads, self.head_size, self.head_size)),
+            state_zeros(self.norm, (self.heads, self.head_size)),
         )
         return empty, present, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 

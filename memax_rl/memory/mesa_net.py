@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import conjugate_gradients, linear_attention, project, regularized_solve
 
 
@@ -83,7 +83,7 @@ class MesaNet(Memory):
 
     def initial_state(self):
         """Return H = G = 0 for each head, and no inputs in the convolution."""
-        zeros = jnp.zeros((self.heads, self.head_size, self.head_size))
+        zeros = state_zeros(self.norm, (self.heads, self.head_size, self.head_size))
         return zeros, zeros, self.conv.initial_state()
 
     def step(self, state, x, start):
@@ -103,7 +103,7 @@ class MesaNet(Memory):
         """All solutions first, then they query G by `ops.linear_attention`, one call a head."""
         h, g, tail = state
         tail, (q, k) = self.conv.scan(tail, project(xs, self.w_qk), starts, functools.partial(_activated, self.heads))
-        v = project(xs, self.w_v).reshape(-1, self.heads, self.head_size)
+        v = project(xs, self.w_v).reshape(-1, self.heads, self.head_size).astype(g.dtype)
         beta, log_gamma = jax.vmap(self._gates)(xs)
 
         def run(q, k, v, beta, log_gamma, regularizer, h, g):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select
+from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
@@ -56,7 +56,7 @@ class MGU(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return (jnp.zeros(self.out_size),)
+        return (state_zeros(self.b_f, self.out_size),)
 
     def step(self, state, x, start):
         """Reset if asked, then one cell."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix
+from memax_rl.memory.layers.weights import matrix, state_zeros
 from memax_rl.ops import linear_recurrence, project
 
 
@@ -43,7 +43,7 @@ class MinGRU(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return jnp.zeros(self.out_size)
+        return state_zeros(self.b_z, self.out_size)
 
     def step(self, state, x, start):
         """One step of the recurrence."""

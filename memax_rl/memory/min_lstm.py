@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import normal
+from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear_recurrence, project
 
 
@@ -48,7 +48,7 @@ class MinLSTM(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return jnp.zeros(self.out_size)
+        return state_zeros(self.b_f, self.out_size)
 
     def step(self, state, x, start):
         """One step of the recurrence."""

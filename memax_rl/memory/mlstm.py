@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.heads import check_heads, each_head, each_row, layer_norm
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.heads import check_heads, check_norm, each_head, each_row, layer_norm
+from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear_attention, project
 
 
@@ -55,8 +55,7 @@ class MLSTM(Memory):
         self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
     ):
         self.in_size, self.out_size = in_size, out_size
-        # The norm of a single number is zero.
-        check_size("head_size", head_size, 2)
+        check_norm("head_size", head_size)
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         inner = self.heads * self.head_size
         keys = jax.random.split(key, 5)
@@ -81,7 +80,9 @@ class MLSTM(Memory):
 
     def initial_state(self):
         """Return C = 0, n = 0 and m = 0 for each head."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size + 1)), jnp.zeros(self.heads)
+        return state_zeros(self.norm, (self.heads, self.head_size, self.head_size + 1)), state_zeros(
+            self.norm, self.heads
+        )
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

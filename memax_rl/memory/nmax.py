@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_size, normal, select
+from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
 from memax_rl.ops import Maps, elementwise_recurrence, project
 
 
@@ -69,7 +69,7 @@ class NMax(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return (jnp.zeros_like(self.logit),)
+        return (state_zeros(self.logit, self.logit.shape),)
 
     def step(self, state, x, start):
         """One step of the recurrence."""

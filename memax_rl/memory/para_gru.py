@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import normal, select
+from memax_rl.memory.layers.weights import normal, select, state_zeros
 from memax_rl.ops import elementwise_recurrence, project
 
 
@@ -54,7 +54,7 @@ class ParaGRU(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return (jnp.zeros(self.out_size),)
+        return (state_zeros(self.b[0], self.out_size),)
 
     def step(self, state, x, start):
         """Reset if asked, then one cell."""

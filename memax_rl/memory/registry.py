@@ -40,6 +40,7 @@ from memax_rl.memory.mlstm import MLSTM
 from memax_rl.memory.nmax import NMax
 from memax_rl.memory.para_gru import ParaGRU
 from memax_rl.memory.para_lstm import ParaLSTM
+from memax_rl.memory.reference import Reference
 from memax_rl.memory.rope_attention import RopeAttention
 from memax_rl.memory.rot_rnn import RotRNN
 from memax_rl.memory.rwkv7 import RWKV7
@@ -48,6 +49,7 @@ from memax_rl.memory.s6 import S6
 from memax_rl.memory.slstm import SLSTM
 from memax_rl.memory.spherical import Spherical
 from memax_rl.memory.ttt_linear import TTTLinear
+from memax_rl.ops._checks import is_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -427,7 +429,15 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"memory {name!r} has no option {option!r}; {hint}{have}")
 
 
-def make(name: str, *, in_size: int, out_size: int, key: PRNGKeyArray, **options: Any) -> Memory:
+def make(
+    name: str,
+    *,
+    in_size: int,
+    out_size: int,
+    key: PRNGKeyArray,
+    method: str | None = None,
+    **options: Any,
+) -> Memory:
     """Return a new memory model.
 
     **Arguments:**
@@ -435,16 +445,18 @@ def make(name: str, *, in_size: int, out_size: int, key: PRNGKeyArray, **options
     - `name`: one of `names()`.
     - `in_size`, `out_size`: sizes of an input and of an output.
     - `key`: for the initial parameters.
+    - `method`: `"reference"` for `scan` as a plain loop over `step`, see `Reference`; by default the fast `scan`.
     - `options`: the model's own options, see `entry(name).options`.
 
-    **Raises:** `ValueError` for an unknown name (with the close matches), an option that the model lacks, or a size or
-    option out of range.
+    **Raises:** `ValueError` for an unknown name (with the close matches), an unknown method, an option that
+    the model lacks, or a size or option out of range.
     """
     build = entry(name).build
     check_options(name, options)
     check_size("in_size", in_size)
     check_size("out_size", out_size)
-    return build(in_size=in_size, out_size=out_size, key=key, **options)
+    memory = build(in_size=in_size, out_size=out_size, key=key, **options)
+    return Reference(memory) if is_reference(method) else memory
 
 
 def register(name: str, new: Entry) -> None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_between, check_size, normal
+from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
 from memax_rl.ops import project, turning_recurrence
 
 
@@ -32,7 +32,7 @@ def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
     norm = jax.lax.stop_gradient(jnp.max(jnp.sum(jnp.abs(a), axis=1)))
     squarings = jnp.clip(jnp.ceil(jnp.log2(norm + 1e-30)), 0, 8)
     a = a * 2.0**-squarings
-    identity = jnp.broadcast_to(jnp.eye(a.shape[-1]), a.shape)
+    identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
     p = identity
     for order in range(10, 0, -1):
         p = identity + a @ p / order
@@ -102,7 +102,7 @@ class RotRNN(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return jnp.zeros((*self.theta.shape, 2))
+        return state_zeros(self.theta, (*self.theta.shape, 2))
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

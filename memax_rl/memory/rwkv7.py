@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.heads import check_heads, each_head, unit
-from memax_rl.memory.layers.weights import normal
+from memax_rl.memory.layers.heads import check_heads, check_norm, each_head, unit
+from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import generalized_delta_rule, project
 
 _RANK = 16
@@ -53,6 +53,7 @@ class RWKV7(Memory):
         self, *, in_size: int, out_size: int, key: PRNGKeyArray, heads: int | None = None, head_size: int = 32
     ):
         self.in_size, self.out_size = in_size, out_size
+        check_norm("head_size", head_size)
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         inner = self.heads * self.head_size
         keys = jax.random.split(key, 10)
@@ -93,7 +94,9 @@ class RWKV7(Memory):
 
     def initial_state(self):
         """Return S = 0 for each head and a previous input of zero."""
-        return jnp.zeros((self.heads, self.head_size, self.head_size)), jnp.zeros(self.in_size)
+        return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), state_zeros(
+            self.norm, self.in_size
+        )
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
@@ -101,7 +104,7 @@ class RWKV7(Memory):
         r, k, v, kappa, a, log_decay, g = self._project(x, x_prev)
         removed = (a * kappa)[:, :, None] * jnp.einsum("hk,hkv->hv", kappa, s)[:, None, :]
         s = jnp.exp(log_decay)[:, :, None] * s - removed + k[:, :, None] * v[:, None, :]
-        return (s, x), self._read(jnp.einsum("hk,hkv->hv", r, s), r, k, v, g)
+        return (s, x.astype(s.dtype)), self._read(jnp.einsum("hk,hkv->hv", r, s), r, k, v, g)
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.generalized_delta_rule`, one call a head."""
@@ -109,4 +112,4 @@ class RWKV7(Memory):
         x_prev = jnp.where(starts[:, None], 0, jnp.concatenate([x_prev[None], xs[:-1]]))
         r, k, v, kappa, a, log_decay, g = jax.vmap(self._project)(xs, x_prev)
         s, reads = each_head(generalized_delta_rule, (r, k, v, kappa, -a * kappa, log_decay), s, starts)
-        return (s, xs[-1]), jax.vmap(self._read)(reads, r, k, v, g)
+        return (s, xs[-1].astype(s.dtype)), jax.vmap(self._read)(reads, r, k, v, g)

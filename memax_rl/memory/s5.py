@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import check_between, check_size, matrix, normal
+from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
 from memax_rl.ops import project, turning_recurrence
 
 
@@ -67,10 +67,10 @@ class S5(Memory):
             raise ValueError(f"dt_min must be below dt_max, got dt_min={dt_min:g} and dt_max={dt_max:g}")
         keys = jax.random.split(key, 5)
         values, vectors = _hippo(size)
-        self.lam_re = jnp.asarray(np.real(values), jnp.float32)
-        self.lam_im = jnp.asarray(np.imag(values), jnp.float32)
+        self.lam_re = jnp.asarray(np.real(values))
+        self.lam_im = jnp.asarray(np.imag(values))
         self.log_dt = jax.random.uniform(keys[0], (size // 2,), minval=math.log(dt_min), maxval=math.log(dt_max))
-        v_re, v_im = (jnp.asarray(part(vectors), jnp.float32) for part in (np.real, np.imag))
+        v_re, v_im = (jnp.asarray(part(vectors)) for part in (np.real, np.imag))
         b = matrix(keys[1], in_size, size)
         # V^-1 is V* transposed, because the matrix is normal.
         self.b_re, self.b_im = v_re.T @ b, -(v_im.T @ b)
@@ -81,12 +81,12 @@ class S5(Memory):
 
     def _discrete(self) -> tuple[Complex[Array, " half"], Complex[Array, " half"]]:
         """Return lam and the factor (lam - 1) / Lam of the input."""
-        continuous = jax.lax.complex(jnp.minimum(self.lam_re, -1e-4), self.lam_im)
+        continuous = as_complex(jnp.minimum(self.lam_re, -1e-4), self.lam_im)
         lam = jnp.exp(continuous * jnp.exp(self.log_dt))
         return lam, (lam - 1) / continuous
 
     def _write(self, x, scale):
-        return jax.lax.complex(project(x, self.b_re.T), project(x, self.b_im.T)) * scale
+        return as_complex(project(x, self.b_re.T), project(x, self.b_im.T)) * scale
 
     def _read(self, h, x):
         skip = x * self.d if self.d.ndim == 1 else project(x, self.d)
@@ -94,7 +94,8 @@ class S5(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        return jnp.zeros(self.lam_re.shape, jnp.complex64)
+        zeros = state_zeros(self.lam_re, self.lam_re.shape)
+        return as_complex(zeros, zeros)
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

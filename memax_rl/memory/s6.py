@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
-from memax_rl.memory.layers.weights import check_between, check_size, normal
+from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
 from memax_rl.ops import project, selective_scan
 
 
@@ -80,7 +80,7 @@ class S6(Memory):
 
     def initial_state(self):
         """Return h = 0 and an empty convolution."""
-        return jnp.zeros(self.a_log.shape), self.conv.initial_state()
+        return state_zeros(self.d, self.a_log.shape), self.conv.initial_state()
 
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""

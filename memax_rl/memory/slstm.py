@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_row, layer_norm
-from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select
+from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select, state_zeros
 from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
 
 
@@ -87,7 +87,7 @@ class SLSTM(Memory):
 
     def initial_state(self):
         """Return h = c = n = m = 0."""
-        return tuple(jnp.zeros(self.out_size) for _ in range(4))
+        return tuple(state_zeros(self.norm, self.out_size) for _ in range(4))
 
     def step(self, state, x, start):
         """Reset if asked, then one cell."""

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, unit
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal, state_dtype
 from memax_rl.ops import project
 from memax_rl.ops._chunks import chunk_size, scan_chunks, segments, unit_lower_solve
 
@@ -70,11 +70,11 @@ class Spherical(Memory):
 
     def initial_state(self):
         """Return the trained h_0 of each head."""
-        return self.h_0
+        return self.h_0.astype(state_dtype(self.h_0))
 
     def step(self, state, x, start):
         """One reflection after the other."""
-        h = jnp.where(start, self.h_0, state)
+        h = jnp.where(start, self.initial_state(), state)
         for k in self._keys(x):
             h = h - 2 * k * jnp.sum(k * h, axis=-1, keepdims=True)
         return h, self._read(h, x)
@@ -82,7 +82,7 @@ class Spherical(Memory):
     def scan(self, state, xs, starts):
         """The reflections of a chunk by one triangular system a head."""
         length = self.reflections * len(starts)
-        keys = jax.vmap(self._keys)(xs).reshape(length, self.heads, self.head_size)
+        keys = jax.vmap(self._keys)(xs).reshape(length, self.heads, self.head_size).astype(state.dtype)
         first = jnp.arange(self.reflections) == 0
         starts = (starts[:, None] & first[None, :]).reshape(-1)
 
@@ -92,7 +92,7 @@ class Spherical(Memory):
 
             return scan_chunks(body, h, (k, starts), length, chunk_size(None, length))
 
-        state, hs = jax.vmap(run, in_axes=(1, 0, 0), out_axes=(0, 1))(keys, self.h_0, state)
+        state, hs = jax.vmap(run, in_axes=(1, 0, 0), out_axes=(0, 1))(keys, self.initial_state(), state)
         return state, jax.vmap(self._read)(hs[self.reflections - 1 :: self.reflections], xs)
 
 

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.heads import check_heads
+from memax_rl.memory.layers.heads import check_heads, check_norm
 from memax_rl.memory.layers.phase import unit_begins
-from memax_rl.memory.layers.weights import check_between, check_size, normal
+from memax_rl.memory.layers.weights import check_between, check_size, normal, state_dtype
 from memax_rl.ops import project
 from memax_rl.ops._chunks import scan_chunks, segments
 
@@ -85,6 +85,7 @@ class TTTLinear(Memory):
         rate: float = 1.0,
     ):
         self.in_size, self.out_size = in_size, out_size
+        check_norm("head_size", head_size)
         self.heads, self.head_size = check_heads(out_size, heads, head_size)
         self.batch_size = check_size("batch_size", batch_size)
         self.rate = check_between("rate", rate, 0, 100)
@@ -124,7 +125,8 @@ class TTTLinear(Memory):
 
     def initial_state(self):
         """Return base = W_0 and total = 0 for each head, and no steps in the mini-batch."""
-        return self.w_0, jnp.zeros_like(self.w_0), jnp.zeros((), jnp.int32)
+        w_0 = self.w_0.astype(state_dtype(self.w_0))
+        return w_0, jnp.zeros_like(w_0), jnp.zeros((), jnp.int32)
 
     def step(self, state, x, start):
         """One step of gradient descent, then the read, as in the paper."""

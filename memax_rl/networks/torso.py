@@ -4,7 +4,7 @@ Unbatched but for `Torso.scan`; `step` is for acting, `scan` for learning, as in
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -16,6 +16,43 @@ from memax_rl.memory import Memory
 from memax_rl.networks.encoder import Dense, Encoder, Inputs, Space
 
 
+class BlockConfig(BaseModel):
+    """A memory block of a stack; in YAML a name, or a mapping with the memory's options beside it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    memory: str
+    """Name of the memory model."""
+    repeat: int = Field(default=1, ge=1, le=1024)
+    """How many such blocks follow each other."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the memory model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"memory": value}
+        if not isinstance(value, dict):
+            return value
+        known = {key: x for key, x in value.items() if key in cls.model_fields}
+        beside = {key: x for key, x in value.items() if key not in cls.model_fields}
+        return known | {"options": known.get("options", {}) | beside} if beside else known
+
+    @field_validator("memory")
+    @classmethod
+    def _any_case(cls, name: str) -> str:
+        return name if name in memories.names() else name.lower()
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> "BlockConfig":
+        memories.check_options(self.memory, self.options)
+        return self
+
+    def __str__(self) -> str:
+        return self.memory if self.repeat == 1 else f"{self.memory}x{self.repeat}"
+
+
 class NetworkConfig(BaseModel):
     """Settings of a network."""
 
@@ -25,6 +62,12 @@ class NetworkConfig(BaseModel):
     """Name of the memory model, see `memax-rl list memories`."""
     memory_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of the memory model, for example --memory-options.state-size 64."""
+    blocks: tuple[BlockConfig, ...] = ()
+    """A stack of different memories instead of `memory`, its options and `depth`, that next to the encoder first, for
+    example --network.blocks '[lru, {memory: attention, window: 32, repeat: 2}]'."""
+    scan: Literal["fast", "reference"] = "fast"
+    """How memories run over a tape: "fast", with first derivatives in reverse mode alone, or "reference", a plain loop
+    over steps that is differentiable any number of times and in forward mode."""
     width: int = Field(default=128, ge=1, le=65_536)
     """Features between layers, and size of the memory's output."""
     depth: int = Field(default=1, ge=1, le=1024)
@@ -45,10 +88,38 @@ class NetworkConfig(BaseModel):
     def _any_case(cls, name: str) -> str:
         return name if name in memories.names() else name.lower()
 
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _read_blocks(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_stack(cls, fields: Any) -> Any:
+        """A stack is called by its parts where no memory is named."""
+        if isinstance(fields, dict) and fields.get("blocks") and "memory" not in fields:
+            return fields | {"memory": ""}
+        return fields
+
     @model_validator(mode="after")
     def _check_memory(self) -> "NetworkConfig":
-        memories.check_options(self.memory, self.memory_options)
+        if not self.blocks:
+            memories.check_options(self.memory, self.memory_options)
+            return self
+        name = "+".join(map(str, self.blocks))
+        if self.memory not in ("", name):
+            raise ValueError(f"either memory or blocks: got memory {self.memory!r} and blocks {name}; leave one out")
+        if self.memory_options or self.depth != 1:
+            raise ValueError("memory_options and depth are for one memory; with blocks give options and repeat there")
+        object.__setattr__(self, "memory", name)
         return self
+
+    @property
+    def stack(self) -> tuple[BlockConfig, ...]:
+        """The blocks one by one, the first one next to the encoder."""
+        if not self.blocks:
+            return (BlockConfig(memory=self.memory, options=self.memory_options),) * self.depth
+        return tuple(block for block in self.blocks for _ in range(block.repeat))
 
 
 class Block(eqx.Module):
@@ -60,13 +131,14 @@ class Block(eqx.Module):
     feed_in: Dense | None
     feed_out: Dense | None
 
-    def __init__(
-        self, width: int, memory: str, memory_options: dict[str, Any], feed_forward: float, *, key: PRNGKeyArray
-    ):
+    def __init__(self, config: NetworkConfig, block: BlockConfig, *, key: PRNGKeyArray):
         keys = jax.random.split(key, 3)
+        width, method = config.width, "reference" if config.scan == "reference" else None
         self.norm = eqx.nn.LayerNorm(width)
-        self.memory = memories.make(memory, in_size=width, out_size=width, key=keys[0], **memory_options)
-        hidden = round(width * feed_forward)
+        self.memory = memories.make(
+            block.memory, in_size=width, out_size=width, key=keys[0], method=method, **block.options
+        )
+        hidden = round(width * config.feed_forward)
         self.feed_norm = eqx.nn.LayerNorm(width) if hidden else None
         self.feed_in = Dense(width, hidden, 2**0.5, key=keys[1]) if hidden else None
         self.feed_out = Dense(hidden, width, key=keys[2]) if hidden else None
@@ -125,8 +197,8 @@ def on_slots(f: Callable[..., Any], features: Float[Array, "rows slots width"]) 
 
 
 def make_torso(config: NetworkConfig, observation_space: Space, action_space: Space, *, key: PRNGKeyArray) -> Torso:
-    """Return a torso of `depth` memory blocks."""
-    encoder_key, *block_keys = jax.random.split(key, config.depth + 1)
+    """Return a torso of the configured memory blocks."""
+    encoder_key, *block_keys = jax.random.split(key, len(config.stack) + 1)
     return Torso(
         encoder=Encoder(
             observation_space,
@@ -137,8 +209,6 @@ def make_torso(config: NetworkConfig, observation_space: Space, action_space: Sp
             start=config.start,
             key=encoder_key,
         ),
-        blocks=tuple(
-            Block(config.width, config.memory, config.memory_options, config.feed_forward, key=k) for k in block_keys
-        ),
+        blocks=tuple(Block(config, block, key=k) for block, k in zip(config.stack, block_keys, strict=True)),
         norm=eqx.nn.LayerNorm(config.width),
     )

@@ -15,9 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from memax_rl.ops._first_order import define, no_forward, no_second
 from memax_rl.ops._loop import loop, row
 
 State = TypeVar("State", bound=PyTree[Array])
+
+# What goes on inside a memory has no name of its own for the message.
+_SCAN = "the `scan` of this memory"
 
 # Steps at a time where the state is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
 _BLOCK = 128
@@ -53,14 +57,19 @@ def scan_chunks(
 
 
 def loop_chunks(
+    op: str,
     body: Callable[..., tuple[State, Any]],
     state: State,
     inputs: PyTree[Array],
     length: int,
     chunk: int,
 ) -> tuple[State, Array]:
-    """As `scan_chunks`, faster under `vmap`, for a `body` that closes over no arrays. First derivatives only."""
-    state, ys = cast(tuple[State, Array], _loop_chunks(body, state, split_chunks(inputs, length, chunk)))
+    """As `scan_chunks`, faster under `vmap`, for a `body` that closes over no arrays. First derivatives only.
+
+    `op` is the name for the message that says so.
+    """
+    state, inputs = no_forward(op, (state, split_chunks(inputs, length, chunk)))
+    state, ys = cast(tuple[State, Array], _loop_chunks(op, body, state, inputs))
     return state, _joined(ys, length)
 
 
@@ -77,7 +86,7 @@ def remade(
     [blocks, steps, ...]. Inputs are all that is kept, and their gradients take their place. `body` closes over no
     arrays. First derivatives only.
     """
-    return _remade(body, befores, params, state, inputs)
+    return _remade(body, befores, *no_forward(_SCAN, (params, state, inputs)))
 
 
 def split_chunks(inputs: PyTree[Array], length: int, chunk: int) -> PyTree[Array]:
@@ -94,12 +103,13 @@ def _joined(ys: PyTree[Array], length: int) -> PyTree[Array]:
     return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:length], ys)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loop_chunks(body, state, inputs):
-    return _loop_chunks_fwd(body, state, inputs)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loop_chunks(op, body, state, inputs):
+    return _loop_chunks_fwd(op, body, state, inputs)[0]
 
 
-def _loop_chunks_fwd(body, state, inputs):
+def _loop_chunks_fwd(op, body, state, inputs):
+    state, inputs = no_second(op, (state, inputs))
     count = _length(inputs)
 
     def step(t, state, _):
@@ -112,8 +122,8 @@ def _loop_chunks_fwd(body, state, inputs):
     return (last, ys), (inputs, states)
 
 
-def _loop_chunks_bwd(body, residuals, cotangents):
-    inputs, states = residuals
+def _loop_chunks_bwd(op, body, residuals, cotangents):
+    (inputs, states), cotangents = residuals, no_second(op, cotangents)
     return _loop_back(body, (), states, inputs, *cotangents)[1:]
 
 
@@ -160,7 +170,7 @@ def _remade_bwd(body, befores, residuals, dys):
     return dparams, dstate, _joined(dinputs, length)
 
 
-_remade.defvjp(_remade_fwd, _remade_bwd)
+define(_remade, _SCAN, _remade_fwd, _remade_bwd)
 
 
 def transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
@@ -299,9 +309,13 @@ def unit_lower_inverse(a: Float[Array, "n n"]) -> Float[Array, "n n"]:
     return jnp.block([[upper, jnp.zeros((half, size - half), a.dtype)], [corner, lower]])
 
 
-@jax.custom_vjp
 def unit_lower_solve(a: Float[Array, "n n"], b: Float[Array, "n m"]) -> Float[Array, "n m"]:
     """Return x of (I + a) x = b for a strictly lower triangular `a`."""
+    return cast(Array, _solve(*no_forward(_SCAN, (a, b))))
+
+
+@jax.custom_vjp
+def _solve(a: Array, b: Array) -> Array:
     return unit_lower_inverse(a) @ b
 
 
@@ -317,4 +331,4 @@ def _solve_bwd(residuals: Any, dx: Array) -> tuple[Array, Array]:
     return -db @ x.T, db
 
 
-unit_lower_solve.defvjp(_solve_fwd, _solve_bwd)
+_solve.defvjp(_solve_fwd, _solve_bwd)

@@ -20,14 +20,14 @@ but two cancel: dL/dg_i = dq_i . q_i - dv_i . v_i, where dq_i . q_i is dy_i . y_
 over dS o S.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from memax_rl.ops._checks import check_chunk, check_starts
+from memax_rl.ops._checks import check_chunk, check_starts, is_reference
 from memax_rl.ops._chunks import (
     LEAST_LOG_DECAY,
     Decays,
@@ -43,7 +43,10 @@ from memax_rl.ops._chunks import (
     unit_lower_inverse,
     unit_lower_solve,
 )
+from memax_rl.ops._first_order import define, no_forward
 from memax_rl.ops._loop import loop, row
+
+_OP = "ops.delta_rule"
 
 
 def delta_rule(
@@ -56,6 +59,7 @@ def delta_rule(
     starts: Bool[Array, " T"],
     *,
     chunk: int | None = None,
+    method: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "dk dv"], Float[Array, "R dv"]]:
     """Return the last state and all y_t. No scaling and no normalisation: the models do that.
 
@@ -72,6 +76,8 @@ def delta_rule(
     - `state`: S before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
     - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+        mode; by default the fast form, for first derivatives in reverse mode.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, `chunk` is below 1 or T is no multiple of R.
     """
@@ -85,11 +91,27 @@ def delta_rule(
     chunk = -(-chunk_size(chunk, length) // every) * every
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     steps = tuple(None if x is None else x.astype(compute) for x in (k, v, beta, log_decay))
+    if is_reference(method):
+        last, ys = _plain(jnp.repeat(q.astype(compute), every, axis=0), steps, state.astype(compute), starts)
+        return last.astype(state.dtype), ys[every - 1 :: every].astype(v.dtype)
     # A padded step has beta = 0 and decay 1: it leaves the state as it is.
     inputs = split_chunks(steps, length, chunk), split_chunks(starts, length, chunk)
     queries = split_chunks(q.astype(compute), reads, chunk // every)
-    last, ys = cast(tuple[Array, Array], _delta_rule(state.astype(compute), queries, *inputs))
+    first, queries, inputs = no_forward(_OP, (state.astype(compute), queries, inputs))
+    last, ys = cast(tuple[Array, Array], _delta_rule(first, queries, *inputs))
     return last.astype(state.dtype), ys.reshape(-1, ys.shape[-1])[:reads].astype(v.dtype)
+
+
+def _plain(q, steps, state, starts):
+    def step(s, now):
+        q, (k, v, beta, log_decay), start = now
+        s = jnp.where(start, 0, s)
+        if log_decay is not None:
+            s = jnp.exp(jnp.maximum(log_decay, LEAST_LOG_DECAY)) * s
+        s = s + (beta * k)[:, None] * (v - k @ s)[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, (q, steps, starts))
 
 
 class _Chunk(NamedTuple):
@@ -183,7 +205,7 @@ def _delta_rule_bwd(residuals, cotangents):
     return dstate, dq, (dk, dv, dbeta, dlog_decay), None
 
 
-_delta_rule.defvjp(_delta_rule_fwd, _delta_rule_bwd)
+define(_delta_rule, _OP, _delta_rule_fwd, _delta_rule_bwd)
 
 
 def generalized_delta_rule(
@@ -197,6 +219,7 @@ def generalized_delta_rule(
     starts: Bool[Array, " T"],
     *,
     chunk: int | None = None,
+    method: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "dk dv"], Float[Array, "T dv"]]:
     """Return the last state and all y_t, with S_t = (diag(decay_t) + b_t a_t^T) S_{t-1} + k_t v_t^T.
 
@@ -221,11 +244,24 @@ def generalized_delta_rule(
         check_chunk(chunk)
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     floats = [x.astype(compute) for x in (q, k, v, a, b, log_decay)]
+    if is_reference(method):
+        last, ys = _generalized_plain(state.astype(compute), (*floats, starts))
+        return last.astype(state.dtype), ys.astype(v.dtype)
     # A padded step has k = b = 0 and decay 1: it leaves the state as it is.
-    last, ys = loop_chunks(
-        _generalized_chunk, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length)
-    )
+    first, inputs, size = state.astype(compute), (*floats, starts), chunk_size(chunk, length)
+    last, ys = loop_chunks("ops.generalized_delta_rule", _generalized_chunk, first, inputs, length, size)
     return last.astype(state.dtype), ys.astype(v.dtype)
+
+
+def _generalized_plain(state, inputs):
+    def step(s, now):
+        q, k, v, a, b, log_decay, start = now
+        s = jnp.where(start, 0, s)
+        decay = jnp.exp(jnp.maximum(log_decay, LEAST_LOG_DECAY))
+        s = decay[:, None] * s + b[:, None] * (a @ s)[None, :] + k[:, None] * v[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, inputs)
 
 
 def _generalized_chunk(state, q, k, v, a, b, log_decay, starts):

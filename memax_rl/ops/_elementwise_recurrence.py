@@ -21,11 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from memax_rl.ops._checks import check_starts
-from memax_rl.ops._first_order import first_order_only
+from memax_rl.ops._checks import check_starts, widened
+from memax_rl.ops._first_order import define, no_forward
 
 State = tuple[Array, ...]
 Cell = Callable[[PyTree, PyTree, State], State]
+
+_OP = "ops.elementwise_recurrence"
 
 # Residual, relative to the size of the states, at which Newton's method stops: some ten units in the last
 # place.
@@ -63,7 +65,7 @@ def elementwise_recurrence(
     """Return all h_t of h_t = cell(weights, x_t, h_{t-1}), where h_{t-1} counts as `initial` at a start flag.
 
     A state is a tuple of arrays of one shape, each element of which meets only the same element of the
-    others. First derivatives only; none by `initial`.
+    others, float32 at least whatever the inputs. First derivatives only; none by `initial`.
 
     **Cost.** O(T * size) memory. `"sequential"` does T dependent steps of the cell; `"tree"` O(log T) of
     `combine`; `"newton"` O(log T) an iteration, of which there are few where states forget and up to T where
@@ -77,7 +79,8 @@ def elementwise_recurrence(
     - `starts`: true where a step begins a new sequence.
     - `initial`: the state at a start flag; zeros by default.
     - `method`: by default sequential on a CPU, and elsewhere `"tree"` where `maps` are given, else
-        `"newton"`.
+        `"newton"`. Or `"reference"`, a plain `jax.lax.scan` that is differentiable any number of times and in
+        forward mode.
     - `maps`: how the cell's maps compose.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, or `method` is unknown or needs `maps`.
@@ -87,11 +90,17 @@ def elementwise_recurrence(
     if method is None:
         parallel = "newton" if maps is None else "tree"
         method = "sequential" if jax.default_backend() == "cpu" else parallel
-    if method not in ("sequential", "newton", "tree"):
-        raise ValueError(f"method must be 'sequential', 'newton', 'tree' or None, got {method!r}")
+    if method not in ("sequential", "newton", "tree", "reference"):
+        raise ValueError(f"method must be 'sequential', 'newton', 'tree', 'reference' or None, got {method!r}")
     if method == "tree" and maps is None:
         raise ValueError("method 'tree' needs maps, the composition of the cell's maps in closed form")
-    initial = tuple(map(jnp.zeros_like, state)) if initial is None else jax.lax.stop_gradient(initial)
+    weights, inputs, state = widened((weights, inputs, state))
+    if initial is None:
+        initial = tuple(map(jnp.zeros_like, state))
+    initial = tuple(jax.lax.stop_gradient(i.astype(s.dtype)) for i, s in zip(initial, state, strict=True))
+    if method == "reference":
+        return _loop(cell, weights, inputs, state, starts, initial)
+    weights, inputs, state = no_forward(_OP, (weights, inputs, state))
     frozen = jax.lax.stop_gradient((weights, inputs, state))
     if method == "sequential":
         hs = _loop(cell, *frozen, starts, initial)
@@ -237,9 +246,7 @@ def _attach(sequential: bool, values: State, state: State, jacobian, hs: State, 
 
 
 def _attach_fwd(sequential, values, state, jacobian, hs, starts):
-    del sequential
-    # To a second derivative hs would be a constant: only this rule says what it depends on.
-    hs, _, _ = first_order_only("elementwise_recurrence", (hs, values, state))
+    del sequential, values, state
     return hs, (jacobian, starts)
 
 
@@ -269,4 +276,5 @@ def _attach_bwd(sequential, residuals, dhs):
     return gs, dstate, None, None, None
 
 
-_attach.defvjp(_attach_fwd, _attach_bwd)
+# To a second derivative hs would be a constant: only this rule says what it depends on.
+define(_attach, _OP, _attach_fwd, _attach_bwd)

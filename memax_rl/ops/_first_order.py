@@ -1,30 +1,122 @@
-"""A guard for derivatives that must not be differentiated again."""
+"""Guards for derivatives written by hand, which JAX can neither differentiate again nor run forward.
 
-import functools
-from typing import Any
+A `jax.custom_vjp` is differentiated again by differentiating its two rules. Ours hold values fixed, and write rows in
+place, which JAX cannot see through: the second derivative would be wrong without a word, or end in an error that names
+nothing. Forward mode does not know the rules at all. Both guards return what they are given and leave no trace in a
+compiled program.
+"""
 
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import equinox as eqx
 import jax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import PyTree
+
+T = TypeVar("T", bound=PyTree)
+
+_WAY_OUT = (
+    "use the plain form: method='reference' in the call of the op or of memory.make, network.scan: reference in a "
+    "configuration"
+)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def first_order_only(op: str, x: Any) -> Any:
-    """Return `x`, a pytree, and raise `ValueError` where it is differentiated.
+def no_second(op: str, arrays: T) -> T:
+    """Return `arrays` and raise `ValueError` where they are differentiated. For the rules of a `custom_vjp`.
 
-    For the forward rule of a `jax.custom_vjp` whose backward rule holds values fixed: a first derivative does not
-    differentiate the rule itself, a second one does, and would be wrong without a word.
+    A first derivative does not differentiate the rules themselves, a second one does.
 
     **Arguments:**
 
     - `op`: the name of the op, for the message.
     """
-    del op
-    return x
+    return _on_floats(_fixed_p, op, arrays)
 
 
-@first_order_only.defjvp
-def _refuse(op: str, primals: Any, tangents: Any) -> Any:
-    del primals, tangents
-    raise ValueError(
-        f"ops.{op} has no second derivative: its backward rule holds the Jacobians of its steps fixed. Differentiate "
-        "jax.lax.scan over the memory's `step` instead, which is the same function in plain JAX"
-    )
+def no_forward(op: str, arrays: T) -> T:
+    """Return `arrays` and raise `ValueError` in forward mode. For what a `custom_vjp` is given."""
+    return _on_floats(_reverse_p, op, arrays)
+
+
+def define(function: Any, op: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+    """Give a `jax.custom_vjp` its two rules, with a guard against second derivatives in both.
+
+    **Arguments:**
+
+    - `op`: the name of the op, for the message.
+    """
+
+    def guarded(rule: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: rule(*no_second(op, args))
+
+    function.defvjp(guarded(forward), guarded(backward))
+
+
+def _on_floats(primitive: Primitive, op: str, arrays: T) -> T:
+    def mark(x: Any) -> Any:
+        return primitive.bind(x, op=op) if eqx.is_inexact_array(x) else x
+
+    return jax.tree.map(mark, arrays)
+
+
+def _refuse_second(op: str) -> NoReturn:
+    raise ValueError(f"{op} has no second derivative, because its first is written by hand; {_WAY_OUT}")
+
+
+def _refuse_forward(op: str) -> NoReturn:
+    raise ValueError(f"{op} has no derivative in forward mode, because its derivative is written by hand; {_WAY_OUT}")
+
+
+def _identity(name: str) -> Primitive:
+    primitive = Primitive(name)
+    primitive.def_impl(lambda x, op: x)
+    primitive.def_abstract_eval(lambda x, op: ShapedArray(x.shape, x.dtype))
+    batching.defvectorized(primitive)
+    mlir.register_lowering(primitive, lambda ctx, x, op: [x])
+    return primitive
+
+
+# The value, in the forward rule of a derivative: it must not have a tangent.
+_fixed_p = _identity("no_second_derivative")
+# The value before a derivative written by hand, and its tangent, which is transposed away in reverse mode and which
+# forward mode alone runs.
+_reverse_p, _tangent_p = _identity("reverse_mode_only"), _identity("reverse_mode_tangent")
+
+
+def _fixed_jvp(primals, tangents, *, op):
+    (x,), (dx,) = primals, tangents
+    if type(dx) is not ad.Zero:
+        _refuse_second(op)
+    return _fixed_p.bind(x, op=op), dx
+
+
+def _reverse_jvp(primals, tangents, *, op):
+    (x,), (dx,) = primals, tangents
+    if type(dx) is ad.Zero:
+        return _reverse_p.bind(x, op=op), dx
+    # Without the guard in the value: forward mode around reverse mode differentiates the rules, not the function.
+    return x, _tangent_p.bind(dx, op=op)
+
+
+def _tangent_run(dx, *, op):
+    _refuse_forward(op)
+
+
+def _tangent_batched(args, axes, *, op):
+    # In reverse mode a tangent is transposed before anything is done to it.
+    _refuse_forward(op)
+
+
+def _tangent_lowering(ctx, dx, *, op) -> NoReturn:
+    _refuse_forward(op)
+
+
+ad.primitive_jvps[_fixed_p] = _fixed_jvp
+ad.primitive_jvps[_reverse_p] = _reverse_jvp
+ad.deflinear2(_tangent_p, lambda dy, x, op: [dy])
+_tangent_p.def_impl(_tangent_run)
+batching.primitive_batchers[_tangent_p] = _tangent_batched
+mlir.register_lowering(_tangent_p, _tangent_lowering)

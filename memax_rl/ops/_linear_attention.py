@@ -11,11 +11,15 @@ with Gamma_ij the decay from step j to step i and c_i that from before the chunk
 flag. With a decay per channel, Gamma belongs inside the product over channels, see `_chunks.channel_scores`.
 """
 
+from typing import Literal
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from memax_rl.ops._checks import check_chunk, check_starts
+from memax_rl.ops._checks import check_chunk, check_starts, is_reference
 from memax_rl.ops._chunks import (
+    LEAST_LOG_DECAY,
     channel_decays,
     channel_scores,
     chunk_size,
@@ -35,6 +39,7 @@ def linear_attention(
     starts: Bool[Array, " T"],
     *,
     chunk: int | None = None,
+    method: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "dk dv"], Float[Array, "T dv"]]:
     """Return the last state and all y_t. No scaling and no normalisation: the models do that.
 
@@ -51,6 +56,8 @@ def linear_attention(
     - `state`: S before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
     - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+        mode; by default the fast form, for first derivatives in reverse mode.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]` or `chunk` is below 1.
     """
@@ -63,8 +70,25 @@ def linear_attention(
     per_channel = log_decay is not None and log_decay.ndim == 2
     body = _channel_chunk if per_channel else _scalar_chunk
     # A padded step has k = 0 and decay 1: it leaves the state as it is.
-    last, ys = loop_chunks(body, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
+    if is_reference(method):
+        last, ys = _plain(state.astype(compute), (*floats, starts))
+        return last.astype(state.dtype), ys.astype(v.dtype)
+    first, inputs, size = state.astype(compute), (*floats, starts), chunk_size(chunk, length)
+    last, ys = loop_chunks("ops.linear_attention", body, first, inputs, length, size)
     return last.astype(state.dtype), ys.astype(v.dtype)
+
+
+def _plain(state, inputs):
+    def step(s, now):
+        q, k, v, log_decay, start = now
+        s = jnp.where(start, 0, s)
+        if log_decay is not None:
+            # One a step, or one a channel: a row of the state.
+            s = jnp.exp(jnp.maximum(log_decay, LEAST_LOG_DECAY)).reshape(-1, 1) * s
+        s = s + k[:, None] * v[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, inputs)
 
 
 def _scalar_chunk(state, q, k, v, log_decay, starts):

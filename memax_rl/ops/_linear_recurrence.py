@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from memax_rl.ops._checks import check_starts
+from memax_rl.ops._first_order import no_forward, no_second
 from memax_rl.ops._loop import loop, row, row_before
 
-Method = Literal["sequential", "parallel"]
+_OP = "ops.linear_recurrence"
+
+Method = Literal["sequential", "parallel", "reference"]
 
 
 def linear_recurrence(
@@ -41,7 +44,8 @@ def linear_recurrence(
     - `h0`: the state before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
     - `method`: `"sequential"` or `"parallel"`. By default sequential on a CPU, where a loop over time is several times
-        faster than a tree, and parallel elsewhere.
+        faster than a tree, and parallel elsewhere. Or `"reference"`, a plain `jax.lax.scan`, which is differentiable
+        any number of times and in forward mode.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
@@ -56,9 +60,12 @@ def linear_recurrence(
     state_dtype = jnp.promote_types(dtype, jnp.float32)
     # The decay may stay real where the state is complex: half the traffic.
     a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
-    if method == "parallel":
+    if method != "sequential":
         a = jnp.broadcast_to(a, b.shape)
-    hs = _recurrence(method, a, b.astype(state_dtype), h0.astype(state_dtype), starts)
+    if method == "reference":
+        return _plain(a, b.astype(state_dtype), h0.astype(state_dtype), starts).astype(dtype)
+    a, b, h0 = no_forward(_OP, (a, b.astype(state_dtype), h0.astype(state_dtype)))
+    hs = _recurrence(method, a, b, h0, starts)
     return cast(Array, hs).astype(dtype)
 
 
@@ -66,9 +73,18 @@ def check_method(method: str | None) -> Method:
     """Return the method, by default the backend's. Raises `ValueError` if it is unknown."""
     if method is None:
         return "sequential" if jax.default_backend() == "cpu" else "parallel"
-    if method == "sequential" or method == "parallel":
+    if method == "sequential" or method == "parallel" or method == "reference":
         return method
-    raise ValueError(f"method must be 'sequential', 'parallel' or None, got {method!r}")
+    raise ValueError(f"method must be 'sequential', 'parallel', 'reference' or None, got {method!r}")
+
+
+def _plain(a: Array, b: Array, h0: Array, starts: Array) -> Array:
+    def step(h, now):
+        a_t, b_t, start = now
+        h = jnp.where(start, 0, a_t * h) + b_t
+        return h, h
+
+    return jax.lax.scan(step, h0, (a, b, starts))[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -77,6 +93,9 @@ def _recurrence(method: Method, a: Array, b: Array, h0: Array, starts: Array) ->
 
 
 def _recurrence_fwd(method, a, b, h0, starts):
+    # The rules of the parallel form are plain, and may be differentiated again.
+    if method == "sequential":
+        a, b, h0 = no_second(_OP, (a, b, h0))
     hs = _forward(method, a, b, h0, starts)
     return hs, (a, h0, starts, hs)
 
@@ -84,7 +103,7 @@ def _recurrence_fwd(method, a, b, h0, starts):
 def _recurrence_bwd(method, residuals, dhs):
     a, h0, starts, hs = residuals
     if method == "sequential":
-        return *_backward_loop(a, h0, starts, hs, dhs), None
+        return *_backward_loop(a, h0, starts, hs, no_second(_OP, dhs)), None
     gs = _backward_tree(a, dhs, starts)
     h_before = jnp.concatenate([h0[None], hs[:-1]])
     reset = _expand(starts, gs)

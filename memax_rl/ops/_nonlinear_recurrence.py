@@ -11,14 +11,17 @@ A cell is split into what its gates are given, `a_t = inputs_t + product(weights
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from memax_rl.ops._checks import check_starts
+from memax_rl.ops._checks import check_starts, is_reference, widened
+from memax_rl.ops._first_order import define, no_forward
 from memax_rl.ops._loop import loop, row, row_before
+
+_OP = "ops.nonlinear_recurrence"
 
 State = tuple[Float[Array, "..."], ...]
 
@@ -30,10 +33,13 @@ def nonlinear_recurrence(
     inputs: PyTree[Float[Array, "T ..."] | None],
     state: State,
     starts: Bool[Array, " T"],
+    *,
+    method: Literal["reference"] | None = None,
 ) -> tuple[State, Float[Array, "T ..."]]:
     """Run s_t = cell(inputs_t + product(weights, h_{t-1}), s_{t-1}) and return the last state and all h_t.
 
-    h is the first element of the tuple s. At a start flag all of s_{t-1} counts as zero. First derivatives only.
+    h is the first element of the tuple s. At a start flag all of s_{t-1} counts as zero. States are float32 at least,
+    whatever the inputs. First derivatives only.
 
     **Cost.** T dependent steps, each with the multiply-adds of one `product` forward and one backward; O(T * size of
     states and inputs) memory. Keep gates as separate arrays in `inputs`: slices of one wide array inside the loop are
@@ -49,6 +55,8 @@ def nonlinear_recurrence(
       no share of the state `product` returns None.
     - `state`: the tuple s_0; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
+    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+        mode; by default the fast form, for first derivatives in reverse mode.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, or a state, an input or a product has not h's shape.
     """
@@ -61,6 +69,9 @@ def nonlinear_recurrence(
                 "every state, input and product must have the shape of the hidden state: "
                 f"{list(shape)}, got {list(part.shape)}; broadcast it first"
             )
+    if is_reference(method):
+        return _plain(cell, product, weights, inputs, state, starts)
+    weights, inputs, state = no_forward(_OP, widened((weights, inputs, state)))
     frozen = jax.lax.stop_gradient((weights, inputs, state))
     gates, states = _forward(cell, product, *frozen, starts)
     # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
@@ -71,6 +82,15 @@ def nonlinear_recurrence(
     return last, hs
 
 
+def _plain(cell, product, weights, inputs, state, starts):
+    def step(state, now):
+        x, start = now
+        state = nonlinear_step(cell, product, weights, x, _reset(start, state))
+        return state, state[0]
+
+    return jax.lax.scan(step, widened((weights, inputs, state))[2], (inputs, starts))
+
+
 def nonlinear_step(
     cell: Callable[[Any, Any], Any],
     product: Callable[[Any, Array], Any],
@@ -79,6 +99,7 @@ def nonlinear_step(
     state: State,
 ) -> State:
     """Return the state after one step of `nonlinear_recurrence`, without a reset."""
+    weights, inputs, state = widened((weights, inputs, state))
     return cell(_gates(inputs, product(weights, state[0])), state)
 
 
@@ -173,4 +194,4 @@ def _attach_bwd(cell, product, residuals, cotangents):
     return None, _where_there(inputs, dgates), _where_there(traced, dgates), dstate, None, None
 
 
-_attach.defvjp(_attach_fwd, _attach_bwd)
+define(_attach, _OP, _attach_fwd, _attach_bwd)

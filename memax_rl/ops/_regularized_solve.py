@@ -8,13 +8,14 @@ queries p and values k: no H but those between chunks is formed.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from memax_rl.ops._checks import check_chunk, check_starts
-from memax_rl.ops._chunks import chunk_size, decays, scan_chunks, segments
+from memax_rl.ops._checks import check_chunk, check_starts, is_reference
+from memax_rl.ops._chunks import LEAST_LOG_DECAY, chunk_size, decays, scan_chunks, segments
 
 _TINY = 1e-20
 
@@ -63,6 +64,7 @@ def regularized_solve(
     *,
     iterations: int = 30,
     chunk: int | None = None,
+    method: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "d d"], Float[Array, "T d"]]:
     """Return the last H and all x_t.
 
@@ -79,6 +81,8 @@ def regularized_solve(
     - `starts`: true where a step begins a new sequence.
     - `iterations`: steps of conjugate gradients. d of them are exact but for rounding.
     - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+        mode; by default in chunks.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]` or `chunk` is below 1.
     """
@@ -89,6 +93,10 @@ def regularized_solve(
     compute = jnp.promote_types(jnp.result_type(q, k, state), jnp.float32)
     floats = [x.astype(compute) for x in (q, k, beta, log_decay)]
     regularizer = regularizer.astype(compute)
+
+    if is_reference(method):
+        last, xs = _plain(state.astype(compute), (*floats, starts), regularizer, iterations)
+        return last.astype(state.dtype), xs.astype(q.dtype)
 
     def body(h, q, k, beta, log_decay, starts):
         seg = segments(starts)
@@ -103,3 +111,12 @@ def regularized_solve(
 
     last, xs = scan_chunks(body, state.astype(compute), (*floats, starts), length, chunk_size(chunk, length))
     return last.astype(state.dtype), xs.astype(q.dtype)
+
+
+def _plain(state, inputs, regularizer, iterations):
+    def step(h, now):
+        q, k, beta, log_decay, start = now
+        h = jnp.exp(jnp.maximum(log_decay, LEAST_LOG_DECAY)) * jnp.where(start, 0, h) + beta * k[:, None] * k[None, :]
+        return h, conjugate_gradients(lambda p: p @ h, regularizer, q, iterations)
+
+    return jax.lax.scan(step, state, inputs)

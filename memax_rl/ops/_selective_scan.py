@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from memax_rl.ops._checks import check_starts
+from memax_rl.ops._checks import check_starts, widened
 from memax_rl.ops._chunks import scan_chunks
+from memax_rl.ops._first_order import define, no_forward
 from memax_rl.ops._linear_recurrence import Method, check_method, linear_recurrence
 from memax_rl.ops._loop import loop, put_row, row
+
+_OP = "ops.selective_scan"
 
 _CHUNK = 16
 
@@ -34,6 +37,8 @@ def selective_scan(
 ) -> tuple[Float[Array, "n d"], Float[Array, "T d"]]:
     """Return the last h and all y_t, where h_{t-1} counts as 0 at a start flag. First derivatives only.
 
+    The state and all y_t are float32 at least, whatever the inputs.
+
     **Cost.** O(T * n * d) exponentials and multiply-adds; besides inputs and outputs O((T / 16 + 16) * n * d) memory.
     `"sequential"` does T dependent steps, `"parallel"` T / 16 times O(log 16) of them, with a tree in each chunk.
 
@@ -44,7 +49,7 @@ def selective_scan(
     - `a`: rates of growth, negative for a decay.
     - `state`: h before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
-    - `method`: `"sequential"` or `"parallel"`, by default as in `linear_recurrence`.
+    - `method`: `"sequential"`, `"parallel"` or `"reference"`, by default as in `linear_recurrence`.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
@@ -55,6 +60,10 @@ def selective_scan(
     for (name, shape), x in zip(expected.items(), (dt, u, b, c, state), strict=True):
         if x.shape != shape:
             raise ValueError(f"{name} must have the shape {list(shape)} beside an a of {[n, d]}, got {list(x.shape)}")
+    dt, u, b, c, a, state = widened((dt, u, b, c, a, state))
+    if method == "reference":
+        return _plain(a, state, dt, u, b, c, starts)
+    dt, u, b, c, a, state = no_forward(_OP, (dt, u, b, c, a, state))
     if method == "parallel":
         return _chunks(a, state, dt, u, b, c, starts)
     # A step that fills up the last chunk has dt = 0: it leaves h as it is.
@@ -75,6 +84,15 @@ def _chunks(a, state, dt, u, b, c, starts):
 
 def _step(a, h, dt, u, b):
     return jnp.exp(dt[None, :] * a) * h + b[:, None] * (dt * u)[None, :]
+
+
+def _plain(a, state, dt, u, b, c, starts):
+    def step(h, now):
+        dt_t, u_t, b_t, c_t, start = now
+        h = _step(a, jnp.where(start, 0, h), dt_t, u_t, b_t)
+        return h, c_t @ h
+
+    return jax.lax.scan(step, state, (dt, u, b, c, starts))
 
 
 @jax.custom_vjp
@@ -133,4 +151,4 @@ def _loops_bwd(residuals, cotangents):
     return da, dh, *grads, None
 
 
-_loops.defvjp(_loops_fwd, _loops_bwd)
+define(_loops, _OP, _loops_fwd, _loops_bwd)

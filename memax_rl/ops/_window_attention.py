@@ -9,11 +9,14 @@ al. 2020, Longformer, https://arxiv.org/abs/2004.05150, section 3.1. Nothing of 
 formed.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from memax_rl.ops._checks import check_starts
+from memax_rl.ops._checks import check_starts, is_reference
+from memax_rl.ops._first_order import no_forward
 
 _SMALL_BLOCK, _BLOCK = 32, 64
 
@@ -30,6 +33,7 @@ def window_attention(
     past_valid: Bool[Array, " P"] | None = None,
     bias: Float[Array, " window"] | None = None,
     block: int | None = None,
+    method: Literal["reference"] | None = None,
 ) -> Float[Array, "T dv"]:
     """Return all y_t. A step sees itself and at most `window - 1` steps before it, back to the last start.
 
@@ -46,6 +50,8 @@ def window_attention(
     - `past_valid`: false where an entry of the past is empty; all count by default.
     - `bias`: added to the score of the key that lies 0, 1, ..., window - 1 steps back.
     - `block`: steps a block; 32 or 64 by default, by the window. It need divide neither T nor the window.
+    - `method`: `"reference"` for the scores of all pairs of steps, O(T * (T + P)), differentiable any number of times
+        and in forward mode; by default in blocks.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, `window` or `block` is below 1, or only a part of
     the past is given.
@@ -59,6 +65,10 @@ def window_attention(
     if (past_k is None) != (past_v is None) or (past_valid is not None and past_k is None):
         raise ValueError("give both past_k and past_v, or neither; past_valid needs them")
     dtype, compute = v.dtype, jnp.promote_types(jnp.result_type(q, k, v), jnp.float32)
+    if is_reference(method):
+        past = past_k, past_v, past_valid
+        q, k, v = (x.astype(compute) for x in (q, k, v))
+        return _plain(q, k, v, starts, window, past, bias).astype(dtype)
     # As many rows before a block as its steps can see, in eights: the processor computes that many at once.
     before = -(-(window - 1) // 8) * 8
     past_k, past_v, past_segment = _past(past_k, past_v, past_valid, before, k, v)
@@ -89,10 +99,26 @@ def window_attention(
 
     def attend(q, k, v, q_segment, k_segment):
         seen = near & (k_segment[:, None] == q_segment[None, :])
-        return _attend(q, k, v, seen, offset)
+        q, k, v, shift = no_forward("ops.window_attention", (q, k, v, offset))
+        return _attend(q, k, v, seen, shift)
 
     ys = jax.vmap(attend)(blocks(q), keys, values, blocks(segment), joined(past_segment, segment))
     return ys.reshape(-1, v.shape[-1])[:length].astype(dtype)
+
+
+def _plain(q, k, v, starts, window, past, bias):
+    past_k, past_v, past_valid = past
+    length, size = len(q), 0 if past_k is None else len(past_k)
+    segment = jnp.cumsum(starts.astype(jnp.int32))
+    past_k, past_v, past_segment = _past(past_k, past_v, past_valid, size, k, v)
+    k, v = jnp.concatenate([past_k.astype(k.dtype), k]), jnp.concatenate([past_v.astype(v.dtype), v])
+    distance = size + jnp.arange(length)[:, None] - jnp.arange(size + length)[None, :]
+    seen = (distance >= 0) & (distance < window)
+    seen = seen & (segment[:, None] == jnp.concatenate([past_segment, segment])[None, :])
+    scores = (q @ k.T) * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)[jnp.clip(distance, 0, window - 1)]
+    return jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1) @ v
 
 
 @jax.custom_vjp

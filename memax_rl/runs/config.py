@@ -321,9 +321,19 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
         # What nobody chose for the old environment is not asked of the new one.
         defaults = envs.complete_options(config.env, {})
         fields["env_options"] = {name: x for name, x in config.env_options.items() if x != defaults[name]}
+    _choose_stack(fields, [name.replace("-", "_") for name, _ in pairs])
     for name, value in pairs:
         _set(fields, name, value)
     return make_config(fields)
+
+
+def _choose_stack(fields: dict[str, Any], typed: list[str]) -> None:
+    """Forget a memory where blocks are typed, and blocks where a memory is: a network is made of either."""
+    network = fields["network"]
+    if "network.blocks" in typed and not {"memory", "network.memory"} & set(typed):
+        network |= {"memory": "", "memory_options": {}, "depth": 1}
+    elif {"memory", "network.memory"} & set(typed) and "network.blocks" not in typed:
+        network["blocks"] = []
 
 
 def override_env_options(config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from memax_rl.memory.layers.weights import state_zeros
 from memax_rl.ops._chunks import remade
 
 _TAPS = 4
@@ -26,7 +27,7 @@ class ShortConvolution(eqx.Module):
 
     def initial_state(self) -> Float[Array, "lags width"]:
         """Return three inputs of zero."""
-        return jnp.zeros((_TAPS - 1, self.weights.shape[1]))
+        return state_zeros(self.weights, (_TAPS - 1, self.weights.shape[1]))
 
     def step(
         self, state: Float[Array, "lags width"], x: Float[Array, " width"], start: Bool[Array, ""]

@@ -19,30 +19,33 @@ def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, 
     return max(1, out_size // head_size) if heads is None else check_size("heads", heads), head_size
 
 
+def check_norm(name: str, size: int) -> None:
+    """Raise `ValueError` where the mean is taken off a single number, which leaves nothing of the memory."""
+    if check_size(name, size) == 1:
+        raise ValueError(f"{name} must be 2 or more, got 1: a norm takes the mean off, and a single number is its mean")
+
+
 def unit(x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
     """Return x / |x| over the last axis. Zero stays zero, with a finite derivative."""
     return cast(Array, _over_root(x, 1e-6))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _over_root(x: Array, epsilon: float) -> Array:
     """Return x / sqrt(x . x + epsilon) over the last axis."""
-    return _over_root_fwd(x, epsilon)[0]
+    return x * jax.lax.rsqrt(jnp.vecdot(x, x) + epsilon)[..., None]
 
 
-# With dot products both ways: for a single head, XLA on a CPU takes eight times as long for a sum over products.
-def _over_root_fwd(x, epsilon):
+@_over_root.defjvp
+def _over_root_jvp(epsilon, primals, tangents):
+    """With dot products both ways: for a single head, XLA on a CPU takes eight times as long for a sum over products.
+
+    The last one is with a matrix of one column, so that its transpose is a dot product too.
+    """
+    (x,), (dx,) = primals, tangents
     over = jax.lax.rsqrt(jnp.vecdot(x, x) + epsilon)[..., None]
-    return x * over, (x, over)
-
-
-def _over_root_bwd(epsilon, residuals, dy):
-    del epsilon
-    x, over = residuals
-    return (over * dy - x * (over**3 * jnp.vecdot(x, dy)[..., None]),)
-
-
-_over_root.defvjp(_over_root_fwd, _over_root_bwd)
+    along = over**3 * jnp.vecdot(x, dx)[..., None]
+    return x * over, over * dx - jnp.matmul(x[..., None], along[..., None])[..., 0]
 
 
 def activated_qkv(heads: int, qkv: Float[Array, " width"]) -> tuple[Float[Array, "heads size"], ...]:
@@ -102,6 +105,8 @@ def each_head(
     starts: Bool[Array, " T"],
 ) -> tuple[Float[Array, "heads k v"], Float[Array, "_ heads v"]]:
     """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
+    # The op reads in the dtype of its values; a step reads in that of the state.
+    inputs = tuple(None if x is None else x.astype(state.dtype) for x in inputs)
     if len(state) == 1:
         # Without an axis of one, which XLA would move about.
         last, ys = op(*(None if x is None else x[:, 0] for x in inputs), state[0], starts)

@@ -1,12 +1,30 @@
 """Small parts that several memory models share: initialisers, option checks, selection of a state."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree
 
 T = TypeVar("T", bound=PyTree[Array])
+
+
+def state_dtype(parameter: Float[Array, "..."]) -> Any:
+    """Return the dtype of the states beside a parameter: the parameter's own, float32 at least.
+
+    A sum over thousands of steps does not fit into the eight bits of bfloat16: what is added last would vanish.
+    """
+    return jnp.promote_types(parameter.dtype, jnp.float32)
+
+
+def state_zeros(parameter: Float[Array, "..."], shape: int | tuple[int, ...]) -> Float[Array, "..."]:
+    """Return zeros in the dtype of the states beside a parameter."""
+    return jnp.zeros(shape, state_dtype(parameter))
+
+
+def as_complex(re: Float[Array, "*shape"], im: Float[Array, "*shape"]) -> Complex[Array, "*shape"]:
+    """Return re + i im, of the width of the states beside them."""
+    return jax.lax.complex(re.astype(state_dtype(re)), im.astype(state_dtype(im)))
 
 
 def select(condition: Bool[Array, ""], if_true: T, if_false: T) -> T:

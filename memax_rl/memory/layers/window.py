@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from memax_rl.memory.layers.weights import check_size, normal
+from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import project, window_attention
 
 
@@ -47,7 +47,7 @@ class Heads(eqx.Module):
 def empty_rings(heads: Heads, window: int) -> tuple["Ring", "Ring"]:
     """Return empty rings of keys and values."""
     shape = (window - 1, heads.heads, heads.head_size)
-    return empty_ring(*shape), empty_ring(*shape)
+    return empty_ring(heads.w_k, *shape), empty_ring(heads.w_v, *shape)
 
 
 def _as_it_is(x: Array, first: int) -> Array:
@@ -101,7 +101,7 @@ def attend_scan(
         return window_attention(q, k, v, starts, window, bias=bias, **past)
 
     # Only the distance matters, so that the position on the tape does as well as that in the episode.
-    turned = turn(q, 0), turn(k, 0), v, turn(past_k.rows, 1 - window), past_v.rows
+    turned = turn(q, 0), turn(k, 0), v.astype(past_v.rows.dtype), turn(past_k.rows, 1 - window), past_v.rows
     ys = jax.vmap(attend, in_axes=(1, 1, 1, 1, 1, None if bias is None else 0), out_axes=1)(*turned, bias)
     return (past_k.extend(k, starts), past_v.extend(v, starts)), heads.merge(ys)
 
@@ -139,6 +139,6 @@ class Ring(eqx.Module):
         return Ring(jnp.concatenate([self.rows, rows])[length:], count.astype(jnp.int32)).clear()
 
 
-def empty_ring(size: int, *shape: int) -> Ring:
-    """Return a ring that nothing was pushed to."""
-    return Ring(jnp.zeros((size, *shape)), jnp.zeros((), jnp.int32))
+def empty_ring(parameter: Array, size: int, *shape: int) -> Ring:
+    """Return a ring that nothing was pushed to, in the dtype of the states beside a parameter."""
+    return Ring(state_zeros(parameter, (size, *shape)), jnp.zeros((), jnp.int32))
