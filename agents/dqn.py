@@ -29,14 +29,14 @@ from memax_rl.agents.base import AgentSettings
 from memax_rl.agents.optimizer import Schedule, clip, make_schedule
 from memax_rl.envs import spaces
 from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
-from memax_rl.networks.encoder import Inputs
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.returns import lambda_returns, n_step_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
 from memax_rl.rollout.streams import (
     Finished,
-    Stream,
+    RolloutState,
     as_metrics,
     count_unusable,
     episode_metrics,
@@ -123,7 +123,7 @@ class DQNState(eqx.Module):
     network: QNetwork
     target: QNetwork
     optimizer: optax.OptState
-    streams: Stream
+    streams: RolloutState
     replay: Replay
     key: PRNGKeyArray
     env_steps: StepCount
@@ -157,7 +157,7 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
     action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
     rows = tape.start.shape[0]
     memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (rows, *leaf.shape)), network.initial_state())
-    return network.scan(memory, Inputs(tape.observation, action, reward, tape.start))[1]
+    return network.scan(memory, AgentInput(tape.observation, action, reward, tape.start))[1]
 
 
 class DQN:
@@ -253,13 +253,13 @@ class DQN:
             state,
             (streams, replay, key, env_steps, state.updates + 1),
         )
-        after, learnt = self._learn(before, learning_rate, learn_key)
+        after, learned = self._learn(before, learning_rate, learn_key)
         # After the learning, so that acting and learning saw the observations alike.
         seen = tuple(network.observe(new.observation, new.valid) for network in (after.network, after.target))
         after = eqx.tree_at(lambda s: (s.network, s.target), after, seen)
         metrics = {
             **collected,
-            **learnt,
+            **learned,
             "replay/size": replays.size(replay),
             "learning_rate": learning_rate,
             "gradient_steps": after.gradient_steps - state.gradient_steps,
@@ -294,8 +294,8 @@ class DQN:
         return act
 
     def _step(
-        self, network: QNetwork, epsilon: Float[Array, ""], stream: Stream, keys: Key[Array, "2"]
-    ) -> tuple[Stream, Tape, Finished]:
+        self, network: QNetwork, epsilon: Float[Array, ""], stream: RolloutState, keys: Key[Array, "2"]
+    ) -> tuple[RolloutState, Tape, Finished]:
         stream, slot, finished = step_stream(self.env, self.env_params, self._explore(network, epsilon), stream, keys)
         # Q-learning has no use for how probable an action was.
         return stream, eqx.tree_at(lambda t: t.log_prob, slot, None), finished
@@ -309,7 +309,7 @@ class DQN:
             return epsilon
         return epsilon ** (1 + 7 * jnp.arange(num_envs) / max(num_envs - 1, 1))
 
-    def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[Stream, Tape, Replay, dict[str, Array]]:
+    def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[RolloutState, Tape, Replay, dict[str, Array]]:
         """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""
         epsilon = self.epsilons(state.env_steps)
 
@@ -420,7 +420,7 @@ class DQN:
             lambda_ = jnp.full_like(reward, config.q_lambda)
             return lambda_returns(*arguments, jnp.where(is_best, lambda_, 0) if config.watkins else lambda_)
 
-        # Whether the next action is the best there, so that what follows it says what is to be learnt.
+        # Whether the next action is the best there, so that what follows it says what is to be learned.
         is_best = _next(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
         return jax.vmap(row)(learning_reward(tape), next_value, value_ends(tape), cut, is_best)
 
@@ -458,7 +458,7 @@ def resolve(config: DQNConfig, env: Any, env_params: Any) -> Sizes:
     samples_per_insert would need very long updates.
     """
     fixed = env.fixed_length(env_params)
-    longest = fixed + env.is_cut(env_params) if fixed is not None else env.horizon(env_params)
+    longest = fixed + env.truncates(env_params) if fixed is not None else env.max_episode_steps(env_params)
     slots = config.tape_length
     if slots is None:
         if longest is None:

@@ -26,12 +26,12 @@ from memax_rl import sharding
 from memax_rl.agents.base import AgentSettings
 from memax_rl.agents.optimizer import Schedule, clip, make_schedule
 from memax_rl.networks import ActionDistribution, ActorCritic, NetworkConfig, make_actor_critic
-from memax_rl.networks.encoder import Inputs
-from memax_rl.networks.normalization import RunningMoments
+from memax_rl.networks.encoder import AgentInput
+from memax_rl.networks.normalization import RunningMeanStd
 from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, collect, rollout_size
 from memax_rl.rollout.returns import generalized_advantages
 from memax_rl.rollout.step_count import StepCount, check_counts
-from memax_rl.rollout.streams import Act, Stream, as_metrics, start_stream, step_stream
+from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
 
 
@@ -83,9 +83,9 @@ class PPOState(eqx.Module):
 
     network: ActorCritic
     optimizer: optax.OptState
-    streams: Stream
+    streams: RolloutState
     pending: Pending
-    returns: RunningMoments
+    returns: RunningMeanStd
     key: PRNGKeyArray
     env_steps: StepCount
     updates: Int[Array, ""]
@@ -114,7 +114,7 @@ def evaluate_rows(
     """Return the carry after the rows and the distributions and values of all slots, from one pass over them."""
     tape = rows.tape
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
-    return network.scan(rows.carry, Inputs(tape.observation, action, reward, tape.start))
+    return network.scan(rows.carry, AgentInput(tape.observation, action, reward, tape.start))
 
 
 class PPO:
@@ -181,7 +181,7 @@ class PPO:
             optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
             streams=streams,
             pending=Pending.none(slot, self.num_envs, self.slots),
-            returns=RunningMoments(),
+            returns=RunningMeanStd(),
             key=key,
             env_steps=StepCount.of(0),
             updates=jnp.zeros((), jnp.int32),
@@ -194,7 +194,7 @@ class PPO:
         nothing = jnp.zeros_like(state.pending.length)
         return eqx.tree_at(lambda s: (s.streams, s.pending.length), state, (streams, nothing))
 
-    def _start(self, network: ActorCritic, key: PRNGKeyArray) -> Stream:
+    def _start(self, network: ActorCritic, key: PRNGKeyArray) -> RolloutState:
         carry = network.initial_state()
         start = jax.vmap(lambda k: start_stream(self.env, self.env_params, carry, k))
         return start(jax.random.split(key, self.num_envs))
@@ -223,7 +223,7 @@ class PPO:
         learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
         network, optimizer, learned = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.
-        network = network.observe(*sharding.gather((rows.tape.observation, rows.tape.valid), self.devices))
+        network = network.observe(*sharding.all_gather((rows.tape.observation, rows.tape.valid), self.devices))
         env_steps = state.env_steps.add(collected.pop("env_steps"))
         metrics = {
             **collected,
@@ -244,12 +244,12 @@ class PPO:
             self.act(state.network),
             state.streams,
             state.pending,
-            sharding.own(keys, self.devices, axis=1),
+            sharding.local_shard(keys, self.devices, axis=1),
             mode=self.config.rollout,
             devices=self.devices,
         )
 
-    def _scale(self, returns: RunningMoments, tape: Tape) -> tuple[RunningMoments, Float[Array, ""]]:
+    def _scale(self, returns: RunningMeanStd, tape: Tape) -> tuple[RunningMeanStd, Float[Array, ""]]:
         """Return the moments of all discounted returns, those of the tape with them, and the scale of rewards."""
         if self.config.reward_scale is not None:
             return returns, jnp.asarray(self.config.reward_scale)
@@ -257,7 +257,7 @@ class PPO:
         of_tape = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
             learning_reward(tape), zeros, zeros, value_ends(tape), tape.truncated, self.config.gamma, 1.0
         )
-        of_tape, valid = sharding.gather((of_tape, tape.valid), self.devices)
+        of_tape, valid = sharding.all_gather((of_tape, tape.valid), self.devices)
         returns = returns.update(of_tape.reshape(-1), valid.reshape(-1))
         # Returns that differ by rounding alone are all the same.
         spread = returns.variance > 1e-8 * returns.mean**2
@@ -300,7 +300,7 @@ class PPO:
             params, optimizer, stopped = carry
             indices, stats = minibatch
             rows = jax.tree.map(lambda leaf: leaf[indices], batch)
-            grads, metrics = sharding.total(gradients(params, static, rows, stats), self.devices)
+            grads, metrics = sharding.psum(gradients(params, static, rows, stats), self.devices)
             metrics["grad_norm"] = norm = optax.tree.norm(grads)
             updates, new_optimizer = self.optimizer.update(clip(grads, norm, config.max_grad_norm), optimizer, params)
             new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
@@ -328,10 +328,10 @@ class PPO:
         def sums(x):
             return jnp.sum(jnp.where(valid, x, 0), axis=(1, 2))
 
-        count, advantages = sharding.total((sums(1.0), sums(advantage)), self.devices)
+        count, advantages = sharding.psum((sums(1.0), sums(advantage)), self.devices)
         count = jnp.maximum(count, 1)
         mean = advantages / count
-        variance = sharding.total(sums((advantage - mean[:, None, None]) ** 2), self.devices) / count
+        variance = sharding.psum(sums((advantage - mean[:, None, None]) ** 2), self.devices) / count
         return AdvantageStats(count, mean, jnp.sqrt(variance))
 
     def _loss(self, params, static, batch: Batch, stats: AdvantageStats) -> tuple[Float[Array, ""], dict[str, Array]]:

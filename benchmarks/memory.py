@@ -3,7 +3,7 @@
     python benchmarks/memory.py                                      every model, T = 1024, batch 8
     python benchmarks/memory.py --models lru gru --T 256 1024 --batch 1 8
     python benchmarks/memory.py --out results                        writes memory.csv, memory.md and memory.png
-    python benchmarks/memory.py --out docs/memory --page docs/memory.md   refreshes the table of that page too
+    python benchmarks/memory.py --out docs/results/memory --page docs/results/memory_models.md    refreshes a page too
 
 Forward is one `scan` of the batch, backward the gradient of the mean square of the outputs by parameters and
 inputs. Both sides get the same inputs and start flags. Each side is compiled once; then the sides take turns
@@ -105,7 +105,7 @@ def tree_recurrence(a, b, h0, starts):
 
 
 def turning_tree(re, im, b, h0, starts):
-    """The same in place of `ops.turning_recurrence`."""
+    """The same in place of `ops.complex_diagonal_recurrence`."""
     hs = tree_recurrence(
         jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape),
         jax.lax.complex(b[:, 0], b[:, 1]),
@@ -123,11 +123,11 @@ def selective_tree(dt, u, b, c, a, h0, starts):
 
 
 def autodiff_side(name: str, options: dict[str, Any]) -> Side:
-    """Our model with the tree in place of our recurrences, and `@` in place of `ops.project`."""
+    """Our model with the tree in place of our recurrences, and `@` in place of `ops.linear`."""
     forward, params = our_side(name, options)
     module = importlib.import_module(f"memax_rl.memory.{name}")
 
-    swaps = {"linear_recurrence": tree_recurrence, "turning_recurrence": turning_tree}
+    swaps = {"linear_recurrence": tree_recurrence, "complex_diagonal_recurrence": turning_tree}
     swaps["selective_scan"] = selective_tree
     swaps["project"] = jnp.matmul
     swaps = {name: swap for name, swap in swaps.items() if hasattr(module, name)}
@@ -181,7 +181,7 @@ def cases() -> Iterator[Case]:
     for name in ("lru", "s5", "s6", "min_gru", "rot_rnn"):
         twin = functools.partial(autodiff_side, name, {})
         yield Case(name, {}, "autodiff", twin, note="")
-    ours, plain = functools.partial(product_side, ops.project), functools.partial(product_side, jnp.matmul)
+    ours, plain = functools.partial(product_side, ops.linear), functools.partial(product_side, jnp.matmul)
     yield Case("product", {}, "product", plain, ours, note="")
     for name, dtype in (("real", jnp.float32), ("complex", jnp.complex64)):
         yield Case(

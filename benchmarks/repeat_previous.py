@@ -63,7 +63,7 @@ def draw(curves: list[tuple[str, list[Run], float]], path: Path) -> None:
         (line,) = axis.plot(steps, returns.mean(axis=1), label=f"{label}, LRU")
         axis.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.25, color=line.get_color())
         axis.axhline(best, color=line.get_color(), linestyle=":", linewidth=1.2)
-    axis.plot([], [], color="grey", linestyle=":", label="best of 13 models in the POPGym paper, 15 M steps")
+    axis.plot([], [], color="gray", linestyle=":", label="best of 13 models in the POPGym paper, 15 M steps")
     axis.set(xlabel="environment steps", ylabel="mean return of an episode", xscale="log", ylim=(-0.6, 1.05))
     axis.set_title("RepeatPrevious: mean and range of three seeds")
     axis.legend(loc="lower right", fontsize=8)

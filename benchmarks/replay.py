@@ -8,7 +8,7 @@
 - stored: windows anywhere in a stream, from the memory that the agent had there when it acted, after `--burn-in` slots
   that only warm the memory up (R2D2, Kapturowski et al. 2019).
 
-All three share the agent: acting, targets, loss, optimiser, and how often they learn. A gradient step of each learns
+All three share the agent: acting, targets, loss, optimizer, and how often they learn. A gradient step of each learns
 from the same number of transitions on average (`tapes` has 127 in a row of 128 slots, the others have more rows). What
 differs is the history that a transition is seen with, and how many slots have to be computed for it. Both baselines are
 given the slot behind the last one, so that they bootstrap rightly, and no window is clipped.
@@ -33,7 +33,7 @@ from memax_rl.agents.dqn import DQN, DQNConfig
 from memax_rl.envs.popgym.repeat import RepeatPrevious
 from memax_rl.evaluation.episodes import play
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
-from memax_rl.networks.encoder import Inputs
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.tape import previous
@@ -104,7 +104,7 @@ class Segments(MarkedDQN):
     segment: int = 32
 
     def rows(self) -> int:
-        """Return so many rows that as many transitions are learnt from as on the tapes."""
+        """Return so many rows that as many transitions are learned from as on the tapes."""
         (episode, segment) = (envs.fixed_length(self.env, self.env_params), self.segment)
         a_row = episode / -(-episode // segment)
         return round(self.config.rows * (self.sizes.slots - 1) / a_row)
@@ -142,7 +142,7 @@ class Stored(MarkedDQN):
     burn_in: int = 16
 
     def rows(self) -> int:
-        """Return so many rows that as many transitions are learnt from as on the tapes."""
+        """Return so many rows that as many transitions are learned from as on the tapes."""
         return round(self.config.rows * (self.sizes.slots - 1) / self.segment)
 
     def slots(self) -> int:
@@ -172,7 +172,7 @@ class Stored(MarkedDQN):
     def unroll(self, network, sample):
         tape = sample.tape
         action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, sample.before)
-        inputs = Inputs(tape.observation, action, reward, tape.start)
+        inputs = AgentInput(tape.observation, action, reward, tape.start)
         first, rest = (jax.tree.map(lambda leaf, part=part: leaf[:, part], inputs) for part in self._parts())
         memory, q = network.scan(sample.memory, first)
         # The burn-in makes a memory and no gradient.
@@ -230,7 +230,7 @@ def curve(agent: DQN, seed: int, total_steps: int, points: int, episodes: int) -
     def evaluate(arrays, key):
         network = eqx.combine(arrays, static).network
         act, memory = agent.act(network, greedy=True), network.initial_state()
-        horizon = agent.env.horizon(agent.env_params) + 1
+        horizon = agent.env.max_episode_steps(agent.env_params) + 1
         return jnp.mean(play(agent.env, agent.env_params, act, memory, key, episodes=episodes, max_steps=horizon)[0])
 
     many = many.lower(arrays).compile()

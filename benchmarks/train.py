@@ -7,7 +7,7 @@ other toolkits publish. In "truncated_bptt" mode, as they do, and beside it on t
 counts the multiply-adds of the network's matrix products alone, forward once while acting and for the values, and three
 times (forward, and backward by inputs and by weights) in each epoch, against a large float32 product on this machine.
 
-Beside it DQN on the same environments and network, at an update-to-data ratio of 1, that is one slot learnt from for
+Beside it DQN on the same environments and network, at an update-to-data ratio of 1, that is one slot learned from for
 each slot collected: forward once while acting, three times for learning, and once for the target network.
 """
 

@@ -13,13 +13,13 @@ from memax_rl.envs.registry import DOWNLOADS as DOWNLOADS
 from memax_rl.envs.registry import check as check
 from memax_rl.envs.registry import complete_options as complete_options
 from memax_rl.envs.registry import fixed_length as fixed_length
-from memax_rl.envs.registry import horizon as horizon
-from memax_rl.envs.registry import is_cut as is_cut
 from memax_rl.envs.registry import make as make
+from memax_rl.envs.registry import max_episode_steps as max_episode_steps
 from memax_rl.envs.registry import missing_package as missing_package
 from memax_rl.envs.registry import names as names
 from memax_rl.envs.registry import options as options
 from memax_rl.envs.registry import register as register
+from memax_rl.envs.registry import truncates as truncates
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -31,20 +31,20 @@ class Environment(environment.Environment):
       observation of this one. At every other step it equals `obs`.
     - `info["value_stops"]`, if there, is true where no return looks beyond this step although the episode
       goes on, as between the episodes of a trial.
-    - `info["bonus"]`, if there, is added to the reward by the learner; the agent does not see it, and no
+    - `info["intrinsic_reward"]`, if there, is added to the reward by the learner; the agent does not see it, and no
       reported return has it in it.
     - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
       from `step`, so that they can be carried through `jax.lax.scan`. Observations have the dtype of
       `observation_space(params)`. The reward is float32.
     - Instances are hashed by identity and hold no arrays that change: everything random is in the state.
 
-    A subclass implements `reset_env`, `step_env`, `default_params` and the two spaces, and where it can `horizon`
-    and `fixed_length`. `step_env` and `reset_env` are given the *same* key within one step, because hashing keys
-    is most of the cost of small environments. A subclass whose last transition is random must therefore fold
-    a constant into the key in `reset_env`.
+    A subclass implements `reset_env`, `step_env`, `default_params` and the two spaces, and where it can
+    `max_episode_steps` and `fixed_length`. `step_env` and `reset_env` are given the *same* key within one step, because
+    hashing keys is most of the cost of small environments. A subclass whose last transition is random must therefore
+    fold a constant into the key in `reset_env`.
     """
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The largest number of steps an episode can have, or None if no bound is known. None unless overridden."""
         return None
 
@@ -52,7 +52,7 @@ class Environment(environment.Environment):
         """The number of steps of every episode, or None if episodes differ in length. None unless overridden."""
         return None
 
-    def is_cut(self, params: Any) -> bool:
+    def truncates(self, params: Any) -> bool:
         """Whether an episode of the fixed length may be cut there by a time limit.
 
         Its final observation then takes a slot of its own on a tape. True unless overridden, which is always safe.

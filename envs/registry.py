@@ -184,14 +184,14 @@ def _make(env_id: str, options: str) -> tuple[Any, Any]:
     return env, env.default_params
 
 
-def horizon(env: Any, params: Any) -> int | None:
+def max_episode_steps(env: Any, params: Any) -> int | None:
     """The largest number of steps an episode can have, or None if no bound is known.
 
     Args:
         env: An environment from `make`.
         params: Its parameters, with concrete (not traced) values.
     """
-    return env.horizon(params)
+    return env.max_episode_steps(params)
 
 
 def fixed_length(env: Any, params: Any) -> int | None:
@@ -204,11 +204,11 @@ def fixed_length(env: Any, params: Any) -> int | None:
     return env.fixed_length(params)
 
 
-def is_cut(env: Any, params: Any) -> bool:
+def truncates(env: Any, params: Any) -> bool:
     """Whether an episode of the fixed length may be cut there by a time limit.
 
     Args:
         env: An environment from `make`.
         params: Its parameters, with concrete (not traced) values.
     """
-    return env.is_cut(params)
+    return env.truncates(params)

@@ -90,10 +90,10 @@ def leaves(space: Space) -> list[Any]:
 
 
 class NormalizedBox(Box):
-    """A Box of real numbers that the network is to normalise by running statistics before it sees them.
+    """A Box of real numbers that the network is to normalize by running statistics before it sees them.
 
     Attributes:
-        clip: Normalised components are clipped to plus and minus this.
+        clip: Normalized components are clipped to plus and minus this.
     """
 
     def __init__(self, box: Box, clip: float):
@@ -112,7 +112,7 @@ def describe(space: Space) -> str:
         return f"Discrete({space.n})"
     if isinstance(space, MultiDiscrete):
         nvec = list(space.nvec)
-        # The shortest part that the rest repeats, as the tile and the colour of every cell of a grid.
+        # The shortest part that the rest repeats, as the tile and the color of every cell of a grid.
         period = next(n for n in range(1, len(nvec) + 1) if nvec == nvec[:n] * (len(nvec) // n))
         values = ", ".join(map(str, nvec if len(nvec) <= 2 else nvec[:period]))
         if len(nvec) > 2 and period < len(nvec):

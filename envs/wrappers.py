@@ -45,17 +45,17 @@ class Wrapper(Environment):
         """The inner environment's, unless overridden."""
         return self.inner.observation_space(params)
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The inner environment's, unless overridden."""
-        return self.inner.horizon(params)
+        return self.inner.max_episode_steps(params)
 
     def fixed_length(self, params: Any) -> int | None:
         """The inner environment's, unless overridden."""
         return self.inner.fixed_length(params)
 
-    def is_cut(self, params: Any) -> bool:
+    def truncates(self, params: Any) -> bool:
         """The inner environment's, unless overridden."""
-        return self.inner.is_cut(params)
+        return self.inner.truncates(params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
@@ -113,19 +113,19 @@ class TimeLimit(Wrapper):
         super().__init__(inner)
         self.steps = steps
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The limit, or the inner horizon where that is shorter."""
-        return min(self.steps, self.inner.horizon(params) or self.steps)
+        return min(self.steps, self.inner.max_episode_steps(params) or self.steps)
 
     def fixed_length(self, params: Any) -> int | None:
         """The inner length, cut at the limit."""
         fixed = self.inner.fixed_length(params)
         return None if fixed is None else min(fixed, self.steps)
 
-    def is_cut(self, params: Any) -> bool:
+    def truncates(self, params: Any) -> bool:
         """Whether this limit comes first, or the inner environment is cut."""
         fixed = self.inner.fixed_length(params)
-        return self.inner.is_cut(params) or (fixed is not None and self.steps < fixed)
+        return self.inner.truncates(params) or (fixed is not None and self.steps < fixed)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, TimeLimitState]:
         """Begin an episode."""
@@ -167,7 +167,7 @@ class TimeLimitConfig(WrapperConfig):
             return env, params.replace(max_steps_in_episode=self.steps)
         if isinstance(env, GymnasiumAdapter):
             return GymnasiumAdapter(env.env_id, env.options, max_episode_steps=self.steps), params
-        longest = env.horizon(params)
+        longest = env.max_episode_steps(params)
         if longest is not None and self.steps >= longest:
             raise ValueError(
                 f"env_wrappers: time_limit of {self.steps} steps does nothing, because no episode of {env_id} has more "
@@ -182,16 +182,17 @@ class TimeLimitConfig(WrapperConfig):
 class FrameSkip(Wrapper):
     """Takes every action `frames` times, or until the episode ends, and adds up the rewards.
 
-    Its `step` raises `ValueError` where the inner environment gives `info["value_stops"]` or `info["bonus"]`.
+    Its `step` raises `ValueError` where the inner environment gives `info["value_stops"]` or
+    `info["intrinsic_reward"]`.
     """
 
     def __init__(self, inner: Environment, frames: int):
         super().__init__(inner)
         self.frames = frames
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The inner horizon in steps of several frames."""
-        longest = self.inner.horizon(params)
+        longest = self.inner.max_episode_steps(params)
         return None if longest is None else math.ceil(longest / self.frames)
 
     def fixed_length(self, params: Any) -> int | None:
@@ -211,10 +212,10 @@ class FrameSkip(Wrapper):
                 "the return is to stop; set env_options.discount_across_episodes to true, or leave frame_skip out"
             )
 
-        if "bonus" in info:
+        if "intrinsic_reward" in info:
             raise ValueError(
-                "env_wrappers: frame_skip would lose the bonus of all but the last of its steps; leave it out, or set "
-                "env_options.search_bonus to 0"
+                "env_wrappers: frame_skip would lose the intrinsic reward of all but the last of its steps; leave it out, or "
+                "set env_options.novelty_bonus to 0"
             )
 
         def again(carry, key):
@@ -313,8 +314,8 @@ class RewardScaling(Wrapper):
     def step_if(self, active: Bool[Array, ""], key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Step:
         """One transition with the reward scaled."""
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, key, state, action, params)
-        if "bonus" in info:
-            info = {**info, "bonus": info["bonus"] * jnp.float32(self.scale)}
+        if "intrinsic_reward" in info:
+            info = {**info, "intrinsic_reward": info["intrinsic_reward"] * jnp.float32(self.scale)}
         return obs, state, reward * jnp.float32(self.scale), terminated, truncated, info
 
 
@@ -514,7 +515,7 @@ class VelocityOnlyConfig(WrapperConfig):
 
 
 class NormalizeObservation(Wrapper):
-    """Asks the network to normalise what it observes: its spaces say so (see `spaces.NormalizedBox`).
+    """Asks the network to normalize what it observes: its spaces say so (see `spaces.NormalizedBox`).
 
     The environment itself changes nothing, because the statistics must be the same for all streams of a seed.
     """
@@ -531,13 +532,13 @@ class NormalizeObservation(Wrapper):
 class NormalizeObservationConfig(WrapperConfig):
     """The network sees real observations minus their running mean, over their running standard deviation.
 
-    The statistics are of all observations learnt from so far. They are part of the network, so checkpoints hold them
+    The statistics are of all observations learned from so far. They are part of the network, so checkpoints hold them
     and evaluation uses them as they are; they change once an update, after the learning.
     """
 
     name: Literal["normalize_observation"] = "normalize_observation"
     clip: float = Field(default=10.0, gt=0)
-    """Normalised components are clipped to plus and minus this."""
+    """Normalized components are clipped to plus and minus this."""
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""

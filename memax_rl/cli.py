@@ -333,7 +333,7 @@ def _describe_env(name: str) -> str:
         return _ENV_LINE.format(name, f"- (needs {install})", "-", "-", *scores)
     env, params = envs.make(name)
     spaces = describe(env.observation_space(params)), describe(env.action_space(params))
-    return _ENV_LINE.format(name, *spaces, str(envs.horizon(env, params) or "-"), *scores)
+    return _ENV_LINE.format(name, *spaces, str(envs.max_episode_steps(env, params) or "-"), *scores)
 
 
 def _describe_memories(width: int = 128) -> Iterator[str]:

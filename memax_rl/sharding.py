@@ -1,6 +1,6 @@
 """Sharing the rows of a tape out over several devices: data parallelism.
 
-Each device acts in its share of the environments and learns from its share of every minibatch. Network and optimiser
+Each device acts in its share of the environments and learns from its share of every minibatch. Network and optimizer
 are the same on all: gradients are summed over the devices before each step. On a CPU the devices are threads of this
 process, and worth it because the products of a small network keep no more than one core busy.
 
@@ -40,7 +40,7 @@ def index(devices: int) -> Array | int:
     return 0 if devices == 1 else jax.lax.axis_index(_AXIS)
 
 
-def total(tree: T, devices: int) -> T:
+def psum(tree: T, devices: int) -> T:
     """Return the sum over the devices of each array. One message for all of them: each costs a wait for the slowest."""
     if devices == 1:
         return tree
@@ -48,39 +48,14 @@ def total(tree: T, devices: int) -> T:
     return unravel(jax.lax.psum(flat, _AXIS))
 
 
-def total_of_every_second(tree: T, devices: int) -> T:
-    """Return the sum over the devices 0, 2, 4, ... for these, and over 1, 3, 5, ... for those."""
-    if devices == 2:
-        return tree
-    flat, unravel = ravel_pytree(tree)
-    groups = [list(range(first, devices, 2)) for first in (0, 1)]
-    return unravel(jax.lax.psum(flat, _AXIS, axis_index_groups=groups))
-
-
-def gather(tree: T, devices: int, axis: int = 0) -> T:
+def all_gather(tree: T, devices: int, axis: int = 0) -> T:
     """Return the arrays of all devices, in their order along `axis`."""
     if devices == 1:
         return tree
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, _AXIS, axis=axis, tiled=True), tree)
 
 
-def gather_pairs(tree: T, devices: int) -> T:
-    """Return the arrays of this device and of its neighbour, devices 0 and 1, 2 and 3, ..., along the first axis."""
-    return jax.tree.map(lambda leaf: _gather_pair(leaf, devices, tiled=True), tree)
-
-
-def both_of_pair(tree: T, devices: int) -> tuple[T, T]:
-    """Return the tree of the even device of each pair, and that of the odd one."""
-    stacked = jax.tree.map(lambda leaf: _gather_pair(leaf, devices, tiled=False), tree)
-    return jax.tree.map(lambda leaf: leaf[0], stacked), jax.tree.map(lambda leaf: leaf[1], stacked)
-
-
-def _gather_pair(leaf: Array, devices: int, *, tiled: bool) -> Array:
-    pairs = [[i, i + 1] for i in range(0, devices, 2)]
-    return jax.lax.all_gather(leaf, _AXIS, axis_index_groups=pairs, tiled=tiled)
-
-
-def own(tree: T, devices: int, axis: int = 0) -> T:
+def local_shard(tree: T, devices: int, axis: int = 0) -> T:
     """Return this device's share along `axis`."""
     if devices == 1:
         return tree
@@ -108,7 +83,7 @@ def over_devices(run: Callable[..., Any], devices: int, shared_out: Sequence[str
             mesh=_mesh(devices),
             in_specs=(specs, *(PartitionSpec() for _ in arguments)),
             out_specs=(specs, PartitionSpec(), PartitionSpec()),
-            # It cannot tell that an optimiser's step from summed gradients is the same on all devices.
+            # It cannot tell that an optimizer's step from summed gradients is the same on all devices.
             check_vma=False,
         )(state, *arguments)
 

@@ -25,13 +25,13 @@ class Probe:
         self.longest, self.ending, self.random, self.constant = longest, ending, random, constant
         self.default_params = None
 
-    def horizon(self, params: Any) -> int:
+    def max_episode_steps(self, params: Any) -> int:
         return self.longest
 
     def fixed_length(self, params: Any) -> int | None:
         return None if self.random or self.ending == "truncated" else self.longest
 
-    def is_cut(self, params: Any) -> bool:
+    def truncates(self, params: Any) -> bool:
         return self.ending == "truncated"
 
     def observation_space(self, params: Any) -> spaces.Box:

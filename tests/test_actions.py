@@ -38,13 +38,13 @@ class Point(Environment):
     def observation_space(self, params):
         return spaces.Discrete(1)
 
-    def horizon(self, params):
+    def max_episode_steps(self, params):
         return 1
 
     def fixed_length(self, params):
         return 1
 
-    def is_cut(self, params):
+    def truncates(self, params):
         return False
 
     def is_truncated(self, state, params):

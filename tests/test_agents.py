@@ -17,7 +17,7 @@ from memax_rl.networks import make_actor_critic
 from memax_rl.networks.torso import BlockConfig, NetworkConfig
 from memax_rl.rollout.collect import Pending, collect
 from memax_rl.rollout.step_count import StepCount
-from memax_rl.rollout.streams import Stream, as_metrics, start_stream, step_stream
+from memax_rl.rollout.streams import RolloutState, as_metrics, start_stream, step_stream
 from memax_rl.runs import TrainConfig, make_config, override
 from memax_rl.runs.build import make_agent
 
@@ -33,7 +33,7 @@ class NoLearnerState(eqx.Module):
     """What the protocol asks for, and the streams."""
 
     network: Any
-    streams: Stream
+    streams: RolloutState
     pending: Pending
     key: jax.Array
     env_steps: StepCount

@@ -39,7 +39,7 @@ def _compare(fields: dict, on: int = 2, updates: int = 3) -> None:
     assert len(many.pending.length.devices()) == on, "the rows are on all devices"
     for name in one_metrics:
         np.testing.assert_allclose(many_metrics[name], one_metrics[name], rtol=2e-3, atol=1e-5, err_msg=name)
-    assert one_metrics["grad_norm"].min() > 1e-3, "something was learnt"
+    assert one_metrics["grad_norm"].min() > 1e-3, "something was learned"
     for path, leaf in jax.tree.leaves_with_path(one.network):
         other = dict(jax.tree.leaves_with_path(many.network))[path]
         np.testing.assert_allclose(other, leaf, rtol=1e-3, atol=1e-5, err_msg=jax.tree_util.keystr(path))

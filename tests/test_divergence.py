@@ -50,13 +50,13 @@ class Burst(Environment):
     def observation_space(self, params):
         return spaces.Box(-jnp.inf, jnp.inf, (1,))
 
-    def horizon(self, params):
+    def max_episode_steps(self, params):
         return 5
 
     def fixed_length(self, params):
         return 5
 
-    def is_cut(self, params):
+    def truncates(self, params):
         return False
 
     def is_truncated(self, state, params):

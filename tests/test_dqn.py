@@ -10,7 +10,7 @@ from _probes import Probe, Recall
 from memax_rl.agents.dqn import DQN, DQNConfig, unroll
 from memax_rl.envs import make, spaces
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
-from memax_rl.networks.encoder import Inputs
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.step_count import StepCount
 
@@ -85,7 +85,7 @@ def _stepped(network, tape) -> np.ndarray:
     memory, action, reward, found = first, jnp.zeros(rows, jnp.int32), jnp.zeros(rows), []
     for t in range(slots):
         start = tape.start[:, t]
-        inputs = Inputs(tape.observation[:, t], jnp.where(start, 0, action), jnp.where(start, 0, reward), start)
+        inputs = AgentInput(tape.observation[:, t], jnp.where(start, 0, action), jnp.where(start, 0, reward), start)
         memory, q = step(memory, inputs)
         action, reward = tape.action[:, t], tape.reward[:, t]
         found.append(q.raw)
@@ -233,7 +233,7 @@ def test_epsilon_is_how_often_the_action_is_random(space, key):
     agent = _agent(Probe())
     agent.action_space = space
     network = make_q_network(NetworkConfig(memory="mlp", width=8), spaces.Box(0, 1, (2,)), space, dueling=True, key=key)
-    inputs = Inputs(jnp.ones(2), jnp.zeros(space.shape, jnp.int32), jnp.zeros(()), jnp.array(True))
+    inputs = AgentInput(jnp.ones(2), jnp.zeros(space.shape, jnp.int32), jnp.zeros(()), jnp.array(True))
     best = np.asarray(network.step(network.initial_state(), inputs)[1].mode())
 
     @jax.jit
@@ -318,8 +318,8 @@ def test_hard_and_soft_target_updates_by_hand():
 def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
     agent = _agent(Probe(), **(settings | {"buffer_size": 100_000}))
     assert (agent.sizes.steps, agent.sizes.gradient_steps) == (steps, gradient_steps)
-    learnt = gradient_steps * settings["batch_size"] * settings["tape_length"]
-    assert learnt == settings["samples_per_insert"] * steps * settings["num_envs"]
+    learned = gradient_steps * settings["batch_size"] * settings["tape_length"]
+    assert learned == settings["samples_per_insert"] * steps * settings["num_envs"]
 
 
 # Learning
@@ -329,7 +329,7 @@ def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
 def test_value_at_an_end(ending, want, n_step, key):
     """Rows 4 and 5: one step a episode, reward 1, discount 0.8. Q -> 1 / (1 - 0.8) if truncated, 1 if terminated."""
     probe = Probe(longest=1, ending=ending, constant=True)
-    # All observations are alike, so the final one, which is never learnt from, has the value of the first.
+    # All observations are alike, so the final one, which is never learned from, has the value of the first.
     agent = _agent(probe, "mlp", 8, past=False, gamma=0.8, learning_rate=1e-2, target_update_period=1, n_step=n_step)
     _, metrics = _updates(agent, agent.init(key), 250)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.25)

@@ -161,7 +161,7 @@ def test_types_are_the_same_from_reset_and_step(env_id, key):
 def test_lengths_and_final_observations(env_id, key):
     """Episodes have the promised lengths, and only the end of an episode has another final observation."""
     env, params = envs.make(env_id)
-    horizon, fixed_length = envs.horizon(env, params), envs.fixed_length(env, params)
+    horizon, fixed_length = envs.max_episode_steps(env, params), envs.fixed_length(env, params)
     steps = 30 if fixed_length is None else 2 * fixed_length + 1
     obs, reward, terminated, truncated, final_obs = random_rollout(env, params, key, 2, steps)
     done = np.asarray(terminated | truncated)
@@ -175,7 +175,7 @@ def test_lengths_and_final_observations(env_id, key):
             np.flatnonzero(done[:, 0]) + 1, np.arange(1, steps // fixed_length + 1) * fixed_length
         )
         # A row of the tape is measured by it.
-        assert envs.is_cut(env, params) == bool(np.any(truncated & ~terminated))
+        assert envs.truncates(env, params) == bool(np.any(truncated & ~terminated))
 
 
 def test_observations_have_the_dtype_of_their_space(key):
@@ -208,7 +208,7 @@ def test_time_limits_and_lengths_follow_the_parameters():
     assert envs.fixed_length(env, params.replace(chain_length=7)) == 7
     assert envs.fixed_length(env, params.replace(max_steps_in_episode=4)) == 4
     env, params = envs.make("gymnax/CartPole-v1")
-    assert envs.horizon(env, params.replace(max_steps_in_episode=20)) == 20
+    assert envs.max_episode_steps(env, params.replace(max_steps_in_episode=20)) == 20
     assert envs.fixed_length(env, params) is None
     env, params = envs.make("popgym/RepeatPreviousEasy")
     assert envs.fixed_length(env, params.replace(max_steps_in_episode=20)) == 20

@@ -359,9 +359,9 @@ def test_lengths():
         ("memax_test/Counter-v0", None, None),
     ]:
         env = GymnasiumAdapter(env_id, HostOptions())
-        assert (env.horizon(env.default_params), env.fixed_length(env.default_params)) == (horizon, fixed)
+        assert (env.max_episode_steps(env.default_params), env.fixed_length(env.default_params)) == (horizon, fixed)
     env = GymnasiumAdapter("CartPole-v1", HostOptions(arguments={"max_episode_steps": 30}))
-    assert env.horizon(env.default_params) == 30
+    assert env.max_episode_steps(env.default_params) == 30
 
 
 def test_mistakes_are_one_line():
@@ -423,7 +423,7 @@ def test_options_from_the_command_line_are_stored_completely():
 def test_a_labyrinth(make, key):
     pytest.importorskip("mazelib")
     env, params = make("gym/popgym-LabyrinthEscapeEasy-v0")
-    assert env.horizon(params) == 1023
+    assert env.max_episode_steps(params) == 1023
     assert spaces.describe(env.observation_space(params)) == "MultiDiscrete(5 x 10)"
     _, (obs, _, reward, *_) = roll(env, params, key, steps=5)
     assert env.host.failure is None

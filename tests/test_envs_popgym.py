@@ -220,7 +220,7 @@ def test_concentration_agrees_with_the_package(name, skilled, key):
 
 
 def test_concentration_cards_lie_as_in_a_shuffled_deck(key):
-    """Flip the cards in order: the deck is whole, and pairs of neighbours are as likely as they should be."""
+    """Flip the cards in order: the deck is whole, and pairs of neighbors are as likely as they should be."""
     env, params = make("ConcentrationHard")
     copies = 4096
 
@@ -325,7 +325,7 @@ def test_battleship_boards_are_distributed_as_in_the_package(episode, key):
 def test_battleship_has_its_ships_however_short_the_episodes(key):
     env, params = make("BattleshipEasy")
     params = params.replace(max_steps_in_episode=1)
-    assert env.horizon(params) == 4
+    assert env.max_episode_steps(params) == 4
     cell = jnp.zeros(2, jnp.int32)
     _, state = env.reset(key, params)
     for step_key in jax.random.split(key, 9):

@@ -38,7 +38,7 @@ class Counter(base.Environment):
     def default_params(self):
         return base.EnvParams(max_steps_in_episode=self.length)
 
-    def horizon(self, params):
+    def max_episode_steps(self, params):
         return self.length
 
     def fixed_length(self, params):
@@ -108,7 +108,7 @@ def roll(env, params, steps=12, action=lambda t: jnp.int32(1), seed=0, active=la
 
 def test_time_limit(make):
     env, params = make({"name": "reward_scaling", "scale": 1.0}, {"name": "time_limit", "steps": 3})
-    assert env.horizon(params) == 3
+    assert env.max_episode_steps(params) == 3
     _, obs, final, _, terminated, truncated = roll(env, params)
     time = np.arange(1, 13)
     np.testing.assert_array_equal(truncated, time % 3 == 0)
@@ -222,7 +222,7 @@ def test_time_limits_that_an_environment_has_itself():
 
     for env_id in ("gymnax/CartPole-v1", "gymnax/Pendulum-v1", "gym/CartPole-v1"):
         for steps in (7, 900):
-            assert envs.horizon(*limited(env_id, steps)) == steps
+            assert envs.max_episode_steps(*limited(env_id, steps)) == steps
     assert envs.fixed_length(*limited("gymnax/Pendulum-v1", 7)) == 7
     assert envs.fixed_length(*limited("popgym/RepeatPreviousEasy", 7)) == 7
     env, params = limited("gymnax/Pendulum-v1", 7)
@@ -268,7 +268,7 @@ def test_wrappers_on_the_command_line():
     assert make_config(config.model_dump(mode="json")) == config
 
 
-# Normalised observations
+# Normalized observations
 
 
 def normalizing_agent(key, fill: Literal["whole_episodes", "truncated_bptt"] = "whole_episodes", passes: int = 2):

@@ -39,7 +39,7 @@ def without_package(monkeypatch):
 
 @pytest.fixture(scope="session")
 def benchmark(package, tmp_path_factory):
-    """A file of 10 rulesets: to hold a ball, of another colour in each; the last is there twice."""
+    """A file of 10 rulesets: to hold a ball, of another color in each; the last is there twice."""
     from xminigrid.core.constants import TILES_REGISTRY, Tiles  # pyright: ignore[reportMissingImports]
     from xminigrid.core.goals import AgentHoldGoal  # pyright: ignore[reportMissingImports]
     from xminigrid.core.rules import EmptyRule  # pyright: ignore[reportMissingImports]
@@ -58,8 +58,8 @@ def benchmark(package, tmp_path_factory):
     return str(path)
 
 
-def colours(env, n=400):
-    """Which colours the balls have that `n` episodes of an environment begin with."""
+def colors(env, n=400):
+    """Which colors the balls have that `n` episodes of an environment begin with."""
     _, state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(jax.random.key(1), n), env.default_params)
     return np.asarray(state.goal_encoding)[:, 2], np.asarray(state.grid)
 
@@ -184,18 +184,18 @@ def test_memory_pays_for_the_object_that_was_shown(package, key):
 
 def test_the_time_limit_truncates(package, key):
     env, params = envs.make(MEMORY, max_steps=3)
-    assert envs.horizon(env, params) == 3
+    assert envs.max_episode_steps(env, params) == 3
     outcomes, *_ = walk(env, params, key, [LEFT] * 7)
     assert [truncated for *_, truncated in outcomes] == [False, False, True, False, False, True, False]
     assert not any(terminated for _, terminated, _ in outcomes)
-    assert envs.horizon(*envs.make(MEMORY)) == 320
+    assert envs.max_episode_steps(*envs.make(MEMORY)) == 320
 
 
 def test_splits_of_a_benchmark_are_disjoint_and_complete(benchmark):
     drawn = {}
     for split in ("train", "test"):
         env, _ = envs.make(XLAND, benchmark=benchmark, split=split, test_fraction=0.34)
-        goals, grids = colours(env)
+        goals, grids = colors(env)
         drawn[split] = set(goals.tolist())
         # Whatever is the goal lies in the grid, and nothing else does.
         assert ((grids[..., 0] == 3).sum((1, 2)) == 1).all()
@@ -204,17 +204,17 @@ def test_splits_of_a_benchmark_are_disjoint_and_complete(benchmark):
     assert drawn["train"] | drawn["test"] == {1, 2, 3, 4, 5, 6, 8, 9, 10}
     assert len(drawn["test"]) == 3
     others = [
-        set(colours(envs.make(XLAND, benchmark=benchmark, split="test", split_seed=seed)[0])[0].tolist())
+        set(colors(envs.make(XLAND, benchmark=benchmark, split="test", split_seed=seed)[0])[0].tolist())
         for seed in range(8)
     ]
-    assert all(len(colour) == 2 for colour in others)
+    assert all(len(color) == 2 for color in others)
     assert len(set(map(frozenset, others))) > 1
 
 
 def test_both_splits_have_rulesets_whatever_the_fraction(benchmark):
     for fraction, split, count in ((0.01, "test", 1), (0.99, "train", 1)):
         env, _ = envs.make(XLAND, benchmark=benchmark, split=split, test_fraction=fraction)
-        assert len(set(colours(env)[0].tolist())) == count
+        assert len(set(colors(env)[0].tolist())) == count
 
 
 def test_success_in_xland_terminates(benchmark, key):
@@ -274,7 +274,7 @@ def play(env, key, steps, action=None):
 def test_a_trial_of_xland_keeps_the_ruleset_and_lays_it_out_anew(benchmark, key):
     inner = {"benchmark": benchmark, "max_steps": 4}
     env, params = envs.make("meta/Trials", env=XLAND, inner_options=inner, episodes=3)
-    assert env.horizon(params) == 12
+    assert env.max_episode_steps(params) == 12
     state, obs, terminated = play(env, key, 60, action=LEFT)
     np.testing.assert_array_equal(np.flatnonzero(terminated) + 1, np.arange(12, 61, 12))
     np.testing.assert_array_equal(np.asarray(obs["episode_start"])[:, 0], [0, 0, 0, 1] * 2 * 5 + [0, 0, 0, 1] * 5)
@@ -329,8 +329,8 @@ def test_a_trial_of_minigrid_keeps_the_maze(package, key):
         ),
         ({"vary": {"width": [7, 9]}}, "vary: the parameters of xminigrid/MiniGrid-MemoryS8 are sizes"),
         (
-            {"search_bonus": 1.0},
-            r"search_bonus=1.0 needs at most 1,048,576 .*\(13, 12\) x 9\) has 5.5e\+19; set it to 0",
+            {"novelty_bonus": 1.0},
+            r"novelty_bonus=1.0 needs at most 1,048,576 .*\(13, 12\) x 9\) has 5.5e\+19; set it to 0",
         ),
     ],
 )

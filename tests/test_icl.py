@@ -63,7 +63,7 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
 
 
 def test_barren_trials_are_not_measured(tmp_path):
-    options = {"payouts": [1.0, 1.0, 1.0], "search_bonus": 0.5, "barren_fraction": 0.5}
+    options = {"payouts": [1.0, 1.0, 1.0], "novelty_bonus": 0.5, "unrewarded_fraction": 0.5}
     fields = SMALL | {"env_options": SMALL["env_options"] | options}
     result = evaluate_in_context(train(make_config(fields), out=tmp_path / "run").folder, tasks=8, longer=())
     assert result["train"]["agent"]["area"]["value"] == 6
@@ -312,7 +312,7 @@ def test_icl_measures_a_family_of_ones_own(tmp_path, capsys):
 
 
 def test_trials_to_measure_are_of_the_split_and_pay_in_all_of_them():
-    env = envs.make("meta/DarkRoom", search_bonus=0.1, barren_fraction=0.5, num_tasks=3, split_seed=4)[0]
+    env = envs.make("meta/DarkRoom", novelty_bonus=0.1, unrewarded_fraction=0.5, num_tasks=3, split_seed=4)[0]
     test = env.to_measure("test", None)
-    assert (test.split, test.num_tasks, test.barren_fraction, test.split_seed) == ("test", None, 0.0, 4)
-    assert (test.episodes, test.steps, test.search_bonus, test.tasks) == (env.episodes, None, 0.1, env.tasks)
+    assert (test.split, test.num_tasks, test.unrewarded_fraction, test.split_seed) == ("test", None, 0.0, 4)
+    assert (test.episodes, test.steps, test.novelty_bonus, test.tasks) == (env.episodes, None, 0.1, env.tasks)

@@ -433,7 +433,9 @@ def test_the_tree_equals_the_loop_with_all_gradients(module, key):
         return jnp.sum(jnp.cos(jnp.arange(hs.size).reshape(hs.shape)) * hs), hs
 
     run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
-    for tree, loop in zip(*(jax.tree.leaves(run(weights, xs, h, m)) for m in ("tree", "sequential")), strict=True):
+    for tree, loop in zip(
+        *(jax.tree.leaves(run(weights, xs, h, m)) for m in ("associative", "sequential")), strict=True
+    ):
         np.testing.assert_allclose(tree, loop, atol=2e-5 * (1 + np.max(np.abs(loop))))
 
 

@@ -21,7 +21,7 @@ def _agree(got, want, tolerance=2e-5):
 
 
 def _then(bias, y):
-    """Two results of one output, one of them normalised."""
+    """Two results of one output, one of them normalized."""
     y = jax.nn.silu(y + bias)
     return unit(y.reshape(2, -1)), y[:2]
 

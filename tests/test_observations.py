@@ -11,7 +11,7 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
-from memax_rl.networks.encoder import ConvNet, Encoder, Inputs, describe_inputs, image_axes
+from memax_rl.networks.encoder import AgentInput, ConvNet, Encoder, describe_inputs, image_axes
 from memax_rl.runs import Run
 
 
@@ -21,7 +21,7 @@ def _encoder(space, seed: int = 0) -> Encoder:
 
 
 def _features(space, observation) -> np.ndarray:
-    inputs = Inputs(observation, jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
+    inputs = AgentInput(observation, jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
     return np.asarray(_encoder(space)(inputs))
 
 
@@ -78,13 +78,13 @@ def test_numbers_with_large_bounds_are_scaled_and_others_are_as_they_are():
     ram = spaces.Box(0, 255, (3,), jnp.uint8)
     np.testing.assert_allclose(
         _encoder(ram).flatten(
-            Inputs(jnp.array([0, 51, 255], jnp.uint8), jnp.array(0), jnp.zeros(()), jnp.array(False))
+            AgentInput(jnp.array([0, 51, 255], jnp.uint8), jnp.array(0), jnp.zeros(()), jnp.array(False))
         ),
         [0.0, 0.2, 1.0],
     )
     for space in (spaces.Box(-4.8, 4.8, (2,)), spaces.Box(-3.4e38, 3.4e38, (2,)), spaces.Box(-jnp.inf, jnp.inf, (2,))):
         x = jnp.array([2.0, -3.0])
-        shown = _encoder(space).flatten(Inputs(x, jnp.array(0), jnp.zeros(()), jnp.array(False)))
+        shown = _encoder(space).flatten(AgentInput(x, jnp.array(0), jnp.zeros(()), jnp.array(False)))
         np.testing.assert_array_equal(shown, x)
 
 
@@ -127,13 +127,13 @@ class EmptyPart(Environment):
     def observation_space(self, params):
         return spaces.Dict({"empty": spaces.Box(0.0, 1.0, (0,)), "cue": spaces.Discrete(2)})
 
-    def horizon(self, params):
+    def max_episode_steps(self, params):
         return 1
 
     def fixed_length(self, params):
         return 1
 
-    def is_cut(self, params):
+    def truncates(self, params):
         return False
 
     def is_truncated(self, state, params):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from memax_rl.ops import (
+    complex_diagonal_recurrence,
     linear_attention,
     linear_recurrence,
     nonlinear_recurrence,
     selective_scan,
-    turning_recurrence,
 )
 
 
@@ -36,7 +36,7 @@ def _compare(fast, slow, arguments, tolerance=1e-4):
         np.testing.assert_allclose(g, w, atol=tolerance * (1 + float(jnp.max(jnp.abs(w)))))
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("method", ["sequential", "associative"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
 @pytest.mark.parametrize("length", [1, 2, 63])
 def test_linear_recurrence(method, dtype, length, key):
@@ -59,7 +59,7 @@ def test_linear_recurrence(method, dtype, length, key):
     _compare(lambda *x: linear_recurrence(*x, starts=starts, method=method), naive, (a, b, h0))
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("method", ["sequential", "associative"])
 @pytest.mark.parametrize("length", [1, 2, 63])
 def test_linear_recurrence_with_one_decay_for_all_steps(method, length, key):
     starts = _starts(length, length)
@@ -72,14 +72,14 @@ def test_linear_recurrence_with_one_decay_for_all_steps(method, length, key):
     a = 0.5 * (a + jax.random.normal(keys[2], (3,)))
 
     def broadcast(a, b, h0):
-        return linear_recurrence(jnp.broadcast_to(a, b.shape), b, h0, starts, method="parallel")
+        return linear_recurrence(jnp.broadcast_to(a, b.shape), b, h0, starts, method="associative")
 
     _compare(lambda *x: linear_recurrence(*x, starts=starts, method=method), broadcast, (a, b + 0j, h0))
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("method", ["sequential", "associative"])
 @pytest.mark.parametrize("length", [1, 2, 63])
-def test_turning_recurrence(method, length, key):
+def test_complex_diagonal_recurrence(method, length, key):
     starts = _starts(length, length)
     keys = jax.random.split(key, 4)
     re, im = jax.random.uniform(keys[0], (2, 3), minval=-0.7, maxval=0.7)
@@ -94,7 +94,7 @@ def test_turning_recurrence(method, length, key):
         hs = jax.lax.scan(step, jax.lax.complex(*h0), (jax.lax.complex(b[:, 0], b[:, 1]), starts))[1]
         return jnp.stack([hs.real, hs.imag], axis=1)
 
-    _compare(lambda *x: turning_recurrence(*x, starts=starts, method=method), complex_numbers, (re, im, b, h0))
+    _compare(lambda *x: complex_diagonal_recurrence(*x, starts=starts, method=method), complex_numbers, (re, im, b, h0))
 
 
 @pytest.mark.parametrize("in_axes", [(None, 0, 0), (0, 0, 0), (None, 1, 1)])
@@ -128,7 +128,7 @@ def test_linear_recurrence_with_real_decay_and_complex_state(key):
     assert grad.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("method", ["sequential", "associative"])
 def test_nan_does_not_cross_a_start(method):
     b = jnp.array([[1.0], [jnp.nan], [1.0], [1.0]])
     starts = jnp.array([False, False, True, False])
@@ -173,7 +173,7 @@ def test_linear_attention(decay, length, chunk, key):
     _compare(fast, naive, arguments)
 
 
-@pytest.mark.parametrize("method", ["sequential", "parallel"])
+@pytest.mark.parametrize("method", ["sequential", "associative"])
 @pytest.mark.parametrize("length", [1, 16, 45])
 def test_selective_scan(method, length, key):
     starts = _starts(length, length)
@@ -282,7 +282,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"h0 \[4, 2\]"):
         linear_recurrence.__wrapped__(x, x, x, jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"got \[2\], \[2\], \[4, 2\] and \[2\]"):
-        turning_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
+        complex_diagonal_recurrence.__wrapped__(x[0], x[0], x, x[0], jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"b must have the shape \[4, 3\] beside an a of \[3, 2\], got \[4, 2\]"):
         selective_scan.__wrapped__(x, x, x, x, jnp.ones((3, 2)), jnp.ones((3, 2)), jnp.zeros(4, bool))
     with pytest.raises(ValueError, match=r"must have the shape of the hidden state: \[2\], got \[3\]"):

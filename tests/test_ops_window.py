@@ -159,5 +159,5 @@ def test_newton_is_exact_for_a_chaotic_cell():
 def test_elementwise_recurrence_rejects_unknown_methods():
     with pytest.raises(ValueError, match="maps"):
         ops.elementwise_recurrence(
-            _gru, jnp.ones(2), (jnp.ones(3),) * 2, (jnp.ones(()),), jnp.zeros(3, bool), method="tree"
+            _gru, jnp.ones(2), (jnp.ones(3),) * 2, (jnp.ones(()),), jnp.zeros(3, bool), method="associative"
         )

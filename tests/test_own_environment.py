@@ -26,7 +26,7 @@ def page():
 
 def test_the_maze_is_what_the_page_says(page):
     env, params = envs.make("own/TMaze")
-    assert envs.horizon(env, params) == 50
+    assert envs.max_episode_steps(env, params) == 50
     obs, state = env.reset(jax.random.key(3), params)
     sign = int(state.sign)
     assert obs.tolist() == [1 - sign, sign, 0]

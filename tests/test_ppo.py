@@ -17,7 +17,7 @@ from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, evaluate_rows
 from memax_rl.envs import make, spaces
 from memax_rl.evaluation import play
 from memax_rl.networks import NetworkConfig, make_actor_critic
-from memax_rl.networks.encoder import Inputs
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.collect import RolloutBatch
 from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.streams import step_stream
@@ -206,7 +206,7 @@ def test_advantages_agree_with_a_loop_over_episodes(fill, ending):
         tape, value = _at(rows.tape, i), []
         for slot in range(SLOTS):
             now = jax.tree.map(lambda leaf, slot=slot: leaf[:, slot], tape)
-            inputs = Inputs(
+            inputs = AgentInput(
                 now.observation, jnp.where(now.start, 0, action), jnp.where(now.start, 0, reward), now.start
             )
             memories, _, values = step(memories, inputs)
@@ -286,7 +286,7 @@ def test_value_at_an_end(fill, key):
         update_epochs=4,
     )
     state, _ = _updates(agent, agent.init(key), 150)
-    inputs = Inputs(jnp.arange(2), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
+    inputs = AgentInput(jnp.arange(2), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
     _, _, value = jax.vmap(state.network.step, in_axes=(None, 0))(state.network.initial_state(), inputs)
     np.testing.assert_allclose(value, [1, 5], atol=0.1)
 
@@ -322,16 +322,16 @@ class Paid(Probe):
 
 
 def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
-    def learnt(price, **settings):
+    def learned(price, **settings):
         agent = _agent(Paid(price), "mlp", rollout_length=12, sees_last_step=False, **settings)
         state, metrics = _updates(agent, agent.init(key), 5)
         return jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array)), metrics["reward_scale"]
 
-    (small, small_scale), (large, large_scale) = learnt(2.0**-8), learnt(2.0**8)
+    (small, small_scale), (large, large_scale) = learned(2.0**-8), learned(2.0**8)
     np.testing.assert_allclose(small_scale, large_scale * 2.0**16, rtol=1e-5)
     for a, b in zip(small, large, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    (fixed, _) = learnt(2.0**8, reward_scale=1.0)
+    (fixed, _) = learned(2.0**8, reward_scale=1.0)
     assert any(np.max(np.abs(a - b)) > 1e-2 for a, b in zip(large, fixed, strict=True))
 
 
@@ -467,7 +467,7 @@ def test_gradients_do_not_cross_episodes_on_the_tape(ending):
 class Acted(NamedTuple):
     """What four streams were shown, did and remembered in 24 steps."""
 
-    inputs: Inputs
+    inputs: AgentInput
     action: jax.Array
     memory: Any
     fresh: Any
@@ -525,7 +525,7 @@ def test_inputs_at_an_episodes_start_show_nothing_of_the_last(ending):
 def test_the_first_step_shows_no_action_at_all(key):
     """Row 11: not that of the last episode, and not action 0 either, which is an action as any other."""
     encoder = _agent(Probe()).init(key).network.torso.encoder
-    inputs = Inputs(jnp.ones((3, 1)), jnp.arange(3), jnp.zeros(3), jnp.ones(3, bool))
+    inputs = AgentInput(jnp.ones((3, 1)), jnp.arange(3), jnp.zeros(3), jnp.ones(3, bool))
     first = jax.vmap(encoder)(inputs)
     later = jax.vmap(encoder)(inputs._replace(start=jnp.zeros(3, bool)))
     np.testing.assert_array_equal(first[1:], first[:-1])

@@ -148,8 +148,8 @@ def test_no_headless_episode_ten_times_round_the_ring(new, key):
             assert tape.start[row, : len(want)].tolist() == [slot["start"] for slot in want]
             assert tape.terminated[row, : len(want)].tolist() == [slot["terminated"] for slot in want]
             assert tape.start[row, len(want) :].all()
-            learnt = tape.observation[row][tape.valid[row]] - 100_000 * stream
-            assert learnt.tolist() == _covered(writer, stream, head)
+            learned = tape.observation[row][tape.valid[row]] - 100_000 * stream
+            assert learned.tolist() == _covered(writer, stream, head)
 
 
 @pytest.mark.parametrize("by", ["transition", "episode", "priority"])
@@ -202,19 +202,19 @@ def test_frequencies_agree_with_the_stated_probabilities(by, key):
     want = {k: mass / total for k, mass in masses.items()}
     assert chi_squared(heads, want) < _chi_squared_bound(len(want) - 1)
 
-    # Transitions of one tape come together, so one of each tape is taken: chosen evenly among those learnt from.
+    # Transitions of one tape come together, so one of each tape is taken: chosen evenly among those learned from.
     one_each: dict[tuple[int, int], float] = {}
     for (stream, head), p in want.items():
-        learnt = _covered(writer, stream, head)
-        for number in learnt:
-            one_each[stream, number] = one_each.get((stream, number), 0) + p / len(learnt)
+        learned = _covered(writer, stream, head)
+        for number in learned:
+            one_each[stream, number] = one_each.get((stream, number), 0) + p / len(learned)
     rng, got = np.random.default_rng(0), {}
     for row in range(draws):
         number = numbers[row, rng.choice(np.flatnonzero(drawn.tape.valid[row]))]
         got[drawn.stream[row], number] = got.get((drawn.stream[row], number), 0) + 1
     assert chi_squared(got, one_each) < _chi_squared_bound(len(one_each) - 1)
 
-    # And how often each transition is learnt from is P(t), each within 4.5 standard deviations.
+    # And how often each transition is learned from is P(t), each within 4.5 standard deviations.
     counts: dict[tuple[int, int], int] = {}
     for row, slot in zip(*np.nonzero(drawn.tape.valid), strict=True):
         k = (drawn.stream[row], numbers[row, slot])

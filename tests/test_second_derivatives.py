@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from memax_rl import memory, networks, ops
 from memax_rl.envs import spaces
-from memax_rl.networks.encoder import Inputs
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.ops import _first_order
 
 LENGTH = 5
@@ -66,7 +66,7 @@ T, N = LENGTH, 3
 # Each op as a function of numbers alone, and their shapes.
 OPS = {
     "linear_recurrence": (_of(ops.linear_recurrence, last=False), [(T, N), (T, N), (N,)]),
-    "turning_recurrence": (_of(ops.turning_recurrence, last=False), [(N,), (N,), (T, 2, N), (2, N)]),
+    "complex_diagonal_recurrence": (_of(ops.complex_diagonal_recurrence, last=False), [(N,), (N,), (T, 2, N), (2, N)]),
     "selective_scan": (_of(ops.selective_scan, last=True), [(T, N), (T, N), (T, 2), (T, 2), (2, N), (2, N)]),
     "linear_attention": (_of(ops.linear_attention, last=True), [(T, N), (T, N), (T, 2), (T,), (N, 2)]),
     "delta_rule": (_of(ops.delta_rule, last=True), [(T, N), (T, N), (T, 2), (T,), (T,), (N, 2)]),
@@ -195,7 +195,7 @@ def test_the_parallel_linear_recurrence_has_second_derivatives():
     numbers = _numbers(shapes)
     tree, plain = (
         jax.jvp(jax.grad(functools.partial(_total, functools.partial(op, method=m))), (numbers,), (numbers,))[1]
-        for m in ("parallel", "reference")
+        for m in ("associative", "reference")
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), tree, plain)
 
@@ -227,7 +227,9 @@ def test_the_scan_of_a_memory_is_refused_in_words(name):
 
 def test_a_network_with_reference_scans_has_second_derivatives():
     box = spaces.Box(-1.0, 1.0, (3,), jnp.float32)
-    inputs = Inputs(jnp.ones((1, LENGTH, 3)), jnp.zeros((1, LENGTH), jnp.int32), jnp.ones((1, LENGTH)), STARTS[None])
+    inputs = AgentInput(
+        jnp.ones((1, LENGTH, 3)), jnp.zeros((1, LENGTH), jnp.int32), jnp.ones((1, LENGTH)), STARTS[None]
+    )
 
     def curvature(scan):
         config = networks.NetworkConfig(memory="gru", width=4, depth=2, scan=scan)

@@ -8,7 +8,7 @@ from memax_rl.evaluation import interquartile_mean, summarize
 
 def test_interquartile_mean_by_hand():
     assert interquartile_mean(np.array([100.0, 1.0, 2.0, -50.0])) == 1.5
-    # Of five values the middle half holds 2.5: the middle one whole, its neighbours three quarters each.
+    # Of five values the middle half holds 2.5: the middle one whole, its neighbors three quarters each.
     want = (0.75 * 2 + 3 + 0.75 * 4) / 2.5
     assert interquartile_mean(np.array([1.0, 2.0, 3.0, 4.0, 50.0])) == pytest.approx(want)
     assert interquartile_mean(np.array([7.0])) == 7

@@ -87,8 +87,8 @@ def test_a_trial_of_steps_cuts_its_last_episode(key):
 )
 def test_lengths(ends_early, sizes, horizon, fixed):
     env = Trials(Count(3, ends_early), **sizes)
-    assert (env.horizon(env.default_params), env.fixed_length(env.default_params)) == (horizon, fixed)
-    assert env.horizon(env.with_episodes(8)) == 24
+    assert (env.max_episode_steps(env.default_params), env.fixed_length(env.default_params)) == (horizon, fixed)
+    assert env.max_episode_steps(env.with_episodes(8)) == 24
 
 
 @pytest.mark.parametrize("fill", ["whole_episodes", "truncated_bptt"])
@@ -163,43 +163,43 @@ class Countable(Count):
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 2])])
 def test_the_learner_alone_gets_a_bonus_for_what_is_new_in_a_trial(space, key):
     """Episodes of two steps or, after action 1, of one: 0 1 2 | 0 1 | 0 1 2 is seen, and a trial is three of them."""
-    env = Trials(Countable(space, length=2, ends_early=True), episodes=3, search_bonus=0.25)
+    env = Trials(Countable(space, length=2, ends_early=True), episodes=3, novelty_bonus=0.25)
     slot, inputs, _ = play(env, key, [0, 0, 1, 0, 0] * 2)
     # Observation 0 was there from the start; the next trial knows nothing of this one.
-    np.testing.assert_array_equal(slot.bonus, [0.25, 0.25, 0, 0, 0] * 2)
+    np.testing.assert_array_equal(slot.intrinsic_reward, [0.25, 0.25, 0, 0, 0] * 2)
     np.testing.assert_array_equal(slot.reward, -np.ones(10))
     np.testing.assert_array_equal(inputs.previous_reward, [0, -1, -1, -1, -1] * 2)
     scaled, _, _ = play(wrapped(env, name="reward_scaling", scale=2.0), key, [0, 0], env.default_params)
-    np.testing.assert_array_equal(scaled.bonus, [0.5, 0.5])
-    assert play(Trials(Countable(space), episodes=2), key, [0])[0].bonus is None
+    np.testing.assert_array_equal(scaled.intrinsic_reward, [0.5, 0.5])
+    assert play(Trials(Countable(space), episodes=2), key, [0])[0].intrinsic_reward is None
 
 
 def test_the_first_reward_of_a_trial_ends_the_bonus(key):
     """0 1 2 3 is new; the step to 2 pays, and with it the bonus is paid for the last time in this trial."""
-    env = Trials(Countable(length=3, pays_from=2), episodes=2, search_bonus=0.25)
+    env = Trials(Countable(length=3, pays_from=2), episodes=2, novelty_bonus=0.25)
     slot, _, _ = play(env, key, [0] * 12)
     np.testing.assert_array_equal(slot.reward, [-1, 1, 1] * 4)
-    np.testing.assert_array_equal(slot.bonus, [0.25, 0.25, 0, 0, 0, 0] * 2)
+    np.testing.assert_array_equal(slot.intrinsic_reward, [0.25, 0.25, 0, 0, 0, 0] * 2)
 
 
 def test_barren_trials_pay_the_bonus_alone(key):
     def rewards(**options):
-        env = Trials(Countable(length=2, pays_from=0), episodes=2, search_bonus=0.25, **options)
+        env = Trials(Countable(length=2, pays_from=0), episodes=2, novelty_bonus=0.25, **options)
         slots = jax.vmap(lambda k: play(env, k, [0] * 4)[0])(jax.random.split(key, 200))
-        return np.asarray(slots.reward), np.asarray(slots.bonus)
+        return np.asarray(slots.reward), np.asarray(slots.intrinsic_reward)
 
-    reward, bonus = rewards(barren_fraction=0.25)
+    reward, bonus = rewards(unrewarded_fraction=0.25)
     barren = np.all(reward == 0, axis=1)
     # A standard deviation is 6.
     assert 30 < barren.sum() < 70
     np.testing.assert_array_equal(reward[~barren], 1)
     np.testing.assert_array_equal(bonus, np.where(barren[:, None], [0.25, 0.25, 0, 0], [0.25, 0, 0, 0]))
-    np.testing.assert_array_equal(rewards(barren_fraction=0.25, split="test")[0], 1)
+    np.testing.assert_array_equal(rewards(unrewarded_fraction=0.25, split="test")[0], 1)
 
 
 @pytest.mark.parametrize("fill", ["whole_episodes", "truncated_bptt"])
 def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
-    env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
+    env = Trials(Countable(length=2), episodes=2, novelty_bonus=8.0)
     config = PPOConfig(
         num_envs=2, num_minibatches=1, rollout_length=8, rollout=fill, gamma=0.5, gae_lambda=1.0, reward_scale=2.0
     )
@@ -216,7 +216,7 @@ def test_returns_have_bonus_and_scale_in_them_and_reports_have_not(fill, key):
 
 
 def test_targets_of_q_learning_have_the_bonus_in_them(key):
-    env = Trials(Countable(length=2), episodes=2, search_bonus=8.0)
+    env = Trials(Countable(length=2), episodes=2, novelty_bonus=8.0)
     sizes = {
         "num_envs": 2,
         "batch_size": 4,
@@ -241,18 +241,18 @@ def test_targets_of_q_learning_have_the_bonus_in_them(key):
 
 
 def test_a_bonus_needs_observations_that_can_be_counted(key):
-    with pytest.raises(ValueError, match=r"search_bonus=1.0 needs observations that can be counted.*Box"):
-        Trials(Count(), episodes=2, search_bonus=1.0)
+    with pytest.raises(ValueError, match=r"novelty_bonus=1.0 needs observations that can be counted.*Box"):
+        Trials(Count(), episodes=2, novelty_bonus=1.0)
     for bad in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"search_bonus must be a finite number of at least 0, got {bad}"):
-            Trials(Countable(), episodes=2, search_bonus=bad)
+        with pytest.raises(ValueError, match=f"novelty_bonus must be a finite number of at least 0, got {bad}"):
+            Trials(Countable(), episodes=2, novelty_bonus=bad)
     for bad in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=f"barren_fraction must be at least 0 and below 1, got {bad}"):
-            Trials(Countable(), episodes=2, search_bonus=1.0, barren_fraction=bad)
-    with pytest.raises(ValueError, match=r"barren_fraction=0.5 with search_bonus=0: .*set search_bonus too"):
-        Trials(Countable(), episodes=2, barren_fraction=0.5)
-    env = Trials(Countable(), episodes=2, search_bonus=1.0)
-    with pytest.raises(ValueError, match=r"frame_skip would lose the bonus .*search_bonus to 0"):
+        with pytest.raises(ValueError, match=f"unrewarded_fraction must be at least 0 and below 1, got {bad}"):
+            Trials(Countable(), episodes=2, novelty_bonus=1.0, unrewarded_fraction=bad)
+    with pytest.raises(ValueError, match=r"unrewarded_fraction=0.5 with novelty_bonus=0: .*set novelty_bonus too"):
+        Trials(Countable(), episodes=2, unrewarded_fraction=0.5)
+    env = Trials(Countable(), episodes=2, novelty_bonus=1.0)
+    with pytest.raises(ValueError, match=r"frame_skip would lose the intrinsic reward .*novelty_bonus to 0"):
         play(wrapped(env, name="frame_skip", frames=2), key, [0], env.default_params)
 
 
@@ -328,7 +328,7 @@ def test_trials_of_an_environment_whose_reset_draws_the_task(key):
     """MetaMaze and the like: the same key resets every episode."""
     inner, params = envs.make("gymnax/PointRobot-misc")
     env = Trials(FromReset(inner, params), episodes=2)
-    length = inner.horizon(params)
+    length = inner.max_episode_steps(params)
 
     def body(carry, k):
         obs, state = carry
@@ -408,7 +408,7 @@ def test_a_configuration_holds_the_options_completely_and_takes_them_from_the_co
     assert config.env_options["size"] == 7
     assert config.env_options["split_seed"] == 0, "the split is stored in the run"
     env, params = envs.make(config.env, **config.env_options)
-    assert env.horizon(params) == 3 * 14
+    assert env.max_episode_steps(params) == 3 * 14
     with pytest.raises(ValueError, match="has no option 'siez'"):
         override(config, ["--env-options.siez", "7"])
     # An option that holds options is made when one of them is given.

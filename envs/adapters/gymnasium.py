@@ -109,11 +109,11 @@ class GymnasiumAdapter(Environment):
         """The learner's form of the observation space; discrete values count from 0."""
         return self._observation_space
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The time limit, where the environment's registration or the original of a POPGym id states one."""
         twin = self._twin()
         if twin is not None:
-            return twin[0].horizon(twin[1])
+            return twin[0].max_episode_steps(twin[1])
         return _LABYRINTHS.get(self._family(), self.limit)
 
     def fixed_length(self, params: Any) -> int | None:
@@ -121,10 +121,10 @@ class GymnasiumAdapter(Environment):
         twin = self._twin()
         return None if twin is None else twin[0].fixed_length(twin[1])
 
-    def is_cut(self, params: Any) -> bool:
+    def truncates(self, params: Any) -> bool:
         """Whether a time limit ends every episode; where nothing is known it may."""
         twin = self._twin()
-        return True if twin is None else twin[0].is_cut(twin[1])
+        return True if twin is None else twin[0].truncates(twin[1])
 
     def _family(self) -> str | None:
         match = re.fullmatch(r"popgym-(\w+?)(Easy|Medium|Hard)?-v0", self.env_id)

@@ -69,7 +69,7 @@ class GymnaxAdapter(Environment):
         """gymnax's observation space; observations are cast to its dtype."""
         return spaces.recognize(self.inner.observation_space(params))
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The time limit, or the number of steps at which every episode ends."""
         fixed = self.fixed_length(params)
         return _time_limit(self.inner, params) if fixed is None else fixed
@@ -79,7 +79,7 @@ class GymnaxAdapter(Environment):
         length = FIXED_LENGTHS.get(self.env_id)
         return None if length is None else min(length(self.inner, params), _time_limit(self.inner, params))
 
-    def is_cut(self, params: Any) -> bool:
+    def truncates(self, params: Any) -> bool:
         """Whether the time limit is what ends an episode, or may be."""
         length = FIXED_LENGTHS.get(self.env_id, _time_limit)
         return length is _time_limit or _time_limit(self.inner, params) < length(self.inner, params)

@@ -29,7 +29,7 @@ class XMiniGridAdapter(Environment):
     """One of the package's environments.
 
     Observation: the square in front of the agent as the package shows it, turned so that the agent looks up, row by
-    row, of each cell its tile and its colour. Walls hide nothing. What the agent carries and where it looks are not in
+    row, of each cell its tile and its color. Walls hide nothing. What the agent carries and where it looks are not in
     it. Actions: forward, turn right, turn left, pick up, put down, toggle.
 
     Attributes:
@@ -57,10 +57,10 @@ class XMiniGridAdapter(Environment):
         return spaces.Discrete(self.inner.num_actions(params))
 
     def observation_space(self, params: Any) -> spaces.MultiDiscrete:
-        """Tile and colour of every cell of the view."""
+        """Tile and color of every cell of the view."""
         return spaces.MultiDiscrete(self._cell * params.view_size**2)
 
-    def horizon(self, params: Any) -> int | None:
+    def max_episode_steps(self, params: Any) -> int | None:
         """The time limit."""
         return params.max_steps
 

@@ -158,15 +158,15 @@ class MineSweeperPolicy(Policy):
 
     def _mine_probability(self, visited: Bool[Array, "n n"], numbers: Float32[Array, "n n"]) -> Float32[Array, "n n"]:
         unvisited = (~visited).astype(jnp.float32)
-        neighbours = _sum_3x3(unvisited)
-        wanted = _logit(numbers / jnp.maximum(neighbours, 1.0))
+        neighbors = _sum_3x3(unvisited)
+        wanted = _logit(numbers / jnp.maximum(neighbors, 1.0))
         all_unvisited = jnp.sum(unvisited)
         density = _logit(self.mines / all_unvisited)
 
         def sweep(_, log_odds: Float32[Array, "n n"]) -> Float32[Array, "n n"]:
             probability = unvisited * jax.nn.sigmoid(log_odds)
-            fitted = _logit(_sum_3x3(probability) / jnp.maximum(neighbours, 1.0))
-            surprise = jnp.where(visited & (neighbours > 0), wanted - fitted, 0.0)
+            fitted = _logit(_sum_3x3(probability) / jnp.maximum(neighbors, 1.0))
+            surprise = jnp.where(visited & (neighbors > 0), wanted - fitted, 0.0)
             total_surprise = density - _logit(jnp.sum(probability) / all_unvisited)
             return jnp.clip(log_odds + self.rate * (_sum_3x3(surprise) + total_surprise), -20.0, 20.0)
 
@@ -181,7 +181,7 @@ def _logit(probability: Float32[Array, "*shape"]) -> Float32[Array, "*shape"]:
 
 
 def _sum_3x3(board: Float32[Array, "n n"]) -> Float32[Array, "n n"]:
-    """The sum over each cell and its neighbours."""
+    """The sum over each cell and its neighbors."""
     rows = jnp.pad(board, 1)
     rows = rows[:-2] + rows[1:-1] + rows[2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]

@@ -184,7 +184,7 @@ def episode_returns(env_id: str, policy: Policy, *, key: PRNGKeyArray, episodes:
         ValueError: If the environment has no known longest episode.
     """
     env, params = registry.make(env_id)
-    steps = env.horizon(params)
+    steps = env.max_episode_steps(params)
     if steps is None:
         raise ValueError(f"env_id: episodes of {env_id} have no known longest length")
     return _returns(key, policy, params, env, steps, episodes)

@@ -111,7 +111,7 @@ class PosteriorSampling(Strategy):
         """Learn from the last step, plan if an episode begins, and follow the plan."""
         state, first = inputs.observation["observation"], inputs.observation["episode_start"][0] > 0
         action, reward = inputs.previous_action, inputs.previous_reward
-        # What followed the last step of an episode is not shown, so only its reward is learnt from.
+        # What followed the last step of an episode is not shown, so only its reward is learned from.
         visits = memory.visits.at[memory.state, action, state].add(jnp.where(first, 0.0, 1.0))
         pulls = memory.pulls.at[memory.state, action].add(jnp.where(inputs.start, 0.0, 1.0))
         paid = memory.paid.at[memory.state, action].add(jnp.where(inputs.start, 0, reward))

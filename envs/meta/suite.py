@@ -38,8 +38,8 @@ def _trial_options(episodes: int, episode_length: Option | None) -> Options:
         "episodes": Option(episodes, "episodes a trial; null if steps is given"),
         "steps": Option(None, "steps a trial instead, the last episode being cut"),
         "discount_across_episodes": Option(True, "whether a return goes on into the next episode of the trial"),
-        "search_bonus": Option(0.0, "what the learner adds for what is new in the trial, until the first reward"),
-        "barren_fraction": Option(0.0, "share of training trials that pay nothing but that bonus"),
+        "novelty_bonus": Option(0.0, "what the learner adds for what is new in the trial, until the first reward"),
+        "unrewarded_fraction": Option(0.0, "share of training trials that pay nothing but that bonus"),
         "split": Option("train", "train or test: which of the disjoint sets of tasks"),
         "split_seed": Option(0, "seed of the split"),
         "num_tasks": Option(None, "draw from only so many tasks"),
@@ -47,7 +47,15 @@ def _trial_options(episodes: int, episode_length: Option | None) -> Options:
 
 
 def _trials(tasks: TaskEnvironment, options: Mapping[str, Any]) -> Trials:
-    names = ("steps", "split", "split_seed", "num_tasks", "discount_across_episodes", "search_bonus", "barren_fraction")
+    names = (
+        "steps",
+        "split",
+        "split_seed",
+        "num_tasks",
+        "discount_across_episodes",
+        "novelty_bonus",
+        "unrewarded_fraction",
+    )
     # Steps replace episodes, so that one option is enough to ask for them.
     episodes = None if options["steps"] is not None else options["episodes"]
     return Trials(tasks, episodes=episodes, **{name: options[name] for name in names})

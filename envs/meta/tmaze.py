@@ -45,7 +45,7 @@ class EndlessTMaze(Environment):
         """The time limit."""
         return EnvParams(max_steps_in_episode=6 * (self.length + 1) * self.corridors)
 
-    def horizon(self, params: EnvParams) -> int | None:
+    def max_episode_steps(self, params: EnvParams) -> int | None:
         """The time limit."""
         return int(params.max_steps_in_episode)
 

@@ -110,8 +110,8 @@ class Trials(Environment):
         split_seed: int = 0,
         num_tasks: int | None = None,
         discount_across_episodes: bool = True,
-        search_bonus: float = 0.0,
-        barren_fraction: float = 0.0,
+        novelty_bonus: float = 0.0,
+        unrewarded_fraction: float = 0.0,
     ):
         """Make trials.
 
@@ -124,12 +124,12 @@ class Trials(Environment):
             num_tasks: Draw from only so many tasks; None for as many as there are.
             discount_across_episodes: Whether a return goes on into the next episode of the trial. If not, the value
                 stops at an episode's end while the memory goes on.
-            search_bonus: What the learner, and it alone, adds to the reward of a step to an observation that is new in
+            novelty_bonus: What the learner, and it alone, adds to the reward of a step to an observation that is new in
                 this trial, until the trial has paid its first positive reward. An agent that is paid by tasks alone
                 learns not to look where no task of its split ever put anything. For observations that can be counted.
-            barren_fraction: Share of the trials of the training split whose rewards are 0 whatever is done, so that
+            unrewarded_fraction: Share of the trials of the training split whose rewards are 0 whatever is done, so that
                 there is nothing but the bonus. Otherwise a search ends, in training, where some task pays, and what to
-                do beyond is never learnt.
+                do beyond is never learned.
 
         Raises:
             ValueError: If an argument is out of range, or both or none of `episodes` and `steps` are given, or there is
@@ -146,27 +146,27 @@ class Trials(Environment):
         self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
         self.split, self.split_seed = split, split_seed
         self.discount_across_episodes = discount_across_episodes
-        if not 0 <= search_bonus < math.inf:
-            raise ValueError(f"search_bonus must be a finite number of at least 0, got {search_bonus}")
-        if search_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
+        if not 0 <= novelty_bonus < math.inf:
+            raise ValueError(f"novelty_bonus must be a finite number of at least 0, got {novelty_bonus}")
+        if novelty_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
             raise ValueError(
-                f"search_bonus={search_bonus} needs observations that can be counted, Discrete or "
+                f"novelty_bonus={novelty_bonus} needs observations that can be counted, Discrete or "
                 f"MultiDiscrete, got {tasks.observation_space!r}; set it to 0"
             )
-        if search_bonus and _count(tasks.observation_space) > COUNTABLE:
+        if novelty_bonus and _count(tasks.observation_space) > COUNTABLE:
             raise ValueError(
-                f"search_bonus={search_bonus} needs at most {COUNTABLE:,} different observations, and "
+                f"novelty_bonus={novelty_bonus} needs at most {COUNTABLE:,} different observations, and "
                 f"{spaces.describe(tasks.observation_space)} has {_count(tasks.observation_space):.1e}; set it to 0"
             )
-        if not 0 <= barren_fraction < 1:
-            raise ValueError(f"barren_fraction must be at least 0 and below 1, got {barren_fraction}")
-        if barren_fraction and not search_bonus:
+        if not 0 <= unrewarded_fraction < 1:
+            raise ValueError(f"unrewarded_fraction must be at least 0 and below 1, got {unrewarded_fraction}")
+        if unrewarded_fraction and not novelty_bonus:
             raise ValueError(
-                f"barren_fraction={barren_fraction} with search_bonus=0: nothing could be learnt from these trials; "
-                "set search_bonus too"
+                f"unrewarded_fraction={unrewarded_fraction} with novelty_bonus=0: nothing could be learned from these "
+                "trials; set novelty_bonus too"
             )
-        self.search_bonus = search_bonus
-        self.barren_fraction = barren_fraction if split == "train" else 0.0
+        self.novelty_bonus = novelty_bonus
+        self.unrewarded_fraction = unrewarded_fraction if split == "train" else 0.0
 
     def _place(self, observation: Array) -> Int32[Array, ""]:
         """The observation's number among all there are."""
@@ -177,7 +177,7 @@ class Trials(Environment):
 
     def _first_seen(self, observation: Array) -> Bool[Array, " observations"] | None:
         """Only this observation was seen; None where there is no bonus."""
-        if not self.search_bonus:
+        if not self.novelty_bonus:
             return None
         return jnp.arange(_count(self.tasks.observation_space)) == self._place(observation)
 
@@ -199,24 +199,24 @@ class Trials(Environment):
             split_seed=self.split_seed,
             num_tasks=num_tasks,
             discount_across_episodes=self.discount_across_episodes,
-            search_bonus=self.search_bonus,
+            novelty_bonus=self.novelty_bonus,
         )
 
     def with_episodes(self, episodes: int) -> TrialParams:
         """The parameters for trials of another number of episodes, each as long as it takes."""
         return dataclasses.replace(self.default_params, episodes=episodes, max_steps_in_episode=UNLIMITED)
 
-    def horizon(self, params: TrialParams) -> int | None:
+    def max_episode_steps(self, params: TrialParams) -> int | None:
         """The most steps of a trial."""
         return min(int(params.max_steps_in_episode), int(params.episodes) * self.tasks.episode_length)
 
     def fixed_length(self, params: TrialParams) -> int | None:
         """The number of steps of a trial, where no episode can end early or the trial has a number of steps."""
-        horizon = self.horizon(params)
+        horizon = self.max_episode_steps(params)
         shortest = int(params.episodes) * (1 if self.tasks.ends_early else self.tasks.episode_length)
         return horizon if int(params.max_steps_in_episode) <= shortest or shortest == horizon else None
 
-    def is_cut(self, params: TrialParams) -> bool:
+    def truncates(self, params: TrialParams) -> bool:
         """Never: a trial is over when it is over."""
         return False
 
@@ -255,7 +255,9 @@ class Trials(Environment):
         observation, inner = self.tasks.reset_episode(jax.random.fold_in(key, 3), task)
         zero = jnp.zeros((), jnp.int32)
         barren = (
-            jax.random.bernoulli(jax.random.fold_in(key, 4), self.barren_fraction) if self.barren_fraction else None
+            jax.random.bernoulli(jax.random.fold_in(key, 4), self.unrewarded_fraction)
+            if self.unrewarded_fraction
+            else None
         )
         state = TrialState(task, zero, zero, zero, inner, self._first_seen(observation), barren)
         return self._observe(observation, jnp.ones((), bool)), state
@@ -271,7 +273,7 @@ class Trials(Environment):
         seen = state.seen
         if seen is not None:
             place = self._place(observation)
-            info["bonus"] = jnp.where(seen[place], 0, self.search_bonus).astype(jnp.float32)
+            info["intrinsic_reward"] = jnp.where(seen[place], 0, self.novelty_bonus).astype(jnp.float32)
             # After a reward the search is over, and nothing is new any more.
             seen = seen.at[place].set(True) | (reward > 0)
         steps, time = state.steps + 1, state.time + 1
@@ -302,7 +304,7 @@ class FromReset(TaskEnvironment):
             ValueError: If the environment states no longest episode.
         """
         self.env, self.params = env, params
-        horizon = env.horizon(params)
+        horizon = env.max_episode_steps(params)
         if horizon is None:
             raise ValueError("env: a trial needs the longest length of an episode, and this environment states none")
         self.episode_length = horizon

@@ -42,7 +42,7 @@ class MultiarmedBandit(Environment):
         """The difficulty's number of pulls."""
         return EnvParams(max_steps_in_episode=self.max_steps)
 
-    def horizon(self, params: EnvParams) -> int | None:
+    def max_episode_steps(self, params: EnvParams) -> int | None:
         """The number of pulls."""
         return int(params.max_steps_in_episode)
 

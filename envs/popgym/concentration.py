@@ -61,7 +61,7 @@ class Concentration(Environment):
         """The difficulty's time limit."""
         return EnvParams(max_steps_in_episode=self.max_steps)
 
-    def horizon(self, params: EnvParams) -> int | None:
+    def max_episode_steps(self, params: EnvParams) -> int | None:
         """The time limit."""
         return int(params.max_steps_in_episode)
 

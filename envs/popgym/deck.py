@@ -4,7 +4,7 @@ Source: `popgym.core.deck`, popgym 1.0.7.
 
 The package shuffles a deck in `reset`. With automatic resets under `jit` that would shuffle at every step, so
 a card is drawn here when it is dealt, from the numbers of cards of each kind that are left: the same
-distribution. Only the kind of a card (its suit, colour or rank) is ever seen, so only kinds are drawn.
+distribution. Only the kind of a card (its suit, color or rank) is ever seen, so only kinds are drawn.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ class CardGame(Environment):
         """Whether a time limit below the game's length was reached."""
         return (state.time >= params.max_steps_in_episode) & (state.time < self.length)
 
-    def horizon(self, params: EnvParams) -> int | None:
+    def max_episode_steps(self, params: EnvParams) -> int | None:
         """The fixed length."""
         return self.fixed_length(params)
 
@@ -70,6 +70,6 @@ class CardGame(Environment):
         """The game's length, or the time limit if that is shorter."""
         return min(self.length, int(params.max_steps_in_episode))
 
-    def is_cut(self, params: EnvParams) -> bool:
+    def truncates(self, params: EnvParams) -> bool:
         """Whether a time limit below the game's length is set."""
         return int(params.max_steps_in_episode) < self.length

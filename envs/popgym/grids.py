@@ -99,7 +99,7 @@ class Battleship(Environment):
         """A step for every cell."""
         return EnvParams(max_steps_in_episode=self.size**2)
 
-    def horizon(self, params: EnvParams) -> int | None:
+    def max_episode_steps(self, params: EnvParams) -> int | None:
         """The time limit, four steps at least."""
         return max(int(params.max_steps_in_episode), len(SHIP_SIZES))
 
@@ -209,7 +209,7 @@ class MineSweeper(Environment):
         """A step for every cell without a mine."""
         return EnvParams(max_steps_in_episode=self.free_cells)
 
-    def horizon(self, params: EnvParams) -> int | None:
+    def max_episode_steps(self, params: EnvParams) -> int | None:
         """The time limit."""
         return int(params.max_steps_in_episode)
 

@@ -79,7 +79,7 @@ def evaluate_state(
     keys = jax.random.split(
         jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )[np.array(seeds) - config.seed]
-    max_steps = env.horizon(env_params) or 10_000
+    max_steps = env.max_episode_steps(env_params) or 10_000
 
     @eqx.filter_jit
     def run(networks, keys):
@@ -104,7 +104,7 @@ def evaluate_state(
         returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
     if (failed := failure(env)) is not None:
         raise EnvironmentFailure(failed)
-    # A wrapper makes another task of it; a normalised observation is the same task.
+    # A wrapper makes another task of it; a normalized observation is the same task.
     is_plain = all(isinstance(wrapper, NormalizeObservationConfig) for wrapper in config.env_wrappers)
     is_plain = is_plain and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)

@@ -152,7 +152,7 @@ def trained_episodes(env: Any, env_name: str) -> int:
     episodes = int(params.episodes) if env.steps is None else -(-env.steps // env.tasks.episode_length)
     if episodes < 2:
         raise ValueError(
-            f"the run was trained on trials of one episode of {env_name}, so it has learnt to adapt to nothing; train "
+            f"the run was trained on trials of one episode of {env_name}, so it has learned to adapt to nothing; train "
             "it with --env-options.episodes 2 or more"
         )
     return episodes
@@ -170,7 +170,7 @@ def _check_trials(config: Any) -> int:
     """Return the episodes a trial that a run was trained on. Raises `ValueError` if its trials cannot be played."""
     if config.env.startswith("gym/"):
         raise _no_trials(config.env)
-    # The network itself normalises; the trials are the same.
+    # The network itself normalizes; the trials are the same.
     others = [w.name for w in config.env_wrappers if not isinstance(w, NormalizeObservationConfig)]
     if others:
         raise ValueError(
@@ -230,7 +230,7 @@ def evaluate_in_context(
             own = envs.make(config.env)[0]
             return own.to_measure(name, options.get("num_tasks", own.num_tasks))
         # Barren trials are there to learn from, not to be measured.
-        return envs.make(config.env, **(config.env_options | {"split": name, "barren_fraction": 0.0} | options))[0]
+        return envs.make(config.env, **(config.env_options | {"split": name, "unrewarded_fraction": 0.0} | options))[0]
 
     @eqx.filter_jit
     def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:

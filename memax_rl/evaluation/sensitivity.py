@@ -10,7 +10,7 @@ first step of an episode showed is apart from the rest: it is often a cue, its m
 pairs of steps would jump where it is among them. Lags behind which there are few pairs are left out.
 
 Inputs are what the agent is shown at a step: observation, previous action and previous reward. Images count as the
-features of their convolutions, and observations that the network normalises as they are after that.
+features of their convolutions, and observations that the network normalizes as they are after that.
 """
 
 import csv
@@ -32,7 +32,7 @@ from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
 from memax_rl.evaluation.figures import make_figure, seeds_and, set_counts
 from memax_rl.networks import ActionDistribution, ActorCritic
-from memax_rl.networks.encoder import Encoder, Inputs
+from memax_rl.networks.encoder import AgentInput, Encoder
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, positions, previous
 from memax_rl.runs.build import load_agent
@@ -57,7 +57,7 @@ class _ShiftedEncoder(eqx.Module):
 
     encoder: Encoder
 
-    def __call__(self, inputs: Inputs) -> Float[Array, " width"]:
+    def __call__(self, inputs: AgentInput) -> Float[Array, " width"]:
         true, shift = inputs.observation
         return self.encoder.embed(self.encoder.flatten(true) + shift)
 
@@ -83,14 +83,14 @@ def collect(env: Any, params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, 
     return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), tape)
 
 
-def _inputs(tape: Tape) -> Inputs:
+def _inputs(tape: Tape) -> AgentInput:
     """Return what the agent was shown in every slot of a tape [rows, slots] whose rows begin with an episode."""
     first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), (tape.action, tape.reward))
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, first)
-    return Inputs(tape.observation, action, reward, tape.start)
+    return AgentInput(tape.observation, action, reward, tape.start)
 
 
-def _scan(network: ActorCritic, inputs: Inputs, shift: Float[Array, "rows slots inputs"]):
+def _scan(network: ActorCritic, inputs: AgentInput, shift: Float[Array, "rows slots inputs"]):
     """Return the distributions and values of the slots, with the flat inputs moved."""
     memory = network.initial_state()
     memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (inputs.start.shape[0], *leaf.shape)), memory)
@@ -255,7 +255,7 @@ def inspect(
         )
     agent, networks, seeds = load_agent(run)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
-    slots = min(agent.env.horizon(agent.env_params) or 256, 256) if steps is None else steps
+    slots = min(agent.env.max_episode_steps(agent.env_params) or 256, 256) if steps is None else steps
 
     places = [s - config.seed for s in seeds]
     policy, value, pairs, change, changes = _measure(agent, networks, places, key, rows, slots)

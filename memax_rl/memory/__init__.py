@@ -43,7 +43,7 @@ from memax_rl.memory.nmax import NMax as NMax
 from memax_rl.memory.para_gru import ParaGRU as ParaGRU
 from memax_rl.memory.para_lstm import ParaLSTM as ParaLSTM
 from memax_rl.memory.reference import Reference as Reference
-from memax_rl.memory.registry import Entry as Entry
+from memax_rl.memory.registry import MemorySpec as MemorySpec
 from memax_rl.memory.registry import check_options as check_options
 from memax_rl.memory.registry import entry as entry
 from memax_rl.memory.registry import make as make

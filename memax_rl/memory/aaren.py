@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_dtype, state_zeros
-from memax_rl.ops import Maps, elementwise_recurrence, linear_recurrence, project
+from memax_rl.ops import Maps, elementwise_recurrence, linear, linear_recurrence
 
 
 def _maximum(weights, s, state):
@@ -61,12 +61,12 @@ class Aaren(Memory):
 
     def _project(self, x):
         """Return the scores [heads] and [v, 1] for each head: u is the running sum of ones."""
-        k, v = (project(x, w).reshape(self.query.shape) for w in (self.w_k, self.w_v))
+        k, v = (linear(x, w).reshape(self.query.shape) for w in (self.w_k, self.w_v))
         s = jnp.sum(self.query * k, axis=-1) * k.shape[-1] ** -0.5
         return s, jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=-1)
 
     def _read(self, wu):
-        return project((wu[:, :-1] / wu[:, -1:]).reshape(-1), self.w_o)
+        return linear((wu[:, :-1] / wu[:, -1:]).reshape(-1), self.w_o)
 
     def initial_state(self):
         """Return m = -inf and [w, u] = 0 for each head."""

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_dtype
-from memax_rl.ops import linear_recurrence, project
+from memax_rl.ops import linear, linear_recurrence
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -77,11 +77,11 @@ class BMRU(Memory):
 
     def _gates(self, x):
         """Return z and sign(c)."""
-        c, beta = project(x, self.w_c) + self.b_c, project(x, self.w_beta) + self.b_beta
+        c, beta = linear(x, self.w_c) + self.b_c, linear(x, self.w_beta) + self.b_beta
         return (_sign(jnp.abs(c) - jnp.abs(beta), self.surrogate) + 1) / 2, _sign(c, self.surrogate)
 
     def _read(self, h):
-        return project(self.alpha * h, self.w_o) + self.b_o
+        return linear(self.alpha * h, self.w_o) + self.b_o
 
     def initial_state(self):
         """Return the trained signs."""

@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from memax_rl.memory.base import Memory
-from memax_rl.ops._project import outer_p, project_p
+from memax_rl.ops._linear import linear_p, outer_p
 
 # They move numbers and compute none.
 _MOVES = frozenset(
@@ -93,10 +93,10 @@ def _operations(equation: Any) -> float:
     if equation.primitive is primitives.dot_general_p:
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    if equation.primitive in (project_p, outer_p):
+    if equation.primitive in (linear_p, outer_p):
         # Contracted is the last axis, or all others.
         *rows, last = equation.invars[0].aval.shape
-        return 2 * size * (last if equation.primitive is project_p else math.prod(rows))
+        return 2 * size * (last if equation.primitive is linear_p else math.prod(rows))
     name = equation.primitive.name
     if name in _MOVES:
         return 0

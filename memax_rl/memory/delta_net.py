@@ -32,7 +32,7 @@ from memax_rl.memory.layers.heads import (
     rms_norm,
 )
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import delta_rule, project
+from memax_rl.ops import delta_rule, linear
 
 
 class DeltaNet(Memory):
@@ -72,7 +72,7 @@ class DeltaNet(Memory):
         self.w_o = normal(keys[3], inner, out_size)
 
     def _beta(self, x):
-        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
+        beta = jax.nn.sigmoid(linear(x, self.w_beta) + self.b_beta)
         return 2 * beta if self.negative_eigenvalues else beta
 
     def initial_state(self):
@@ -82,16 +82,16 @@ class DeltaNet(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         s, tail = state
-        tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
+        tail, qkv = self.conv.step(tail, linear(x, self.w_qkv), start)
         q, k, v = activated_qkv(self.heads, qkv)
         s = delta_step(jnp.where(start, 0, s), k, v, self._beta(x))
-        return (s, tail), project(rms_norm(jnp.einsum("hk,hkv->hv", q, s), self.norm), self.w_o)
+        return (s, tail), linear(rms_norm(jnp.einsum("hk,hkv->hv", q, s), self.norm), self.w_o)
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
         s, tail = state
         activated = functools.partial(activated_qkv, self.heads)
-        tail, qkv = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
+        tail, qkv = self.conv.scan(tail, linear(xs, self.w_qkv), starts, activated)
         s, reads = each_head(delta_rule, (*qkv, jax.vmap(self._beta)(xs), None), s, starts)
         ys = each_row(functools.partial(head_norm, self.heads), (reads.reshape(len(xs), -1),), self.norm)
-        return (s, tail), project(ys, self.w_o)
+        return (s, tail), linear(ys, self.w_o)

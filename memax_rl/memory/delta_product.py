@@ -32,7 +32,7 @@ from memax_rl.memory.layers.heads import (
     unit,
 )
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
-from memax_rl.ops import delta_rule, project
+from memax_rl.ops import delta_rule, linear
 
 
 class DeltaProduct(Memory):
@@ -87,13 +87,13 @@ class DeltaProduct(Memory):
 
     def _gates(self, x):
         """Return beta [substeps, heads] and log_decay [heads]."""
-        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta).reshape(self.substeps, self.heads)
-        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_a) + self.dt_bias)
+        beta = jax.nn.sigmoid(linear(x, self.w_beta) + self.b_beta).reshape(self.substeps, self.heads)
+        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(linear(x, self.w_a) + self.dt_bias)
         log_decay = log_decay if self.gated else jnp.zeros_like(log_decay)
         return 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return project(gated_norm(self.heads, self.norm, reads.reshape(-1), project(x, self.w_g)), self.w_o)
+        return linear(gated_norm(self.heads, self.norm, reads.reshape(-1), linear(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -102,7 +102,7 @@ class DeltaProduct(Memory):
     def step(self, state, x, start):
         """One input: the decay, then each sub-step in turn, as in the paper."""
         s, tail = state
-        tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
+        tail, qkv = self.conv.step(tail, linear(x, self.w_qkv), start)
         q, ks, vs = _activated(self.substeps, self.heads, qkv)
         betas, log_decay = self._gates(x)
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s)
@@ -114,7 +114,7 @@ class DeltaProduct(Memory):
         """One `ops.delta_rule` a head over all sub-steps, which reads after the last one of each input."""
         s, tail = state
         activated = functools.partial(_activated, self.substeps, self.heads)
-        tail, (q, k, v) = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
+        tail, (q, k, v) = self.conv.scan(tail, linear(xs, self.w_qkv), starts, activated)
         beta, log_decay = jax.vmap(self._gates)(xs)
         first = jnp.arange(self.substeps) == 0
 
@@ -126,8 +126,8 @@ class DeltaProduct(Memory):
         k, v, beta = (u.reshape(-1, *u.shape[2:]) for u in (k, v, beta))
         s, reads = each_head(delta_rule, (q, k, v, beta, only_first(log_decay)), s, only_first(starts))
         normed = functools.partial(gated_norm, self.heads)
-        ys = each_row(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
-        return (s, tail), project(ys, self.w_o)
+        ys = each_row(normed, (reads.reshape(len(xs), -1), linear(xs, self.w_g)), self.norm)
+        return (s, tail), linear(ys, self.w_o)
 
 
 def _activated(substeps, heads, qkv):

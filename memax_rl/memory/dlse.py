@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_dtype
-from memax_rl.ops import Maps, elementwise_recurrence, project
+from memax_rl.ops import Maps, elementwise_recurrence, linear
 
 
 def _cell(log_gamma, u, state):
@@ -78,12 +78,12 @@ class DLSE(Memory):
     def step(self, state, x, start):
         """One step of the recurrence."""
         state = select(start, self.initial_state(), state)
-        state = _cell(-jax.nn.softplus(self.rate), project(x, self.w_u) + self.b_u, state)
-        return state, project(state[0], self.w_y) + self.b_y
+        state = _cell(-jax.nn.softplus(self.rate), linear(x, self.w_u) + self.b_u, state)
+        return state, linear(state[0], self.w_y) + self.b_y
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.elementwise_recurrence`."""
-        log_gamma, us = -jax.nn.softplus(self.rate), project(xs, self.w_u) + self.b_u[None]
+        log_gamma, us = -jax.nn.softplus(self.rate), linear(xs, self.w_u) + self.b_u[None]
         initial = self.initial_state()
         (hs,) = elementwise_recurrence(_cell, log_gamma, us, state, starts, initial=initial, maps=_MAPS)
-        return (hs[-1],), project(hs, self.w_y) + self.b_y[None]
+        return (hs[-1],), linear(hs, self.w_y) + self.b_y[None]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
-from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
+from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 
 def _cell(gate, state):
@@ -22,7 +22,7 @@ def _cell(gate, state):
 
 
 def _product(u, h):
-    return project(h, u.T)
+    return linear(h, u.T)
 
 
 class Elman(Memory):
@@ -47,9 +47,9 @@ class Elman(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = nonlinear_step(_cell, _product, self.u, project(x, self.w.T) + self.b, state)
+        state = nonlinear_step(_cell, _product, self.u, linear(x, self.w.T) + self.b, state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then the sequential recurrence."""
-        return nonlinear_recurrence(_cell, _product, self.u, project(xs, self.w.T) + self.b[None], state, starts)
+        return nonlinear_recurrence(_cell, _product, self.u, linear(xs, self.w.T) + self.b[None], state, starts)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_norm, each_row
 from memax_rl.memory.layers.weights import as_complex, check_size, matrix, state_zeros
-from memax_rl.ops import project, turning_recurrence
+from memax_rl.ops import complex_diagonal_recurrence, linear
 
 _EPS = 1e-5
 
@@ -72,14 +72,14 @@ class FFM(Memory):
 
     def _write(self, x):
         """Return u, which every context gets."""
-        return (project(x, self.w_p.T) + self.b_p) * jax.nn.sigmoid(project(x, self.w_i.T) + self.b_i)
+        return (linear(x, self.w_p.T) + self.b_p) * jax.nn.sigmoid(linear(x, self.w_i.T) + self.b_i)
 
     def _read(self, s, x):
         """Return y from the real parts of S, then its imaginary parts, in one vector."""
         return _gated(*self._biases(), *self._projections(s, x))
 
     def _projections(self, s, x):
-        return project(s, self.w_m.T), project(x, self.w_g.T), project(x, self.w_s.T)
+        return linear(s, self.w_m.T), linear(x, self.w_g.T), linear(x, self.w_s.T)
 
     def _biases(self):
         return self.b_m, self.b_g, self.b_s
@@ -95,12 +95,12 @@ class FFM(Memory):
         return s, self._read(jnp.concatenate([s.real, s.imag]).reshape(-1), x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.turning_recurrence`, on flat states."""
+        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, on flat states."""
         gamma = self._gamma().reshape(-1)
         us = jnp.repeat(jax.vmap(self._write)(xs), self.frequency.shape[0], axis=1)
         writes = jnp.stack([us, jnp.zeros_like(us)], axis=1)
         first = jnp.stack([state.real.reshape(-1), state.imag.reshape(-1)])
-        hs = turning_recurrence(gamma.real, gamma.imag, writes, first, starts)
+        hs = complex_diagonal_recurrence(gamma.real, gamma.imag, writes, first, starts)
         ys = each_row(_gated, self._projections(hs.reshape(len(xs), -1), xs), *self._biases())
         return jax.lax.complex(*hs[-1]).reshape(state.shape), ys
 

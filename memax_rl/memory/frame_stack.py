@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal
 from memax_rl.memory.layers.window import empty_ring
-from memax_rl.ops import project
+from memax_rl.ops import linear
 from memax_rl.ops._checks import check_starts
 
 # Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient. Frames as
@@ -50,14 +50,14 @@ class FrameStack(Memory):
 
     def step(self, state, x, start):
         """Push the new frame, then read all in the ring. What the ring lacks is zero."""
-        state, frames = state.reset(start).push(project(x, self.w_u))
-        return state, project(frames.reshape(-1), self.w_y.reshape(-1, self.out_size)) + self.b
+        state, frames = state.reset(start).push(linear(x, self.w_u))
+        return state, linear(frames.reshape(-1), self.w_y.reshape(-1, self.out_size)) + self.b
 
     def scan(self, state, xs, starts):
         """A matrix product a group of lags, over all steps; the gradient forms the frames again."""
         length = xs.shape[0]
         check_starts(starts, length)
-        us = project(xs, self.w_u)
+        us = linear(xs, self.w_u)
         size = us.shape[1]
         group = 1 if size >= _LARGE else min(self.window, max(1, _COLUMNS // size))
         count = -(-self.window // group)
@@ -75,7 +75,7 @@ class FrameStack(Memory):
             # Column j of the group holds the frame first + j - (window - 1 + missing) steps from now.
             age = count * group - 1 - first
             columns = [jnp.where((age - j <= steps - since)[:, None], seen[j : j + length], 0) for j in range(group)]
-            return ys + project(jnp.concatenate(columns, axis=1), weight), None
+            return ys + linear(jnp.concatenate(columns, axis=1), weight), None
 
         ys = jnp.broadcast_to(self.b.astype(jnp.result_type(self.b, history)), (length, self.out_size))
         ys, _ = jax.lax.scan(add, ys, (group * jnp.arange(count), weights))

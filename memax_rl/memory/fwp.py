@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, each_head, rms_norm
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear_attention, project
+from memax_rl.ops import linear, linear_attention
 
 
 class FWP(Memory):
@@ -46,11 +46,11 @@ class FWP(Memory):
 
     def _project(self, x):
         """Return phi(q), phi(k) and v, each [heads, head_size]."""
-        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        q, k, v = (linear(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
         return 1 + jax.nn.elu(q), 1 + jax.nn.elu(k), v
 
     def _read(self, reads):
-        return project(rms_norm(reads, self.norm), self.w_o)
+        return linear(rms_norm(reads, self.norm), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head."""

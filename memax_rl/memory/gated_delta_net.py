@@ -31,7 +31,7 @@ from memax_rl.memory.layers.heads import (
     gated_norm,
 )
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import delta_rule, project
+from memax_rl.ops import delta_rule, linear
 
 
 class GatedDeltaNet(Memory):
@@ -79,12 +79,12 @@ class GatedDeltaNet(Memory):
 
     def _gates(self, x):
         """Return beta and log_decay [heads]."""
-        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
-        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_a) + self.dt_bias)
+        beta = jax.nn.sigmoid(linear(x, self.w_beta) + self.b_beta)
+        log_decay = -jnp.exp(self.a_log) * jax.nn.softplus(linear(x, self.w_a) + self.dt_bias)
         return 2 * beta if self.negative_eigenvalues else beta, log_decay
 
     def _read(self, reads, x):
-        return project(gated_norm(self.heads, self.norm, reads.reshape(-1), project(x, self.w_g)), self.w_o)
+        return linear(gated_norm(self.heads, self.norm, reads.reshape(-1), linear(x, self.w_g)), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -93,7 +93,7 @@ class GatedDeltaNet(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         s, tail = state
-        tail, qkv = self.conv.step(tail, project(x, self.w_qkv), start)
+        tail, qkv = self.conv.step(tail, linear(x, self.w_qkv), start)
         q, k, v = activated_qkv(self.heads, qkv)
         beta, log_decay = self._gates(x)
         s = delta_step(jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s), k, v, beta)
@@ -103,8 +103,8 @@ class GatedDeltaNet(Memory):
         """The recurrence over all steps by `ops.delta_rule`, one call a head."""
         s, tail = state
         activated = functools.partial(activated_qkv, self.heads)
-        tail, qkv = self.conv.scan(tail, project(xs, self.w_qkv), starts, activated)
+        tail, qkv = self.conv.scan(tail, linear(xs, self.w_qkv), starts, activated)
         s, reads = each_head(delta_rule, (*qkv, *jax.vmap(self._gates)(xs)), s, starts)
         normed = functools.partial(gated_norm, self.heads)
-        ys = each_row(normed, (reads.reshape(len(xs), -1), project(xs, self.w_g)), self.norm)
-        return (s, tail), project(ys, self.w_o)
+        ys = each_row(normed, (reads.reshape(len(xs), -1), linear(xs, self.w_g)), self.norm)
+        return (s, tail), linear(ys, self.w_o)

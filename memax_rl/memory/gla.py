@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, each_head, rms_norm
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear_attention, project
+from memax_rl.ops import linear, linear_attention
 
 _RANK = 16
 _TEMPERATURE = 16
@@ -55,14 +55,14 @@ class GLA(Memory):
 
     def _project(self, x):
         """Return q, k, v and log_decay, each [heads, head_size]."""
-        log_decay = jax.nn.log_sigmoid(project(project(x, self.w_1), self.w_2) + self.b) / _TEMPERATURE
-        q = project(x, self.w_q) * self.head_size**-0.5
+        log_decay = jax.nn.log_sigmoid(linear(linear(x, self.w_1), self.w_2) + self.b) / _TEMPERATURE
+        q = linear(x, self.w_q) * self.head_size**-0.5
         return tuple(
-            u.reshape(self.heads, self.head_size) for u in (q, project(x, self.w_k), project(x, self.w_v), log_decay)
+            u.reshape(self.heads, self.head_size) for u in (q, linear(x, self.w_k), linear(x, self.w_v), log_decay)
         )
 
     def _read(self, reads, x):
-        return project(rms_norm(reads, self.norm) * jax.nn.silu(project(x, self.w_g) + self.b_g), self.w_o)
+        return linear(rms_norm(reads, self.norm) * jax.nn.silu(linear(x, self.w_g) + self.b_g), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
-from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
+from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 
 def _cell(gates, state):
@@ -29,7 +29,7 @@ def _cell(gates, state):
 
 def _product(weights, h):
     u, c = weights
-    z, r, n = jnp.split(project(h, u.T), 3)
+    z, r, n = jnp.split(linear(h, u.T), 3)
     return z, r, None, n + c
 
 
@@ -55,8 +55,8 @@ class GRU(Memory):
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
     def _inputs(self, x):
-        z, r = project(x, self.w_z.T) + self.b_z, project(x, self.w_r.T) + self.b_r
-        return z, r, project(x, self.w_n.T) + self.b_n, None
+        z, r = linear(x, self.w_z.T) + self.b_z, linear(x, self.w_r.T) + self.b_r
+        return z, r, linear(x, self.w_n.T) + self.b_n, None
 
     def initial_state(self):
         """Return h = 0."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
-from memax_rl.ops import Maps, elementwise_recurrence, project
+from memax_rl.ops import Maps, elementwise_recurrence, linear
 
 
 def _cell(u, x, state):
@@ -82,12 +82,12 @@ class IndRNN(Memory):
     def step(self, state, x, start):
         """Reset if asked, then one cell."""
         state = select(start, self.initial_state(), state)
-        state = _cell(self._recurrent(), project(x, self.w) + self.b, state)
+        state = _cell(self._recurrent(), linear(x, self.w) + self.b, state)
         return state, state[0]
 
     def scan(self, state, xs, starts):
         """All input products at once, then `ops.elementwise_recurrence`."""
         (hs,) = elementwise_recurrence(
-            _cell, self._recurrent(), project(xs, self.w) + self.b[None], state, starts, maps=_MAPS
+            _cell, self._recurrent(), linear(xs, self.w) + self.b[None], state, starts, maps=_MAPS
         )
         return (hs[-1],), hs

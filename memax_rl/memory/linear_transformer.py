@@ -28,7 +28,7 @@ from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_head
 from memax_rl.memory.layers.rotary import turn
 from memax_rl.memory.layers.weights import check_between, check_size, matrix, state_zeros
-from memax_rl.ops import linear_attention, project
+from memax_rl.ops import linear, linear_attention
 
 _EPS = 1e-6
 
@@ -38,7 +38,7 @@ def _phi(u):
 
 
 class LinearTransformer(Memory):
-    """Linear attention with normalisation by the sum of the keys."""
+    """Linear attention with normalization by the sum of the keys."""
 
     in_size: int
     out_size: int
@@ -77,13 +77,13 @@ class LinearTransformer(Memory):
     def _project(self, xs):
         """Return phi(q), phi(k) and [v, 1], each [..., heads, size]."""
         # One product for the three: it reads the inputs once, and so does its gradient.
-        qkv = project(xs, jnp.concatenate([self.w_q, self.w_k, self.w_v]).T)
+        qkv = linear(xs, jnp.concatenate([self.w_q, self.w_k, self.w_v]).T)
         q, k, v = (u.reshape(*u.shape[:-1], self.heads, self.head_size) for u in jnp.split(qkv, 3, axis=-1))
         return _phi(q), _phi(k), jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 
     def _read(self, reads):
         ys = reads[..., :-1] / (reads[..., -1:] + _EPS)
-        return project(ys.reshape(*ys.shape[:-2], -1), self.w_o.T)
+        return linear(ys.reshape(*ys.shape[:-2], -1), self.w_o.T)
 
     def initial_state(self):
         """Return S = 0 and n = 0 for each head."""

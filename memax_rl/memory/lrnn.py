@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear_recurrence, project
+from memax_rl.ops import linear, linear_recurrence
 
 
 class LRNN(Memory):
@@ -36,8 +36,8 @@ class LRNN(Memory):
 
     def _gates(self, x):
         """Return the decay g and the write (1 - g) o i."""
-        pre_g = project(x, self.w_g) + self.b_g
-        return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(project(x, self.w_i) + self.b_i)
+        pre_g = linear(x, self.w_g) + self.b_g
+        return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(linear(x, self.w_i) + self.b_i)
 
     def initial_state(self):
         """Return h = 0."""

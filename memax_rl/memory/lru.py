@@ -18,14 +18,14 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
-from memax_rl.ops import project, turning_recurrence
+from memax_rl.ops import complex_diagonal_recurrence, linear
 
 
 class LRU(Memory):
     """Diagonal complex linear recurrence.
 
     The defaults for `r_min`, `r_max` and `max_phase` remember for ten to a thousand steps: with them RepeatPreviousHard
-    is learnt several times faster than with r_min = 0.5.
+    is learned several times faster than with r_min = 0.5.
     """
 
     in_size: int
@@ -73,11 +73,11 @@ class LRU(Memory):
 
     def _write(self, x):
         scale = jnp.exp(self.gamma)
-        return as_complex(project(x, self.b_re.T) * scale, project(x, self.b_im.T) * scale)
+        return as_complex(linear(x, self.b_re.T) * scale, linear(x, self.b_im.T) * scale)
 
     def _read(self, h, x):
-        skip = x * self.d if self.d.ndim == 1 else project(x, self.d)
-        return project(h.real, self.c_re.T) - project(h.imag, self.c_im.T) + skip
+        skip = x * self.d if self.d.ndim == 1 else linear(x, self.d)
+        return linear(h.real, self.c_re.T) - linear(h.imag, self.c_im.T) + skip
 
     def initial_state(self):
         """Return h = 0."""
@@ -90,11 +90,11 @@ class LRU(Memory):
         return h, self._read(h, x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.turning_recurrence`, real and imaginary parts side by side."""
+        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, real and imaginary parts side by side."""
         into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma), 2)[:, None]
-        writes = project(xs, into.T).reshape(len(xs), 2, -1)
+        writes = linear(xs, into.T).reshape(len(xs), 2, -1)
         decay = self._decay()
-        hs = turning_recurrence(decay.real, decay.imag, writes, jnp.stack([state.real, state.imag]), starts)
-        skip = xs * self.d[None] if self.d.ndim == 1 else project(xs, self.d)
-        ys = project(hs.reshape(len(xs), -1), jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
+        hs = complex_diagonal_recurrence(decay.real, decay.imag, writes, jnp.stack([state.real, state.imag]), starts)
+        skip = xs * self.d[None] if self.d.ndim == 1 else linear(xs, self.d)
+        ys = linear(hs.reshape(len(xs), -1), jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
         return jax.lax.complex(*hs[-1]), ys

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
-from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
+from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 
 def _cell(gates, state):
@@ -27,7 +27,7 @@ def _cell(gates, state):
 
 
 def _product(weights, h):
-    return tuple(project(h, u.T) for u in weights)
+    return tuple(linear(h, u.T) for u in weights)
 
 
 class LSTM(Memory):
@@ -47,7 +47,7 @@ class LSTM(Memory):
         self.b = (jnp.zeros(out_size), jnp.ones(out_size), jnp.zeros(out_size), jnp.zeros(out_size))
 
     def _inputs(self, x):
-        return tuple(project(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(linear(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = 0."""

@@ -26,7 +26,7 @@ from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import rms_norm
 from memax_rl.memory.layers.rematerialization import scan_chunks
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
-from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
+from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 _CHUNK = 32
 
@@ -80,13 +80,13 @@ class M2RNN(Memory):
 
     def _inputs(self, x):
         """Return q, k, v [heads, head_size] and f [heads]."""
-        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
-        f = jnp.exp(-jnp.exp(self.a_log) * jax.nn.softplus(project(x, self.w_f) + self.f_bias))
+        q, k, v = (linear(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        f = jnp.exp(-jnp.exp(self.a_log) * jax.nn.softplus(linear(x, self.w_f) + self.f_bias))
         return q, k, v, f
 
     def _read(self, read, v, x):
-        gated = (read + self.d * v).reshape(-1) * jax.nn.silu(project(x, self.w_g))
-        return project(rms_norm(gated[None], self.norm), self.w_o)
+        gated = (read + self.d * v).reshape(-1) * jax.nn.silu(linear(x, self.w_g))
+        return linear(rms_norm(gated[None], self.norm), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head."""

@@ -21,7 +21,7 @@ from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.heads import check_heads, decay_rates, rms_norm
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
-from memax_rl.ops import linear_attention, project
+from memax_rl.ops import linear, linear_attention
 
 
 class Mamba2(Memory):
@@ -70,12 +70,12 @@ class Mamba2(Memory):
 
     def _gates(self, x):
         """Return dt and log_decay [heads]."""
-        dt = jax.nn.softplus(project(x, self.w_dt) + self.dt_bias)
+        dt = jax.nn.softplus(linear(x, self.w_dt) + self.dt_bias)
         return dt, -jnp.exp(self.a_log) * dt
 
     def _read(self, reads, u, x):
-        y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(project(x, self.w_z))[None]
-        return project(rms_norm(y, self.norm), self.w_o)
+        y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(linear(x, self.w_z))[None]
+        return linear(rms_norm(y, self.norm), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head, and no inputs in the convolution."""
@@ -84,7 +84,7 @@ class Mamba2(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         s, tail = state
-        tail, xbc = self.conv.step(tail, project(x, self.w_xbc), start)
+        tail, xbc = self.conv.step(tail, linear(x, self.w_xbc), start)
         u, b, c = _activated(self.heads, self.head_size, self.b_conv, xbc)
         dt, log_decay = self._gates(x)
         write = b[None, :, None] * (dt[:, None] * u)[:, None, :]
@@ -95,7 +95,7 @@ class Mamba2(Memory):
         """The recurrence over all steps by `ops.linear_attention`; the heads share queries and keys."""
         s, tail = state
         activated = functools.partial(_activated, self.heads, self.head_size)
-        tail, (u, b, c) = self.conv.scan(tail, project(xs, self.w_xbc), starts, activated, self.b_conv)
+        tail, (u, b, c) = self.conv.scan(tail, linear(xs, self.w_xbc), starts, activated, self.b_conv)
         dt, log_decay = jax.vmap(self._gates)(xs)
         run = jax.vmap(linear_attention, in_axes=(None, None, 1, 1, 0, None), out_axes=(0, 1))
         s, reads = run(c, b, dt[:, :, None] * u, log_decay, s, starts)

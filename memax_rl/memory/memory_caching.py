@@ -25,7 +25,7 @@ from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
 from memax_rl.memory.layers.phase import unit_begins
 from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
-from memax_rl.ops import project
+from memax_rl.ops import linear
 from memax_rl.ops._chunks import scan_chunks, segments
 
 
@@ -69,12 +69,12 @@ class MemoryCaching(Memory):
     def _project(self, x):
         """Return q, k, v and u, each [heads, head_size]."""
         q, k, v, u = (
-            project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v, self.w_u)
+            linear(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v, self.w_u)
         )
         return unit(q), unit(k), v, u
 
     def _read(self, reads):
-        return project(rms_norm(reads, self.norm), self.w_o)
+        return linear(rms_norm(reads, self.norm), self.w_o)
 
     def initial_state(self):
         """Return an empty cache, S = 0, and no steps."""

@@ -24,11 +24,11 @@ from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
-from memax_rl.ops import conjugate_gradients, linear_attention, project, regularized_solve
+from memax_rl.ops import conjugate_gradients, linear, linear_attention, regularized_solve
 
 
 class MesaNet(Memory):
-    """Regularised least squares over the decayed past."""
+    """Regularized least squares over the decayed past."""
 
     in_size: int
     out_size: int
@@ -72,14 +72,14 @@ class MesaNet(Memory):
 
     def _gates(self, x):
         """Return beta and log gamma [heads]."""
-        beta = jax.nn.sigmoid(project(x, self.w_beta) + self.b_beta)
-        return beta, jax.nn.log_sigmoid(project(x, self.w_gamma) + self.b_gamma)
+        beta = jax.nn.sigmoid(linear(x, self.w_beta) + self.b_beta)
+        return beta, jax.nn.log_sigmoid(linear(x, self.w_gamma) + self.b_gamma)
 
     def _regularizer(self):
         return jax.nn.softplus(self.lam) + 0.25
 
     def _read(self, reads):
-        return project(rms_norm(reads, self.norm), self.w_o)
+        return linear(rms_norm(reads, self.norm), self.w_o)
 
     def initial_state(self):
         """Return H = G = 0 for each head, and no inputs in the convolution."""
@@ -89,9 +89,9 @@ class MesaNet(Memory):
     def step(self, state, x, start):
         """One step of both recurrences and one solve, as in the paper."""
         h, g, tail = state
-        tail, qk = self.conv.step(tail, project(x, self.w_qk), start)
+        tail, qk = self.conv.step(tail, linear(x, self.w_qk), start)
         q, k = _activated(self.heads, qk)
-        v = project(x, self.w_v).reshape(self.heads, self.head_size)
+        v = linear(x, self.w_v).reshape(self.heads, self.head_size)
         beta, log_gamma = self._gates(x)
         gamma, write = jnp.exp(log_gamma)[:, None, None], (beta[:, None] * k)[:, :, None]
         h = gamma * jnp.where(start, 0, h) + write * k[:, None, :]
@@ -102,8 +102,8 @@ class MesaNet(Memory):
     def scan(self, state, xs, starts):
         """All solutions first, then they query G by `ops.linear_attention`, one call a head."""
         h, g, tail = state
-        tail, (q, k) = self.conv.scan(tail, project(xs, self.w_qk), starts, functools.partial(_activated, self.heads))
-        v = project(xs, self.w_v).reshape(-1, self.heads, self.head_size).astype(g.dtype)
+        tail, (q, k) = self.conv.scan(tail, linear(xs, self.w_qk), starts, functools.partial(_activated, self.heads))
+        v = linear(xs, self.w_v).reshape(-1, self.heads, self.head_size).astype(g.dtype)
         beta, log_gamma = jax.vmap(self._gates)(xs)
 
         def run(q, k, v, beta, log_gamma, regularizer, h, g):

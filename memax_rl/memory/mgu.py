@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
-from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
+from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 
 def _cell(gates, state):
@@ -28,7 +28,7 @@ def _cell(gates, state):
 
 def _product(weights, h):
     u, c = weights
-    f, n = jnp.split(project(h, u.T), 2)
+    f, n = jnp.split(linear(h, u.T), 2)
     return f, None, n + c
 
 
@@ -52,7 +52,7 @@ class MGU(Memory):
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
     def _inputs(self, x):
-        return project(x, self.w_f.T) + self.b_f, project(x, self.w_n.T) + self.b_n, None
+        return linear(x, self.w_f.T) + self.b_f, linear(x, self.w_n.T) + self.b_n, None
 
     def initial_state(self):
         """Return h = 0."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, state_zeros
-from memax_rl.ops import linear_recurrence, project
+from memax_rl.ops import linear, linear_recurrence
 
 
 class MinGRU(Memory):
@@ -36,7 +36,7 @@ class MinGRU(Memory):
     def _gates(self, x):
         """Return the decay 1 - z and the write z o c."""
         # One product for the two: it reads the inputs once, and so does its gradient.
-        u, z = jnp.split(project(x, jnp.concatenate([self.w_h, self.w_z]).T), 2, axis=-1)
+        u, z = jnp.split(linear(x, jnp.concatenate([self.w_h, self.w_z]).T), 2, axis=-1)
         u, z = u + self.b_h, jax.nn.sigmoid(z + self.b_z)
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
         return 1 - z, z * candidate

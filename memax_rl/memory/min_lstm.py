@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear_recurrence, project
+from memax_rl.ops import linear, linear_recurrence
 
 
 class MinLSTM(Memory):
@@ -39,9 +39,9 @@ class MinLSTM(Memory):
 
     def _gates(self, x):
         """Return the decay f / (f + i) and the write i / (f + i) o c."""
-        f = jax.nn.log_sigmoid(project(x, self.w_f) + self.b_f)
-        i = jax.nn.log_sigmoid(project(x, self.w_i) + self.b_i)
-        u = project(x, self.w_h) + self.b_h
+        f = jax.nn.log_sigmoid(linear(x, self.w_f) + self.b_f)
+        i = jax.nn.log_sigmoid(linear(x, self.w_i) + self.b_i)
+        u = linear(x, self.w_h) + self.b_h
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
         # f / (f + i) in logarithms: both gates may be too small to divide.
         return jax.nn.sigmoid(f - i), jax.nn.sigmoid(i - f) * candidate

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal
-from memax_rl.ops import project
+from memax_rl.ops import linear
 
 
 class MLP(Memory):
@@ -29,7 +29,7 @@ class MLP(Memory):
         self.w_2, self.b_2 = normal(key_2, out_size, out_size), jnp.zeros(out_size)
 
     def _apply(self, x):
-        return project(jax.nn.gelu(project(x, self.w_1) + self.b_1), self.w_2) + self.b_2
+        return linear(jax.nn.gelu(linear(x, self.w_1) + self.b_1), self.w_2) + self.b_2
 
     def initial_state(self):
         """Return the empty state."""

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, check_norm, each_head, each_row, layer_norm
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear_attention, project
+from memax_rl.ops import linear, linear_attention
 
 
 class MLSTM(Memory):
@@ -68,14 +68,14 @@ class MLSTM(Memory):
 
     def _project(self, x):
         """Return q, k and [v, 1], each [heads, size], and the logarithms of both gates [heads]."""
-        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
+        q, k, v = (linear(x, w).reshape(self.heads, self.head_size) for w in (self.w_q, self.w_k, self.w_v))
         v = jnp.concatenate([v, jnp.ones_like(v[:, :1])], axis=1)
         return (
             q,
             k * self.head_size**-0.5,
             v,
-            project(x, self.w_i) + self.b_i,
-            jax.nn.log_sigmoid(project(x, self.w_f) + self.b_f),
+            linear(x, self.w_i) + self.b_i,
+            jax.nn.log_sigmoid(linear(x, self.w_f) + self.b_f),
         )
 
     def initial_state(self):
@@ -91,8 +91,8 @@ class MLSTM(Memory):
         m_new = jax.lax.stop_gradient(jnp.maximum(f_log + m, i_log))
         f, i = jnp.exp(f_log + jax.lax.stop_gradient(m) - m_new), jnp.exp(i_log - m_new)
         c = f[:, None, None] * c + (i[:, None] * k)[:, :, None] * v[:, None, :]
-        h = _gated(self.norm, self.b_o, jnp.einsum("hk,hkv->hv", q, c), m_new, project(x, self.w_o))
-        return (c, m_new), project(h, self.w_y)
+        h = _gated(self.norm, self.b_o, jnp.einsum("hk,hkv->hv", q, c), m_new, linear(x, self.w_o))
+        return (c, m_new), linear(h, self.w_y)
 
     def scan(self, state, xs, starts):
         """All m by an associative scan; then both gates are known and the rest is `ops.linear_attention`."""
@@ -103,8 +103,8 @@ class MLSTM(Memory):
         c, reads = each_head(
             linear_attention, (q, jnp.exp(i_log - m)[:, :, None] * k, v, f_log + m_before - m), c, starts
         )
-        hs = each_row(_gated, (reads, m, project(xs, self.w_o)), self.norm, self.b_o)
-        return (c, m[-1]), project(hs, self.w_y)
+        hs = each_row(_gated, (reads, m, linear(xs, self.w_o)), self.norm, self.b_o)
+        return (c, m[-1]), linear(hs, self.w_y)
 
 
 def _gated(norm, bias, reads, m, o):

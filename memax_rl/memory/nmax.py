@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
-from memax_rl.ops import Maps, elementwise_recurrence, project
+from memax_rl.ops import Maps, elementwise_recurrence, linear
 
 
 def _cell(decay, u, state):
@@ -74,11 +74,11 @@ class NMax(Memory):
     def step(self, state, x, start):
         """One step of the recurrence."""
         state = select(start, self.initial_state(), state)
-        state = _cell(jax.nn.sigmoid(self.logit), project(x, self.w_u) + self.b_u, state)
-        return state, project(state[0], self.w_y) + self.b_y
+        state = _cell(jax.nn.sigmoid(self.logit), linear(x, self.w_u) + self.b_u, state)
+        return state, linear(state[0], self.w_y) + self.b_y
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.elementwise_recurrence`."""
-        decay, us = jax.nn.sigmoid(self.logit), project(xs, self.w_u) + self.b_u[None]
+        decay, us = jax.nn.sigmoid(self.logit), linear(xs, self.w_u) + self.b_u[None]
         (hs,) = elementwise_recurrence(_cell, decay, us, state, starts, maps=_MAPS)
-        return (hs[-1],), project(hs, self.w_y) + self.b_y[None]
+        return (hs[-1],), linear(hs, self.w_y) + self.b_y[None]

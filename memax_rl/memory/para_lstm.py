@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, select, state_zeros
-from memax_rl.ops import elementwise_recurrence, project
+from memax_rl.ops import elementwise_recurrence, linear
 
 
 def _cell(weights, x, state):
@@ -61,7 +61,7 @@ class ParaLSTM(Memory):
         self.p = tuple(jax.random.normal(k, (out_size,)) for k in keys[6:])
 
     def _inputs(self, x):
-        return tuple(project(x, w) + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(linear(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = 0."""

@@ -53,7 +53,7 @@ from memax_rl.ops._checks import is_reference
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class MemorySpec:
     """What the registry knows of a memory model.
 
     **Arguments:**
@@ -90,29 +90,29 @@ _SIZE = {"state_size": "state variables (out_size)"}
 
 _SOLVER = {"solver": "'sequential' or 'newton' (None: sequential on a CPU, Newton's method elsewhere)"}
 
-_ENTRIES: dict[str, Entry] = {
-    "aaren": Entry(
+_ENTRIES: dict[str, MemorySpec] = {
+    "aaren": MemorySpec(
         Aaren,
         "attention",
         "https://arxiv.org/abs/2405.13956",
         {"heads": "number of heads (out_size // head_size)", "head_size": "features of a head (32)"},
         verified="attention with a constant query by torch's scaled_dot_product_attention",
     ),
-    "alibi_attention": Entry(
+    "alibi_attention": MemorySpec(
         AlibiAttention,
         "attention",
         "https://arxiv.org/abs/2108.12409",
         _WINDOW,
         verified="torch's scaled_dot_product_attention with Bloom's slopes; of other than 2^n heads: read against",
     ),
-    "attention": Entry(
+    "attention": MemorySpec(
         Attention,
         "attention",
         "https://arxiv.org/abs/1706.03762",
         _WINDOW,
         verified="torch's scaled_dot_product_attention",
     ),
-    "bmru": Entry(
+    "bmru": MemorySpec(
         BMRU,
         "diagonal",
         "https://arxiv.org/abs/2601.09495",
@@ -123,14 +123,14 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="from the paper's text only",
     ),
-    "delta_net": Entry(
+    "delta_net": MemorySpec(
         DeltaNet,
         "delta",
         "https://arxiv.org/abs/2406.06484",
         _HEADS | _NEGATIVE,
         verified="fla (flash-linear-attention), delta rule",
     ),
-    "delta_product": Entry(
+    "delta_product": MemorySpec(
         DeltaProduct,
         "delta",
         "https://arxiv.org/abs/2502.10297",
@@ -142,19 +142,19 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="fla, gated delta product",
     ),
-    "dlse": Entry(
+    "dlse": MemorySpec(
         DLSE,
         "diagonal",
         options=_SIZE,
         verified="torch.logcumsumexp (the recurrence; no paper is known to give the form)",
     ),
-    "elman": Entry(
+    "elman": MemorySpec(
         Elman,
         "nonlinear",
         "https://doi.org/10.1207/s15516709cog1402_1",
         verified="torch's rnn_tanh_cell",
     ),
-    "ffm": Entry(
+    "ffm": MemorySpec(
         FFM,
         "diagonal",
         "https://arxiv.org/abs/2310.04128",
@@ -165,7 +165,7 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="proroklab/ffm",
     ),
-    "frame_stack": Entry(
+    "frame_stack": MemorySpec(
         FrameStack,
         "attention",
         "https://doi.org/10.1038/nature14236",
@@ -175,41 +175,41 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="a stack of inputs and a linear layer by torch",
     ),
-    "fwp": Entry(
+    "fwp": MemorySpec(
         FWP,
         "matrix",
         "https://arxiv.org/abs/2102.11174",
         _HEADS,
         verified="fla, linear attention without normalization",
     ),
-    "gated_delta_net": Entry(
+    "gated_delta_net": MemorySpec(
         GatedDeltaNet,
         "delta",
         "https://arxiv.org/abs/2412.06464",
         _HEADS | _NEGATIVE,
         verified="fla; transformers' Qwen3NextGatedDeltaNet, whole layer",
     ),
-    "gla": Entry(
+    "gla": MemorySpec(
         GLA,
         "matrix",
         "https://arxiv.org/abs/2312.06635",
         _HEADS,
         verified="fla, naive gated linear attention",
     ),
-    "gru": Entry(
+    "gru": MemorySpec(
         GRU,
         "nonlinear",
         "https://arxiv.org/abs/1406.1078",
         verified="torch.gru_cell",
     ),
-    "ind_rnn": Entry(
+    "ind_rnn": MemorySpec(
         IndRNN,
         "diagonal",
         "https://arxiv.org/abs/1803.04831",
         {"horizon": "steps over which a state may at most double: |u| <= 2^(1 / horizon) (1024)"},
         verified="Sunnydreamrain/IndRNN_pytorch",
     ),
-    "linear_transformer": Entry(
+    "linear_transformer": MemorySpec(
         LinearTransformer,
         "matrix",
         "https://arxiv.org/abs/2006.16236",
@@ -217,13 +217,13 @@ _ENTRIES: dict[str, Entry] = {
         | {"rotary_base": "turn queries and keys by their distance, with this base, for instance 100 (0: do not)"},
         verified="fla, naive linear attention; transformers' rotary embedding",
     ),
-    "lrnn": Entry(
+    "lrnn": MemorySpec(
         LRNN,
         "diagonal",
         "https://arxiv.org/abs/1709.04057",
         verified="fla, naive HGRN (the recurrence)",
     ),
-    "lru": Entry(
+    "lru": MemorySpec(
         LRU,
         "diagonal",
         "https://arxiv.org/abs/2303.06349",
@@ -235,20 +235,20 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="NicolasZucchet/minimal-LRU",
     ),
-    "lstm": Entry(
+    "lstm": MemorySpec(
         LSTM,
         "nonlinear",
         "https://doi.org/10.1162/neco.1997.9.8.1735",
         verified="torch.lstm_cell",
     ),
-    "m2rnn": Entry(
+    "m2rnn": MemorySpec(
         M2RNN,
         "nonlinear",
         "https://arxiv.org/abs/2603.14360",
         _HEADS,
         verified="open-lm-engine's _m2rnn_torch (the recurrence); the layer around it: read against theirs",
     ),
-    "mamba2": Entry(
+    "mamba2": MemorySpec(
         Mamba2,
         "matrix",
         "https://arxiv.org/abs/2405.21060",
@@ -259,78 +259,78 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="transformers' Mamba2Mixer, whole layer; the bias of the convolution: read against it",
     ),
-    "memory_caching": Entry(
+    "memory_caching": MemorySpec(
         MemoryCaching,
         "matrix",
         "https://arxiv.org/abs/2602.24281",
         _HEADS | {"segment_size": "steps a segment (32)", "cached": "segments whose state is kept (8)"},
         verified="from the paper's text only, at second hand",
     ),
-    "mesa_net": Entry(
+    "mesa_net": MemorySpec(
         MesaNet,
         "matrix",
         "https://arxiv.org/abs/2506.05233",
         _HEADS | {"iterations": "steps of conjugate gradients (30)"},
         verified="fla, naive_mesa_net_exact",
     ),
-    "mgu": Entry(
+    "mgu": MemorySpec(
         MGU,
         "nonlinear",
         "https://arxiv.org/abs/1603.09420",
         verified="torch.gru_cell with tied gates, but for the deviation that its file states",
     ),
-    "min_gru": Entry(
+    "min_gru": MemorySpec(
         MinGRU,
         "diagonal",
         "https://arxiv.org/abs/2410.01201",
         verified="lucidrains/minGRU-pytorch, form in log space",
     ),
-    "min_lstm": Entry(
+    "min_lstm": MemorySpec(
         MinLSTM,
         "diagonal",
         "https://arxiv.org/abs/2410.01201",
         verified="lucidrains' minLSTM, form in log space",
     ),
-    "mlp": Entry(
+    "mlp": MemorySpec(
         MLP,
         "none",
         verified="a linear layer and its activation by torch",
     ),
-    "mlstm": Entry(
+    "mlstm": MemorySpec(
         MLSTM,
         "matrix",
         "https://arxiv.org/abs/2405.04517",
         _HEADS,
         verified="NX-AI's xlstm and xlstm-jax, cell and norm of each head; the gate: read against xlstm_large",
     ),
-    "nmax": Entry(
+    "nmax": MemorySpec(
         NMax,
         "diagonal",
         options=_SIZE,
         verified="torch.cummax (the recurrence; no paper is known to give the form)",
     ),
-    "para_gru": Entry(
+    "para_gru": MemorySpec(
         ParaGRU,
         "nonlinear",
         "https://arxiv.org/abs/2510.21450",
         _SOLVER,
         verified="apple/ml-pararnn, recurrence_step, by both solvers",
     ),
-    "para_lstm": Entry(
+    "para_lstm": MemorySpec(
         ParaLSTM,
         "nonlinear",
         "https://arxiv.org/abs/2510.21450",
         _SOLVER,
         verified="apple/ml-pararnn, recurrence_step, by both solvers",
     ),
-    "rope_attention": Entry(
+    "rope_attention": MemorySpec(
         RopeAttention,
         "attention",
         "https://arxiv.org/abs/2104.09864",
         _WINDOW,
         verified="torch's scaled_dot_product_attention with transformers' rotary embedding",
     ),
-    "rot_rnn": Entry(
+    "rot_rnn": MemorySpec(
         RotRNN,
         "diagonal",
         "https://arxiv.org/abs/2407.07239",
@@ -342,14 +342,14 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="the paper's equations with a dense matrix gamma P Theta P^T",
     ),
-    "rwkv7": Entry(
+    "rwkv7": MemorySpec(
         RWKV7,
         "delta",
         "https://arxiv.org/abs/2503.14456",
         _HEADS,
         verified="fla, RWKV-7 recurrence",
     ),
-    "s5": Entry(
+    "s5": MemorySpec(
         S5,
         "diagonal",
         "https://arxiv.org/abs/2208.04933",
@@ -360,7 +360,7 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="lindermanlab/S5 (zero-order hold, clipped eigenvalues)",
     ),
-    "s6": Entry(
+    "s6": MemorySpec(
         S6,
         "diagonal",
         "https://arxiv.org/abs/2312.00752",
@@ -372,14 +372,14 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="transformers' MambaMixer, whole layer",
     ),
-    "slstm": Entry(
+    "slstm": MemorySpec(
         SLSTM,
         "nonlinear",
         "https://arxiv.org/abs/2405.04517",
         {"heads": "blocks of the recurrent matrices (out_size // 32 where that divides, else 1)"},
         verified="NX-AI/xlstm, pointwise cell; the norm behind it: read against blocks/slstm",
     ),
-    "spherical": Entry(
+    "spherical": MemorySpec(
         Spherical,
         "delta",
         "https://arxiv.org/abs/1612.00188",
@@ -390,7 +390,7 @@ _ENTRIES: dict[str, Entry] = {
         },
         verified="fla, delta rule with beta 2 and no values",
     ),
-    "ttt_linear": Entry(
+    "ttt_linear": MemorySpec(
         TTTLinear,
         "delta",
         "https://arxiv.org/abs/2407.04620",
@@ -409,7 +409,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_ENTRIES))
 
 
-def entry(name: str) -> Entry:
+def entry(name: str) -> MemorySpec:
     """Return what is known of a model. Raises `ValueError` with the close matches if the name is unknown."""
     if name not in _ENTRIES:
         close = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
@@ -459,7 +459,7 @@ def make(
     return Reference(memory) if is_reference(method) else memory
 
 
-def register(name: str, new: Entry) -> None:
+def register(name: str, new: MemorySpec) -> None:
     """Add a memory model, so that `make` and the configuration know it by name.
 
     **Raises:** `ValueError` if the name is taken or is not lower_snake_case.

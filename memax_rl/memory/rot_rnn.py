@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
-from memax_rl.ops import project, turning_recurrence
+from memax_rl.ops import complex_diagonal_recurrence, linear
 
 
 def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
@@ -98,7 +98,7 @@ class RotRNN(Memory):
         return into, jnp.einsum("hnp,hno->hpo", p, self.c)
 
     def _skip(self, x):
-        return x * self.d if self.d.ndim == 1 else project(x, self.d)
+        return x * self.d if self.d.ndim == 1 else linear(x, self.d)
 
     def initial_state(self):
         """Return h = 0."""
@@ -114,13 +114,13 @@ class RotRNN(Memory):
         return h, jnp.einsum("hp,hpo->o", h.reshape(h.shape[0], -1), out) + self._skip(x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.turning_recurrence`, the pairs' first and second parts side by side."""
+        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, both parts of the pairs side by side."""
         into, out = self._matrices()
         # All heads in one matrix product.
         into = into.reshape(into.shape[0], into.shape[1], -1, 2).transpose(3, 0, 2, 1).reshape(-1, self.in_size)
         gamma = self._gamma()[:, None]
         re, im = (gamma * jnp.cos(self.theta)).reshape(-1), (gamma * jnp.sin(self.theta)).reshape(-1)
         first = state.reshape(-1, 2).T
-        hs = turning_recurrence(re, im, project(xs, into.T).reshape(len(xs), 2, -1), first, starts)
+        hs = complex_diagonal_recurrence(re, im, linear(xs, into.T).reshape(len(xs), 2, -1), first, starts)
         out = out.reshape(-1, 2, self.out_size).transpose(2, 1, 0).reshape(self.out_size, -1)
-        return hs[-1].T.reshape(state.shape), project(hs.reshape(len(xs), -1), out.T) + jax.vmap(self._skip)(xs)
+        return hs[-1].T.reshape(state.shape), linear(hs.reshape(len(xs), -1), out.T) + jax.vmap(self._skip)(xs)

@@ -23,14 +23,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, check_norm, each_head, unit
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import generalized_delta_rule, project
+from memax_rl.ops import generalized_delta_rule, linear
 
 _RANK = 16
 _FASTEST = math.exp(-0.5)
 
 
 class RWKV7(Memory):
-    """The generalised delta rule."""
+    """The generalized delta rule."""
 
     in_size: int
     out_size: int
@@ -74,11 +74,11 @@ class RWKV7(Memory):
     def _project(self, x, x_prev):
         """Return r, k, v, kappa, a, log_decay and g, each [heads, head_size]."""
         x_r, x_w, x_k, x_v, x_a, x_g = (x + mu * (x_prev - x) for mu in self.mu)
-        r, k, v = (project(u, w) for u, w in zip((x_r, x_k, x_v), self.w_rkv, strict=True))
+        r, k, v = (linear(u, w) for u, w in zip((x_r, x_k, x_v), self.w_rkv, strict=True))
         (w_1, a_1, g_1), (w_2, a_2, g_2) = self.lora_in, self.lora_out
-        log_decay = -_FASTEST * jax.nn.sigmoid(self.w_0 + project(jnp.tanh(project(x_w, w_1)), w_2))
-        a = jax.nn.sigmoid(self.a_0 + project(project(x_a, a_1), a_2))
-        g = project(jax.nn.sigmoid(project(x_g, g_1)), g_2)
+        log_decay = -_FASTEST * jax.nn.sigmoid(self.w_0 + linear(jnp.tanh(linear(x_w, w_1)), w_2))
+        a = jax.nn.sigmoid(self.a_0 + linear(linear(x_a, a_1), a_2))
+        g = linear(jax.nn.sigmoid(linear(x_g, g_1)), g_2)
         kappa, k = k * self.k_k, k * (1 + (a - 1) * self.k_a)
         r, k, v, kappa, a, log_decay, g = (
             u.reshape(self.heads, self.head_size) for u in (r, k, v, kappa, a, log_decay, g)
@@ -90,7 +90,7 @@ class RWKV7(Memory):
         normal_reads = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=1, keepdims=True) + 64e-5)
         own = jnp.sum(r * self.r_k.reshape(r.shape) * k, axis=1, keepdims=True) * v
         y = normal_reads.reshape(-1) * self.norm + self.norm_bias + own.reshape(-1)
-        return project(y * g.reshape(-1), self.w_o)
+        return linear(y * g.reshape(-1), self.w_o)
 
     def initial_state(self):
         """Return S = 0 for each head and a previous input of zero."""

@@ -21,7 +21,7 @@ from jaxtyping import Array, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
-from memax_rl.ops import project, turning_recurrence
+from memax_rl.ops import complex_diagonal_recurrence, linear
 
 
 def _hippo(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,11 +86,11 @@ class S5(Memory):
         return lam, (lam - 1) / continuous
 
     def _write(self, x, scale):
-        return as_complex(project(x, self.b_re.T), project(x, self.b_im.T)) * scale
+        return as_complex(linear(x, self.b_re.T), linear(x, self.b_im.T)) * scale
 
     def _read(self, h, x):
-        skip = x * self.d if self.d.ndim == 1 else project(x, self.d)
-        return 2 * (project(h.real, self.c_re.T) - project(h.imag, self.c_im.T)) + skip
+        skip = x * self.d if self.d.ndim == 1 else linear(x, self.d)
+        return 2 * (linear(h.real, self.c_re.T) - linear(h.imag, self.c_im.T)) + skip
 
     def initial_state(self):
         """Return h = 0."""
@@ -104,13 +104,13 @@ class S5(Memory):
         return h, self._read(h, x)
 
     def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.turning_recurrence`, real and imaginary parts side by side."""
+        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, real and imaginary parts side by side."""
         lam, scale = self._discrete()
         # The factor meets B, not every step.
         b_re, b_im, re, im = self.b_re, self.b_im, scale.real[:, None], scale.imag[:, None]
-        writes = project(xs, jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re]).T)
+        writes = linear(xs, jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re]).T)
         first = jnp.stack([state.real, state.imag])
-        hs = turning_recurrence(lam.real, lam.imag, writes.reshape(len(xs), 2, -1), first, starts)
-        skip = xs * self.d[None] if self.d.ndim == 1 else project(xs, self.d)
-        ys = project(hs.reshape(len(xs), -1), 2 * jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
+        hs = complex_diagonal_recurrence(lam.real, lam.imag, writes.reshape(len(xs), 2, -1), first, starts)
+        skip = xs * self.d[None] if self.d.ndim == 1 else linear(xs, self.d)
+        ys = linear(hs.reshape(len(xs), -1), 2 * jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
         return jax.lax.complex(*hs[-1]), ys

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
-from memax_rl.ops import project, selective_scan
+from memax_rl.ops import linear, selective_scan
 
 
 class S6(Memory):
@@ -75,8 +75,8 @@ class S6(Memory):
 
     def _selection(self, u):
         """Return dt, B and C from the inputs after the convolution."""
-        dt = jax.nn.softplus(project(project(u, self.w_down), self.w_up) + self.dt_bias)
-        return dt, project(u, self.w_b), project(u, self.w_c)
+        dt = jax.nn.softplus(linear(linear(u, self.w_down), self.w_up) + self.dt_bias)
+        return dt, linear(u, self.w_b), linear(u, self.w_c)
 
     def initial_state(self):
         """Return h = 0 and an empty convolution."""
@@ -85,21 +85,21 @@ class S6(Memory):
     def step(self, state, x, start):
         """One step of the recurrence, as in the paper."""
         h, tail = state
-        tail, u = self.conv.step(tail, project(x, self.w_u), start)
+        tail, u = self.conv.step(tail, linear(x, self.w_u), start)
         u = _activated(self.b_conv, u)
         dt, b, c = self._selection(u)
         decay = jnp.exp(-dt[:, None] * jnp.exp(self.a_log))
         h = decay * jnp.where(start, 0, h) + (dt * u)[:, None] * b[None, :]
-        return (h, tail), project((h @ c + self.d * u) * jax.nn.silu(project(x, self.w_z)), self.w_y)
+        return (h, tail), linear((h @ c + self.d * u) * jax.nn.silu(linear(x, self.w_z)), self.w_y)
 
     def scan(self, state, xs, starts):
         """All products with weights at once, then the recurrence by `ops.selective_scan`."""
         h, tail = state
-        tail, us = self.conv.scan(tail, project(xs, self.w_u), starts, _activated, self.b_conv)
+        tail, us = self.conv.scan(tail, linear(xs, self.w_u), starts, _activated, self.b_conv)
         dts, bs, cs = jax.vmap(self._selection)(us)
 
         h, reads = selective_scan(dts, us, bs, cs, -jnp.exp(self.a_log).T, h.T, starts)
-        ys = project((reads + self.d[None] * us) * jax.nn.silu(project(xs, self.w_z)), self.w_y)
+        ys = linear((reads + self.d[None] * us) * jax.nn.silu(linear(xs, self.w_z)), self.w_y)
         return (h.T, tail), ys
 
 

@@ -1,4 +1,4 @@
-"""sLSTM: an LSTM with exponential input gates, a normaliser, and memory mixing within heads.
+"""sLSTM: an LSTM with exponential input gates, a normalizer, and memory mixing within heads.
 
 Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/2405.04517, section 2.2.
 
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_row, layer_norm
 from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select, state_zeros
-from memax_rl.ops import nonlinear_recurrence, nonlinear_step, project
+from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 
 def _cell(gates, state):
@@ -83,7 +83,7 @@ class SLSTM(Memory):
         self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
 
     def _inputs(self, x):
-        return tuple(project(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(linear(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self):
         """Return h = c = n = m = 0."""

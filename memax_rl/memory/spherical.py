@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, unit
 from memax_rl.memory.layers.weights import check_size, normal, state_dtype
-from memax_rl.ops import project
+from memax_rl.ops import linear
 from memax_rl.ops._chunks import chunk_size, scan_chunks, segments, unit_lower_solve
 
 
@@ -63,10 +63,10 @@ class Spherical(Memory):
     def _keys(self, x):
         """Return all k_j, [reflections, heads, head_size]."""
         shape = (self.heads, self.head_size)
-        return jnp.stack([unit((project(x, w) + b).reshape(shape)) for w, b in zip(self.w_k, self.b_k, strict=True)])
+        return jnp.stack([unit((linear(x, w) + b).reshape(shape)) for w, b in zip(self.w_k, self.b_k, strict=True)])
 
     def _read(self, h, x):
-        return project(h.reshape(-1), self.w_o) + project(x, self.w_d)
+        return linear(h.reshape(-1), self.w_o) + linear(x, self.w_d)
 
     def initial_state(self):
         """Return the trained h_0 of each head."""

@@ -33,7 +33,7 @@ from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, check_norm
 from memax_rl.memory.layers.phase import unit_begins
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_dtype
-from memax_rl.ops import project
+from memax_rl.ops import linear
 from memax_rl.ops._chunks import scan_chunks, segments
 
 
@@ -103,8 +103,8 @@ class TTTLinear(Memory):
 
     def _project(self, x):
         """Return q, k, v [heads, head_size] and eta [heads]."""
-        q, k, v = (project(x, w).reshape(self.heads, self.head_size) for w in self.w_qkv)
-        return q, k, v, self.rate * jax.nn.sigmoid(project(x, self.w_eta) + self.b_eta) / self.head_size
+        q, k, v = (linear(x, w).reshape(self.heads, self.head_size) for w in self.w_qkv)
+        return q, k, v, self.rate * jax.nn.sigmoid(linear(x, self.w_eta) + self.b_eta) / self.head_size
 
     def _shares(self):
         """Return by how much of the gradients' sum W moves in each step of a mini-batch [batch_size]."""
@@ -121,7 +121,7 @@ class TTTLinear(Memory):
         return transpose(out - target)[0]
 
     def _read(self, reads):
-        return project(_layer_norm(reads.reshape(-1)) * self.norm + self.norm_bias, self.w_o)
+        return linear(_layer_norm(reads.reshape(-1)) * self.norm + self.norm_bias, self.w_o)
 
     def initial_state(self):
         """Return base = W_0 and total = 0 for each head, and no steps in the mini-batch."""

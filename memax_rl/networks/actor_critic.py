@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
 from memax_rl.networks.actions import ActionDistribution, action_outputs, check_action_space
-from memax_rl.networks.encoder import Dense, Inputs, Space
+from memax_rl.networks.encoder import AgentInput, Dense, Space
 from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
 
 
@@ -29,7 +29,7 @@ class ActorCritic(eqx.Module):
             return (self.torso.initial_state(),)
         return (self.torso.initial_state(), self.value_torso.initial_state())
 
-    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
+    def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
         """Return the next memory, the distribution over actions, and the value, for one step."""
         new, features = self.torso.step(state[0], inputs)
         if self.value_torso is None:
@@ -37,7 +37,7 @@ class ActorCritic(eqx.Module):
         new_value, value_features = self.value_torso.step(state[1], inputs)
         return (new, new_value), self._policy(features), self._value(value_features)
 
-    def act(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution]:
+    def act(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution]:
         """Return the next memory and the distribution over actions, for one step.
 
         The memory of a value torso of its own is left as it is: acting does not need it.
@@ -45,7 +45,7 @@ class ActorCritic(eqx.Module):
         new, features = self.torso.step(state[0], inputs)
         return (new, *state[1:]), self._policy(features)
 
-    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
+    def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
         """Return the last memories, and the distributions and values [rows, slots], of a batch of rows."""
         new, features = self.torso.scan(state[0], inputs)
         if self.value_torso is None:

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
-from memax_rl.networks.normalization import RunningMoments
-from memax_rl.ops import project
+from memax_rl.networks.normalization import RunningMeanStd
+from memax_rl.ops import linear
 
 Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spaces.Dict
 
 
-class Inputs(NamedTuple):
+class AgentInput(NamedTuple):
     """What the agent is shown at a step. Previous action and reward are zero where `start` is true."""
 
     observation: PyTree[Array]
@@ -40,7 +40,7 @@ class Dense(eqx.Module):
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, " out_size"]:
         """Apply the layer to one vector."""
-        return project(x, self.weight.T) + self.bias
+        return linear(x, self.weight.T) + self.bias
 
 
 def leaf_spaces(space: spaces.Space) -> list[Any]:
@@ -172,23 +172,23 @@ class Embedding(eqx.Module):
 class RunningNormalizer(eqx.Module):
     """(x - mean) / standard deviation of all x that `update` was given, clipped. Before the first `update`, x clipped.
 
-    No gradient reaches the statistics, so that an optimiser leaves them as they are.
+    No gradient reaches the statistics, so that an optimizer leaves them as they are.
     """
 
-    moments: RunningMoments
+    moments: RunningMeanStd
     clip: float = eqx.field(static=True)
 
     def __init__(self, space: spaces.NormalizedBox):
-        self.moments = RunningMoments(space.shape)
+        self.moments = RunningMeanStd(space.shape)
         self.clip = space.clip
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Normalise one observation."""
+        """Normalize one observation."""
         mean, variance = jax.lax.stop_gradient((self.moments.mean, self.moments.variance))
         return jnp.clip((x - mean) * jax.lax.rsqrt(variance + 1e-8), -self.clip, self.clip)
 
     def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningNormalizer":
-        """Return the normaliser after it has seen the valid ones of n observations."""
+        """Return the normalizer after it has seen the valid ones of n observations."""
         return eqx.tree_at(lambda r: r.moments, self, self.moments.update(x, valid))
 
 
@@ -229,7 +229,7 @@ class Encoder(eqx.Module):
         size += flat_size(action_space) if previous_action else 0
         self.project = Dense(size + previous_reward + start, width, 2**0.5, key=key)
 
-    def __call__(self, inputs: Inputs) -> Float[Array, " width"]:
+    def __call__(self, inputs: AgentInput) -> Float[Array, " width"]:
         """Return the features of one step."""
         return self.embed(self.flatten(inputs))
 
@@ -237,7 +237,7 @@ class Encoder(eqx.Module):
         """Return the features of a step from its flat inputs."""
         return jax.nn.gelu(self.project(flat))
 
-    def flatten(self, inputs: Inputs) -> Float[Array, " inputs"]:
+    def flatten(self, inputs: AgentInput) -> Float[Array, " inputs"]:
         """Return all inputs of one step as one vector: observation, previous action, previous reward, start flag."""
         leaves = jax.tree.leaves(inputs.observation)
         leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]

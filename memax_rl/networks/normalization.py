@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-class RunningMoments(eqx.Module):
+class RunningMeanStd(eqx.Module):
     """Count, mean and variance, entry by entry, of all arrays that `update` was given. At first 0, 0 and 1."""
 
     count: Float[Array, ""]
@@ -18,7 +18,7 @@ class RunningMoments(eqx.Module):
         self.mean = jnp.zeros(shape)
         self.variance = jnp.ones(shape)
 
-    def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningMoments":
+    def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningMeanStd":
         """Return the moments after they have seen the valid ones of n arrays.
 
         Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
 from memax_rl.networks.actions import action_outputs
-from memax_rl.networks.encoder import Dense, Inputs, Space, nvec, one_hot
+from memax_rl.networks.encoder import AgentInput, Dense, Space, nvec, one_hot
 from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
 
 
@@ -58,12 +58,12 @@ class QNetwork(eqx.Module):
         """Return the initial memory."""
         return self.torso.initial_state()
 
-    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], QValues]:
+    def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], QValues]:
         """Return the next memory and the action values of one step."""
         state, features = self.torso.step(state, inputs)
         return state, self._values(features)
 
-    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], QValues]:
+    def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], QValues]:
         """Return the last memories, and the action values [rows, slots] of a batch of rows."""
         state, features = self.torso.scan(state, inputs)
         return state, on_slots(self._values, features)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from memax_rl import memory as memories
 from memax_rl.memory import Memory
-from memax_rl.networks.encoder import Dense, Encoder, Inputs, Space
+from memax_rl.networks.encoder import AgentInput, Dense, Encoder, Space
 
 
 class BlockConfig(BaseModel):
@@ -161,7 +161,7 @@ class Torso(eqx.Module):
         """Return the initial states of all blocks."""
         return tuple(block.memory.initial_state() for block in self.blocks)
 
-    def step(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Float[Array, " width"]]:
+    def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], Float[Array, " width"]]:
         """Return the next state and the features of one step."""
         x = self.encoder(inputs)
         states = []
@@ -171,7 +171,9 @@ class Torso(eqx.Module):
             states.append(s)
         return tuple(states), self.norm(x)
 
-    def scan(self, state: tuple[Any, ...], inputs: Inputs) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
+    def scan(
+        self, state: tuple[Any, ...], inputs: AgentInput
+    ) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
         """Return the last states and the features of all steps of a batch of rows.
 
         Batched, unlike the rest: the layers between the memories see all slots as one flat batch, because a weight

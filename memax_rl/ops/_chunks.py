@@ -73,7 +73,7 @@ def loop_chunks(
     return state, _joined(ys, length)
 
 
-def remade(
+def rematerialized(
     body: Callable[..., tuple[State, Any]],
     befores: Callable[[State, PyTree[Array]], State],
     state: State,

@@ -61,7 +61,7 @@ def delta_rule(
     chunk: int | None = None,
     method: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "dk dv"], Float[Array, "R dv"]]:
-    """Return the last state and all y_t. No scaling and no normalisation: the models do that.
+    """Return the last state and all y_t. No scaling and no normalization: the models do that.
 
     **Cost.** O(T * (chunk * (dk + dv) + chunk^2 + dk * dv)) multiply-adds, T / chunk dependent steps, and
     besides inputs, outputs and their gradients one state a chunk and O(T * (dv + chunk)) memory.

@@ -35,7 +35,7 @@ _RESIDUAL = 1e-6
 
 
 class Maps(NamedTuple):
-    """How the cell's maps compose, for the method "tree".
+    """How the cell's maps compose, for the method "associative".
 
     **Arguments:**
 
@@ -67,7 +67,7 @@ def elementwise_recurrence(
     A state is a tuple of arrays of one shape, each element of which meets only the same element of the
     others, float32 at least whatever the inputs. First derivatives only; none by `initial`.
 
-    **Cost.** O(T * size) memory. `"sequential"` does T dependent steps of the cell; `"tree"` O(log T) of
+    **Cost.** O(T * size) memory. `"sequential"` does T dependent steps of the cell; `"associative"` O(log T) of
     `combine`; `"newton"` O(log T) an iteration, of which there are few where states forget and up to T where
     they do not.
 
@@ -78,7 +78,7 @@ def elementwise_recurrence(
     - `state`: h_0; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
     - `initial`: the state at a start flag; zeros by default.
-    - `method`: by default sequential on a CPU, and elsewhere `"tree"` where `maps` are given, else
+    - `method`: by default sequential on a CPU, and elsewhere `"associative"` where `maps` are given, else
         `"newton"`. Or `"reference"`, a plain `jax.lax.scan` that is differentiable any number of times and in
         forward mode.
     - `maps`: how the cell's maps compose.
@@ -88,11 +88,11 @@ def elementwise_recurrence(
     length = jax.tree.leaves(inputs)[0].shape[0]
     check_starts(starts, length)
     if method is None:
-        parallel = "newton" if maps is None else "tree"
+        parallel = "newton" if maps is None else "associative"
         method = "sequential" if jax.default_backend() == "cpu" else parallel
-    if method not in ("sequential", "newton", "tree", "reference"):
+    if method not in ("sequential", "newton", "associative", "reference"):
         raise ValueError(f"method must be 'sequential', 'newton', 'tree', 'reference' or None, got {method!r}")
-    if method == "tree" and maps is None:
+    if method == "associative" and maps is None:
         raise ValueError("method 'tree' needs maps, the composition of the cell's maps in closed form")
     weights, inputs, state = widened((weights, inputs, state))
     if initial is None:

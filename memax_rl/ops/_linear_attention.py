@@ -41,7 +41,7 @@ def linear_attention(
     chunk: int | None = None,
     method: Literal["reference"] | None = None,
 ) -> tuple[Float[Array, "dk dv"], Float[Array, "T dv"]]:
-    """Return the last state and all y_t. No scaling and no normalisation: the models do that.
+    """Return the last state and all y_t. No scaling and no normalization: the models do that.
 
     **Cost.** O(T * (chunk * (dk + dv) + dk * dv)) multiply-adds, with a decay per channel also O(T * dk * (16
     + chunk / 16)) exponentials; T / chunk dependent steps; besides inputs, outputs and their gradients one

@@ -18,7 +18,7 @@ from memax_rl.ops._loop import loop, row, row_before
 
 _OP = "ops.linear_recurrence"
 
-Method = Literal["sequential", "parallel", "reference"]
+Method = Literal["sequential", "associative", "reference"]
 
 
 def linear_recurrence(
@@ -33,7 +33,7 @@ def linear_recurrence(
 
     The state is float32 at least, whatever the inputs, and the result has the promoted dtype of `a`, `b` and `h0`.
 
-    **Cost.** O(T * prod(shape)) memory. `"sequential"` does T dependent steps, `"parallel"` (an associative scan)
+    **Cost.** O(T * prod(shape)) memory. `"sequential"` does T dependent steps, `"associative"` (an associative scan)
     O(log T) of them at about twice the arithmetic.
 
     **Arguments:**
@@ -43,9 +43,9 @@ def linear_recurrence(
     - `b`: what is written in each step.
     - `h0`: the state before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
-    - `method`: `"sequential"` or `"parallel"`. By default sequential on a CPU, where a loop over time is several times
-        faster than a tree, and parallel elsewhere. Or `"reference"`, a plain `jax.lax.scan`, which is differentiable
-        any number of times and in forward mode.
+    - `method`: `"sequential"` or `"associative"`. By default sequential on a CPU, where a loop over time is several
+        times faster than a tree, and associative elsewhere. Or `"reference"`, a plain `jax.lax.scan`, which is
+        differentiable any number of times and in forward mode.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
@@ -72,8 +72,8 @@ def linear_recurrence(
 def check_method(method: str | None) -> Method:
     """Return the method, by default the backend's. Raises `ValueError` if it is unknown."""
     if method is None:
-        return "sequential" if jax.default_backend() == "cpu" else "parallel"
-    if method == "sequential" or method == "parallel" or method == "reference":
+        return "sequential" if jax.default_backend() == "cpu" else "associative"
+    if method == "sequential" or method == "associative" or method == "reference":
         return method
     raise ValueError(f"method must be 'sequential', 'parallel', 'reference' or None, got {method!r}")
 
@@ -115,7 +115,7 @@ _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
 def _forward(method: Method, a: Array, b: Array, h0: Array, starts: Array) -> Array:
-    if method == "parallel":
+    if method == "associative":
         first = jnp.where(starts[0], 0, a[0] * h0) + b[0]
         return _tree(a, jnp.concatenate([first[None], b[1:]]), starts, reverse=False)
     constant = a.ndim < b.ndim

@@ -40,7 +40,7 @@ def selective_scan(
     The state and all y_t are float32 at least, whatever the inputs.
 
     **Cost.** O(T * n * d) exponentials and multiply-adds; besides inputs and outputs O((T / 16 + 16) * n * d) memory.
-    `"sequential"` does T dependent steps, `"parallel"` T / 16 times O(log 16) of them, with a tree in each chunk.
+    `"sequential"` does T dependent steps, `"associative"` T / 16 times O(log 16) of them, with a tree in each chunk.
 
     **Arguments:**
 
@@ -49,7 +49,7 @@ def selective_scan(
     - `a`: rates of growth, negative for a decay.
     - `state`: h before the first step; it counts until the first start flag.
     - `starts`: true where a step begins a new sequence.
-    - `method`: `"sequential"`, `"parallel"` or `"reference"`, by default as in `linear_recurrence`.
+    - `method`: `"sequential"`, `"associative"` or `"reference"`, by default as in `linear_recurrence`.
 
     **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
@@ -64,7 +64,7 @@ def selective_scan(
     if method == "reference":
         return _plain(a, state, dt, u, b, c, starts)
     dt, u, b, c, a, state = no_forward(_OP, (dt, u, b, c, a, state))
-    if method == "parallel":
+    if method == "associative":
         return _chunks(a, state, dt, u, b, c, starts)
     # A step that fills up the last chunk has dt = 0: it leaves h as it is.
     missing = -length % _CHUNK
@@ -76,7 +76,7 @@ def selective_scan(
 def _chunks(a, state, dt, u, b, c, starts):
     def chunk(h, dt, u, b, c, starts):
         decays = jnp.exp(dt[:, None, :] * a[None])
-        hs = linear_recurrence(decays, b[:, :, None] * (dt * u)[:, None, :], h, starts, method="parallel")
+        hs = linear_recurrence(decays, b[:, :, None] * (dt * u)[:, None, :], h, starts, method="associative")
         return hs[-1], jnp.einsum("tnd,tn->td", hs, c)
 
     return scan_chunks(chunk, state, (dt, u, b, c, starts), len(dt), _CHUNK)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from memax_rl import sharding
-from memax_rl.networks.encoder import Inputs
-from memax_rl.rollout.streams import Act, Stream, count_unusable, episode_metrics, step_stream
+from memax_rl.networks.encoder import AgentInput
+from memax_rl.rollout.streams import Act, RolloutState, count_unusable, episode_metrics, step_stream
 from memax_rl.rollout.tape import Tape
 
 Rollout = Literal["whole_episodes", "truncated_bptt"]
@@ -36,7 +36,7 @@ class RolloutBatch(NamedTuple):
     tape: Tape
     carry: PyTree[Array]
     before: tuple[Array, Array]
-    after: Inputs
+    after: AgentInput
 
 
 class Pending(eqx.Module):
@@ -55,7 +55,7 @@ class Pending(eqx.Module):
 class Collected(NamedTuple):
     """What `collect` returns: the streams and pending episodes after it, the rows, and metrics."""
 
-    streams: Stream
+    streams: RolloutState
     pending: Pending
     rows: RolloutBatch
     metrics: dict[str, Array]
@@ -65,7 +65,7 @@ def collect(
     env: Any,
     env_params: Any,
     act: Act,
-    streams: Stream,
+    streams: RolloutState,
     pending: Pending,
     keys: Key[Array, "slots rows 2"],
     *,
@@ -102,9 +102,9 @@ def collect(
     row = eqx.tree_at(lambda tape: tape.valid, row, learned)
     lagging = jnp.sum(learned & _first(pending.length, slots))
     counts = (env_steps, jnp.sum(learned), lagging, jnp.sum(complete == 0), count_unusable(new))
-    env_steps, used, lagging, overlong, unusable = sharding.total(counts, devices)
+    env_steps, used, lagging, overlong, unusable = sharding.psum(counts, devices)
     metrics = {
-        **episode_metrics(sharding.gather(finished, devices, axis=1)),
+        **episode_metrics(sharding.all_gather(finished, devices, axis=1)),
         "env_steps": env_steps,
         "tape/utilization": used / (rows * devices * slots),
         "tape/lag": lagging / jnp.maximum(used, 1),
@@ -132,9 +132,9 @@ def rollout_size(
 
     **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
-    horizon, fixed = env.horizon(env_params), env.fixed_length(env_params)
+    horizon, fixed = env.max_episode_steps(env_params), env.fixed_length(env_params)
     # An episode that a time limit cuts has its final observation on the tape too.
-    whole = None if fixed is None else fixed + env.is_cut(env_params)
+    whole = None if fixed is None else fixed + env.truncates(env_params)
     longest = whole if whole is not None else horizon
     slots = rollout_length
     if slots is None:

@@ -170,7 +170,7 @@ def _pending(slots: Tape, observation: PyTree[Array], start: Bool[Array, " strea
         valid=false,
         log_prob=None if slots.log_prob is None else jnp.zeros_like(slots.log_prob[:, 0]),
         value_stops=None if slots.value_stops is None else false,
-        bonus=None if slots.bonus is None else jnp.zeros_like(slots.bonus[:, 0]),
+        intrinsic_reward=None if slots.intrinsic_reward is None else jnp.zeros_like(slots.intrinsic_reward[:, 0]),
     )
 
 
@@ -205,7 +205,7 @@ def sample(
     **Arguments:**
 
     - `rows`, `slots`: how many tapes, and how long. An episode of more than `slots` - 1 steps loses its end.
-    - `by`: what is drawn uniformly, or "priority" for prioritised replay (Schaul et al. 2016,
+    - `by`: what is drawn uniformly, or "priority" for prioritized replay (Schaul et al. 2016,
         https://arxiv.org/abs/1511.05952), by episode: see `reprioritize`.
     - `alpha`, `beta`: the exponents of priorities and of importance weights. For "priority" only.
     """
@@ -309,7 +309,7 @@ def reprioritize(replay: Replay, sample: Sample, error: Float[Array, "rows slots
         return priority[segment], count[segment] > 0
 
     priority, seen = jax.vmap(of_row)(error, tape.valid, tape.start)
-    # Off the ring, and so dropped, unless it is the start of an episode that was learnt from.
+    # Off the ring, and so dropped, unless it is the start of an episode that was learned from.
     index = jnp.where(tape.start & seen, sample.index, replay.length.shape[1])
     at = replay.priority.at[sample.stream[:, None], index]
     cleared = at.set(0, mode="drop")

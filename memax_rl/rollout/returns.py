@@ -36,7 +36,7 @@ def generalized_advantages(
     discount: float | Float[Array, ""],
     lambda_: float | Float[Array, ""],
 ) -> Float[Array, " T"]:
-    """Return generalised advantage estimates (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, equation 16).
+    """Return generalized advantage estimates (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, equation 16).
 
         delta_t = r_t + discount * V_{t+1} - V_t,    A_t = delta_t + discount * lambda * A_{t+1}
 

@@ -14,15 +14,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from memax_rl.envs.base import step_if, where
 from memax_rl.networks import to_environment
-from memax_rl.networks.encoder import Inputs
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.tape import Tape
 
 # How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action).
-Act = Callable[[Any, Inputs, PRNGKeyArray], tuple[Any, Array, Array]]
+Act = Callable[[Any, AgentInput, PRNGKeyArray], tuple[Any, Array, Array]]
 
 
-class Stream(eqx.Module):
+class RolloutState(eqx.Module):
     """One environment and what the agent is about to see of it.
 
     **Arguments:**
@@ -36,7 +36,7 @@ class Stream(eqx.Module):
     """
 
     environment: PyTree[Array]
-    inputs: Inputs
+    inputs: AgentInput
     memory: PyTree[Array]
     next_observation: PyTree[Array]
     final: Bool[Array, ""]
@@ -61,13 +61,13 @@ def seed_key(seed: int, impl: str = "philox4x32") -> PRNGKeyArray:
     return jax.random.key(seed, impl=impl)
 
 
-def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray) -> Stream:
+def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray) -> RolloutState:
     """Return a stream at the start of its first episode."""
     observation, state = env.reset(key, params)
     action = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), env.action_space(params))
-    return Stream(
+    return RolloutState(
         environment=state,
-        inputs=Inputs(observation, action, jnp.zeros(()), jnp.ones((), bool)),
+        inputs=AgentInput(observation, action, jnp.zeros(()), jnp.ones((), bool)),
         memory=memory,
         next_observation=jax.tree.map(jnp.zeros_like, observation),
         final=jnp.zeros((), bool),
@@ -80,10 +80,10 @@ def step_stream(
     env: Any,
     params: Any,
     act: Act,
-    stream: Stream,
+    stream: RolloutState,
     keys: Key[Array, "2"],
     active: Bool[Array, ""] | bool = True,
-) -> tuple[Stream, Tape, Finished]:
+) -> tuple[RolloutState, Tape, Finished]:
     """Write one slot: act on what is shown, or pass over the final observation of a truncated episode.
 
     **Arguments:**
@@ -115,14 +115,14 @@ def step_stream(
         valid=acted,
         log_prob=log_prob,
         value_stops=info["value_stops"] & acted if "value_stops" in info else None,
-        bonus=jnp.where(acted, info["bonus"], 0) if "bonus" in info else None,
+        intrinsic_reward=jnp.where(acted, info["intrinsic_reward"], 0) if "intrinsic_reward" in info else None,
     )
     begins = terminated | stream.final
     shown = where(truncated, info["final_observation"], where(stream.final, stream.next_observation, observation))
     total, length = stream.episode_return + reward, stream.episode_length + 1
-    after = Stream(
+    after = RolloutState(
         environment=stream.environment,
-        inputs=Inputs(
+        inputs=AgentInput(
             observation=shown,
             # Nothing of the last episode is shown in the first step of the next.
             previous_action=where(begins, jax.tree.map(jnp.zeros_like, action), action),

@@ -33,8 +33,8 @@ class Tape(eqx.Module):
     - `log_prob`: log-probability of the action under the policy that took it, or None.
     - `value_stops`: true where no return looks beyond this transition although the episode, and the memory, go on: the
         end of an episode within a trial, if returns are discounted within episodes only. None: nowhere.
-    - `bonus`: what the learner adds to the reward; the agent does not see it, and no reported return has it in it.
-        None: nothing.
+    - `intrinsic_reward`: what the learner adds to the reward; the agent does not see it, and no reported return has it
+        in it. None: nothing.
     """
 
     observation: PyTree[Array]
@@ -46,12 +46,12 @@ class Tape(eqx.Module):
     valid: Bool[Array, "*axes"]
     log_prob: Float[Array, "*axes"] | None = None
     value_stops: Bool[Array, "*axes"] | None = None
-    bonus: Float[Array, "*axes"] | None = None
+    intrinsic_reward: Float[Array, "*axes"] | None = None
 
 
 def learning_reward(tape: Tape) -> Float[Array, "*axes"]:
     """Return what the learner's returns add up: the reward, and the bonus if there is one."""
-    return tape.reward if tape.bonus is None else tape.reward + tape.bonus
+    return tape.reward if tape.intrinsic_reward is None else tape.reward + tape.intrinsic_reward
 
 
 def value_ends(tape: Tape) -> Bool[Array, "*axes"]:

@@ -20,7 +20,7 @@ from memax_rl.runs.run import Run, RunError
 Row = Mapping[str, float]
 
 
-class Log(AbstractContextManager):
+class Logger(AbstractContextManager):
     """Something that is opened, given rows, and closed."""
 
     @abc.abstractmethod
@@ -57,11 +57,11 @@ def check_logs(config: TrainConfig) -> None:
             ) from None
 
 
-def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Log]:
+def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Logger]:
     """Return the logs that the configuration asks for; `check_logs` says before whether there is what they need."""
-    logs: list[Log] = []
+    logs: list[Logger] = []
     if progress:
-        logs.append(Progress(config) if sys.stderr.isatty() else Lines(config))
+        logs.append(Progress(config) if sys.stderr.isatty() else ConsoleLogger(config))
     if config.tensorboard:
         logs.append(TensorBoard(config, run))
     if config.wandb is not None:
@@ -69,7 +69,7 @@ def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Log]:
     return logs
 
 
-class _Display(Log):
+class _Display(Logger):
     """What the progress bar and the plain lines share: the figures of the rows."""
 
     def __init__(self, config: TrainConfig):
@@ -122,10 +122,10 @@ class Progress(_Display):
         self.bar.stop()
 
 
-class Lines(_Display):
+class ConsoleLogger(_Display):
     """A line every few seconds, where the output is no terminal."""
 
-    def __enter__(self) -> "Lines":
+    def __enter__(self) -> "ConsoleLogger":
         print("compiling", file=sys.stderr, flush=True)
         self.printed = -math.inf
         return self
@@ -148,7 +148,7 @@ class Lines(_Display):
         pass
 
 
-class TensorBoard(Log):
+class TensorBoard(Logger):
     """TensorBoard event files in the run's folder, a subfolder a seed, so that a metric's seeds share one chart."""
 
     def __init__(self, config: TrainConfig, run: Run):
@@ -178,7 +178,7 @@ class TensorBoard(Log):
             writer.close()
 
 
-class WeightsAndBiases(Log):
+class WeightsAndBiases(Logger):
     """Weights & Biases: one run a seed, in a group that is this run; a resumed run goes on in the same ones."""
 
     def __init__(self, config: TrainConfig, run: Run):

@@ -25,7 +25,7 @@ from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.streams import LARGEST
 from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound_networks
 from memax_rl.runs.config import TrainConfig, make_config
-from memax_rl.runs.loggers import Log, check_logs, open_logs
+from memax_rl.runs.loggers import Logger, check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
 from memax_rl.signals import Stopped, ready, stop_signals
 
@@ -174,7 +174,7 @@ def _reopen(agent: Agent[Any], arrays: PyTree, static: PyTree, progress: bool) -
     if progress:
         print(
             "the environment runs on the host, where its state cannot be saved: every stream begins a new episode, "
-            "and what it had of an open one is not learnt from",
+            "and what it had of an open one is not learned from",
             file=sys.stderr,
         )
     # The copies that were made for the state before training are of no use.
@@ -268,7 +268,7 @@ def _update_of(arrays: PyTree) -> int:
     return int(np.asarray(arrays.updates)[0])
 
 
-def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Log], stopped) -> tuple[PyTree, float]:
+def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Logger], stopped) -> tuple[PyTree, float]:
     """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
     stop_at_divergence = config.on_divergence == "stop"
     many = make_many_updates(agent, static, config.total_steps, stop_at_divergence=stop_at_divergence)

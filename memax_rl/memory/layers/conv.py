@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.memory.layers.weights import state_zeros
-from memax_rl.ops._chunks import remade
+from memax_rl.ops._chunks import rematerialized
 
 _TAPS = 4
 
@@ -56,7 +56,7 @@ class ShortConvolution(eqx.Module):
         for lag in reversed(range(_TAPS - 1)):
             reach = jnp.where(flags[_TAPS - 2 - lag :][:length], lag, reach)
         body = functools.partial(_convolve, then)
-        ys = remade(body, _befores, state, (xs, reach), self.weights, params)
+        ys = rematerialized(body, _befores, state, (xs, reach), self.weights, params)
         kept = jnp.arange(_TAPS - 1)[::-1] <= reach[-1]
         return jnp.where(kept[:, None], jnp.concatenate([state, xs])[length:], 0), ys
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.layers.weights import check_size
-from memax_rl.ops._chunks import remade
+from memax_rl.ops._chunks import rematerialized
 
 
 def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def each_row(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params:
     def run(params, state, *rows):
         return state, jax.vmap(functools.partial(body, *params))(*rows)
 
-    return remade(run, lambda state, inputs: state, (), inputs, params)
+    return rematerialized(run, lambda state, inputs: state, (), inputs, params)
 
 
 def delta_step(

@@ -1,4 +1,4 @@
-"""Small parts that several memory models share: initialisers, option checks, selection of a state."""
+"""Small parts that several memory models share: initializers, option checks, selection of a state."""
 
 from typing import Any, TypeVar
 

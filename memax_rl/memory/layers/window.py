@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
-from memax_rl.ops import project, window_attention
+from memax_rl.ops import linear, window_attention
 
 
 class Heads(eqx.Module):
@@ -36,12 +36,12 @@ class Heads(eqx.Module):
     def split(self, xs: Float[Array, "*T in_size"]) -> tuple[Float[Array, "*T heads head_size"], ...]:
         """Return q, k and v of one input or of many."""
         # One product for the three: it reads the inputs once, and so does its gradient.
-        qkv = project(xs, jnp.concatenate([self.w_q, self.w_k, self.w_v], axis=1))
+        qkv = linear(xs, jnp.concatenate([self.w_q, self.w_k, self.w_v], axis=1))
         return tuple(a.reshape(*a.shape[:-1], self.heads, self.head_size) for a in jnp.split(qkv, 3, axis=-1))
 
     def merge(self, ys: Float[Array, "*T heads head_size"]) -> Float[Array, "*T out_size"]:
         """Return the output from what the heads read."""
-        return project(ys.reshape(*ys.shape[:-2], -1), self.w_o)
+        return linear(ys.reshape(*ys.shape[:-2], -1), self.w_o)
 
 
 def empty_rings(heads: Heads, window: int) -> tuple["Ring", "Ring"]:

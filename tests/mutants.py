@@ -1,6 +1,6 @@
 """See the tests fail: put known mistakes of recurrent reinforcement learning into a copy of the code, one at a time.
 
-    python tests/mistakes.py [--rows 1 2 5]
+    python tests/mutants.py [--rows 1 2 5]
 
 For each mistake a copy of the project gets it, the tests that are for it run there, and at least one of them must fail.
 First they all run on an unchanged copy, where none may. Prints a table; exits with 1 if a mistake goes unnoticed.
@@ -73,8 +73,8 @@ MISTAKES = (
         2,
         "the start flag is shifted once more while learning",
         "agents/ppo.py",
-        "Inputs(tape.observation, action, reward, tape.start)",
-        "Inputs(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
+        "AgentInput(tape.observation, action, reward, tape.start)",
+        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
         _ppo("ratio_is_one_on_a_fresh_tape"),
     ),
     Mistake(
@@ -184,7 +184,7 @@ MISTAKES = (
     ),
     Mistake(
         8,
-        "slots that do not count enter the normalisation of advantages",
+        "slots that do not count enter the normalization of advantages",
         "agents/ppo.py",
         "return jnp.sum(jnp.where(valid, x, 0), axis=(1, 2))",
         "return jnp.sum(jnp.where(valid, x, x), axis=(1, 2))",
@@ -266,8 +266,8 @@ MISTAKES = (
         14,
         "the networks of the seeds are averaged in evaluation",
         "memax_rl/evaluation/episodes.py",
-        "    max_steps = env.horizon(env_params) or 10_000",
-        "    max_steps = env.horizon(env_params) or 10_000\n    networks = jax.tree.map("
+        "    max_steps = env.max_episode_steps(env_params) or 10_000",
+        "    max_steps = env.max_episode_steps(env_params) or 10_000\n    networks = jax.tree.map("
         "lambda x: jnp.broadcast_to(x.mean(0), x.shape) if eqx.is_inexact_array(x) else x, networks)",
         ("tests/test_evaluation.py",),
     ),
@@ -306,7 +306,7 @@ MISTAKES = (
     ),
     Mistake(
         17,
-        "each device normalises its own advantages",
+        "each device normalizes its own advantages",
         "agents/ppo.py",
         "count, advantages = self._total((sums(1.0), sums(advantage)))",
         "count, advantages = sums(1.0), sums(advantage)",
@@ -370,7 +370,7 @@ MISTAKES = (
     ),
     Mistake(
         17,
-        "what a pair of devices learnt of the value head is lost",
+        "what a pair of devices learned of the value head is lost",
         "memax_rl/networks/heads.py",
         "value_torso=value.torso, value_head=value.value_head)",
         "value_torso=value.torso)",
@@ -426,7 +426,7 @@ def main() -> int:
             copy = _copy(Path(folder))
             text = (copy / mistake.file).read_text()
             if text.count(mistake.right) != 1:
-                raise RuntimeError(f"{mistake.right!r} must stand once in {mistake.file}; change tests/mistakes.py")
+                raise RuntimeError(f"{mistake.right!r} must stand once in {mistake.file}; change tests/mutants.py")
             (copy / mistake.file).write_text(text.replace(mistake.right, mistake.wrong))
             passed, failed = _run(copy, mistake.tests)
         missed += passed

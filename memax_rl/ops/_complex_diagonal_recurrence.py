@@ -18,10 +18,10 @@ from memax_rl.ops._first_order import define, no_forward
 from memax_rl.ops._linear_recurrence import Method, check_method, linear_recurrence
 from memax_rl.ops._loop import loop, row, row_before
 
-_OP = "ops.turning_recurrence"
+_OP = "ops.complex_diagonal_recurrence"
 
 
-def turning_recurrence(
+def complex_diagonal_recurrence(
     re: Float[Array, " n"],
     im: Float[Array, " n"],
     b: Float[Array, "T 2 n"],
@@ -58,9 +58,9 @@ def turning_recurrence(
     if method == "reference":
         return _plain(re[None], im[None], b, h0, starts).astype(dtype)
     re, im, b, h0 = no_forward(_OP, (re, im, b, h0))
-    if method == "parallel":
+    if method == "associative":
         a = jax.lax.complex(re, im)
-        hs = linear_recurrence(a, jax.lax.complex(b[:, 0], b[:, 1]), jax.lax.complex(*h0), starts, method="parallel")
+        hs = linear_recurrence(a, jax.lax.complex(b[:, 0], b[:, 1]), jax.lax.complex(*h0), starts, method="associative")
         return jnp.stack([hs.real, hs.imag], axis=1).astype(dtype)
     return cast(Array, _recurrence(re, im, b, h0, starts)).astype(dtype)
 

@@ -1,11 +1,11 @@
-"""ops.project is `x @ w`: values, derivatives, any nesting of vmap; and its gradient stays a product of matrices."""
+"""ops.linear is `x @ w`: values, derivatives, any nesting of vmap; and its gradient stays a product of matrices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memax_rl.ops import project
+from memax_rl.ops import linear
 
 X = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
 W = jax.random.normal(jax.random.key(1), (2, 4, 6))
@@ -18,7 +18,7 @@ def _same(run, plain, *args):
 
 
 def _both(wrap):
-    return wrap(project), wrap(lambda x, w: x @ w)
+    return wrap(linear), wrap(lambda x, w: x @ w)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_the_gradient_of_the_weights_contracts_one_axis():
 
     several = "contracting_dims = [0, 1]"
     assert several in lowered(lambda x, w: x @ w)
-    assert several not in lowered(project)
+    assert several not in lowered(linear)
 
 
 def test_sizes_that_do_not_fit_are_said():
     with pytest.raises(ValueError, match=r"x must have the shape \[..., n\] and w \[n, m\], got \[5, 4\] and \[6, 4\]"):
-        project(X[0, 0], W[0].T)
+        linear(X[0, 0], W[0].T)

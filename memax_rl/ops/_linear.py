@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 
-def project(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array, "*axes m"]:
+def linear(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array, "*axes m"]:
     """Return x W for each vector of `x`, that is `x @ w`; so `rows` must be n.
 
     **Cost.** n * m multiply-adds a vector, and twice as many for the derivatives.
@@ -26,14 +26,14 @@ def project(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Arra
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"x must have the shape [..., n] and w [n, m], got {list(x.shape)} and {list(w.shape)}")
     dtype = jnp.result_type(x, w)
-    return cast(Array, project_p.bind(x.astype(dtype), w.astype(dtype)))
+    return cast(Array, linear_p.bind(x.astype(dtype), w.astype(dtype)))
 
 
 def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _project(x: Array, w: Array) -> Array:
+def _linear(x: Array, w: Array) -> Array:
     return (_rows(x) @ w).reshape(*x.shape[:-1], w.shape[1])
 
 
@@ -83,19 +83,19 @@ def _primitive(name: str, run: Callable[..., Array], on_cpu: Callable[..., Array
 
 
 # Both are linear in each argument, and each is the other's derivative.
-project_p, outer_p = _primitive("project", _project), _primitive("outer", _outer, on_cpu=_outer_on_cpu)
-ad.defbilinear(project_p, lambda dy, x, w: project_p.bind(dy, w.T), lambda dy, x, w: outer_p.bind(x, dy))
-ad.defbilinear(outer_p, lambda dw, x, y: project_p.bind(y, dw.T), lambda dw, x, y: project_p.bind(x, dw))
+linear_p, outer_p = _primitive("linear", _linear), _primitive("outer", _outer, on_cpu=_outer_on_cpu)
+ad.defbilinear(linear_p, lambda dy, x, w: linear_p.bind(dy, w.T), lambda dy, x, w: outer_p.bind(x, dy))
+ad.defbilinear(outer_p, lambda dw, x, y: linear_p.bind(y, dw.T), lambda dw, x, y: linear_p.bind(x, dw))
 
 
-def _batch_project(args, axes):
+def _batch_linear(args, axes):
     (x, w), (x_axis, w_axis) = args, axes
     if w_axis is None:
-        return project_p.bind(jnp.moveaxis(x, x_axis, 0), w), 0
+        return linear_p.bind(jnp.moveaxis(x, x_axis, 0), w), 0
     w = jnp.moveaxis(w, w_axis, 0)
     x = jnp.broadcast_to(x, (len(w), *x.shape)) if x_axis is None else jnp.moveaxis(x, x_axis, 0)
     if len(w) == 1:
-        return project_p.bind(x[0], w[0])[None], 0
+        return linear_p.bind(x[0], w[0])[None], 0
     flat = x.reshape(len(x), -1, x.shape[-1])
     return (flat @ w).reshape(*x.shape[:-1], w.shape[-1]), 0
 
@@ -112,5 +112,5 @@ def _batch_outer(args, axes):
     return jnp.swapaxes(x, 1, 2) @ y, 0
 
 
-batching.primitive_batchers[project_p] = _batch_project
+batching.primitive_batchers[linear_p] = _batch_linear
 batching.primitive_batchers[outer_p] = _batch_outer
