@@ -214,8 +214,8 @@ class FrameSkip(Wrapper):
 
         if "intrinsic_reward" in info:
             raise ValueError(
-                "env_wrappers: frame_skip would lose the intrinsic reward of all but the last of its steps; leave it out, or "
-                "set env_options.novelty_bonus to 0"
+                "env_wrappers: frame_skip would lose the intrinsic reward of all but the last of its steps; leave it "
+                "out, or set env_options.novelty_bonus to 0"
             )
 
         def again(carry, key):
