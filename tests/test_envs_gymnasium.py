@@ -134,7 +134,7 @@ def test_a_state_can_be_stepped_once(make, key):
 def test_the_tape_holds_every_step_of_the_host(fill, ending, make, key):
     """Streams wait, final slots act on nothing, and still no step is lost, doubled or out of order."""
     env, params = make(ending=ending)
-    agent = agent_of(env, params, fill=fill)
+    agent = agent_of(env, params, rollout=fill)
     state, steps = agent.init(key), 0
     collect = eqx.filter_jit(agent.collect)
     for i in range(3):
@@ -346,7 +346,7 @@ def test_spaces(make, key):
     assert obs["a"][0].tolist() == [1, 0, 0, 1]
     assert obs["a"][1].dtype == jnp.uint8
     network = make_actor_critic(NetworkConfig(memory="mlp", width=4), space, env.action_space(params), key=key)
-    agent = agent_of(env, params, fill="truncated_bptt")
+    agent = agent_of(env, params, rollout="truncated_bptt")
     assert jax.eval_shape(lambda: agent.init(key).pending.tape.observation["m"]).shape == (4, 11, 2)
     assert network.log_std is None
 

@@ -281,7 +281,7 @@ def test_textbook_recurrence(name):
 
 def test_rotary_obeys_the_laws(key):
     """The option changes the state's meaning, so the laws of the registry's default do not speak for it."""
-    testing.check(_model("linear_transformer", rotary_base=100.0), key)
+    testing.check_memory(_model("linear_transformer", rotary_base=100.0), key)
 
 
 def test_overwritten_value_is_gone():

@@ -1,6 +1,6 @@
 """The laws of the memory contract, as functions that raise `AssertionError`. The tests run them over the registry.
 
-Run them on a model of your own: `memax_rl.memory.testing.check(memory, key)`.
+Run them on a model of your own: `memax_rl.memory.testing.check_memory(memory, key)`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from memax_rl.memory.base import Memory
 TOLERANCE = 2e-4
 
 
-def check(memory: Memory, key: PRNGKeyArray, *, length: int = 37) -> None:
+def check_memory(memory: Memory, key: PRNGKeyArray, *, length: int = 37) -> None:
     """Check all laws on random inputs of `length` steps, with a start flag at about every sixth step."""
     keys = jax.random.split(key, 3)
     xs = jax.random.normal(keys[0], (length, memory.in_size))
