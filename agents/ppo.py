@@ -219,7 +219,7 @@ class PPO:
         batch, carry = self._advantages(state.network, rows, scale)
         if self.config.rollout == "truncated_bptt":
             # The next row begins with what acting left in the policy's carry, and this pass in that of the values.
-            streams = eqx.tree_at(lambda s: s.memory, streams, (streams.memory[0], *carry[1:]))
+            streams = eqx.tree_at(lambda s: s.carry, streams, (streams.carry[0], *carry[1:]))
         learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
         network, optimizer, learned = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.

@@ -68,7 +68,7 @@ class MarkedDQN(DQN):
         state = super().init(key)
         assert self.sizes.capacity % self.sizes.steps == 0, "an update's slots must come to lie together"
         kept = self.sizes.capacity // self.sizes.steps
-        memory = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], kept, axis=1), state.streams.memory)
+        memory = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], kept, axis=1), state.streams.carry)
         fields = vars(state.replay) | {"position": jnp.zeros_like(state.replay.length), "memory": memory}
         return eqx.tree_at(lambda s: s.replay, state, MarkedReplay(**fields))
 
@@ -82,7 +82,7 @@ class MarkedDQN(DQN):
         position = jnp.arange(steps)[None] - jnp.where(since >= 0, since, -open_before)
         kept = self.sizes.capacity // steps
         memory = jax.tree.map(
-            lambda ring, now: ring.at[:, old.count // steps % kept].set(now), old.memory, state.streams.memory
+            lambda ring, now: ring.at[:, old.count // steps % kept].set(now), old.memory, state.streams.carry
         )
         fields = vars(replay) | {"position": old.position.at[:, at].set(position), "memory": memory}
         return streams, new, MarkedReplay(**fields), metrics

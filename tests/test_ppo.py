@@ -239,7 +239,7 @@ def test_the_memory_of_the_values_goes_on_from_row_to_row_without_being_acted_wi
     state = _init(agent, key)
     state = eqx.tree_at(lambda s: s.network.value_torso, state, state.network.torso)
     state, _ = _updates(agent, state, 3)
-    policy, value = state.streams.memory
+    policy, value = state.streams.carry
     assert np.any(jax.tree.leaves(policy)[0] != 0)
     want = policy if fill == "truncated_bptt" else jax.tree.map(jnp.zeros_like, value)
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), value, want)
@@ -485,7 +485,7 @@ def _acted(ending) -> Acted:
             step = jax.vmap(lambda s, k: step_stream(agent.env, agent.env_params, agent.act(network), s, k))
             after, slot, _ = step(streams, keys)
             fresh, _, _ = jax.vmap(network.step, in_axes=(None, 0))(network.initial_state(), streams.inputs)
-            return after, Acted(streams.inputs, slot.action, after.memory, fresh)
+            return after, Acted(streams.inputs, slot.action, after.carry, fresh)
 
         return jax.lax.scan(one, streams, jax.random.split(jax.random.key(1), (24, 4, 2)))[1]
 

@@ -112,7 +112,7 @@ def collect(
         "env/unusable": unusable,
     }
     before = (streams.inputs.previous_action, streams.inputs.previous_reward)
-    return Collected(after, left, RolloutBatch(row, streams.memory, before, after.inputs), metrics)
+    return Collected(after, left, RolloutBatch(row, streams.carry, before, after.inputs), metrics)
 
 
 def rollout_size(

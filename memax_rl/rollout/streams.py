@@ -1,4 +1,4 @@
-"""Environment streams: an environment, the agent's memory of it, and the slots they write onto a tape.
+"""Environment streams: an environment, the network's carry, and the slots they write onto a tape.
 
 Training and evaluation act through this one function, so that they cannot differ.
 """
@@ -18,7 +18,7 @@ from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.tape import Tape
 
-# How an agent acts: (memory, inputs, key) -> (memory, action, log-probability of the action).
+# How an agent acts: (carry, inputs, key) -> (carry, action, log-probability of the action).
 Act = Callable[[Any, AgentInput, PRNGKeyArray], tuple[Any, Array, Array]]
 
 
@@ -29,7 +29,7 @@ class RolloutState(eqx.Module):
 
     - `environment`: the environment's state.
     - `inputs`: what the agent is shown next.
-    - `memory`: the agent's memory before it has seen `inputs`.
+    - `carry`: the network's carry before it has seen `inputs`.
     - `next_observation`: while `final`, the first observation of the next episode; else unused.
     - `final`: true where `inputs` shows the last observation of a truncated episode, on which there is nothing to do.
     - `episode_return`, `episode_length`: of the open episode so far.
@@ -37,7 +37,7 @@ class RolloutState(eqx.Module):
 
     environment: PyTree[Array]
     inputs: AgentInput
-    memory: PyTree[Array]
+    carry: PyTree[Array]
     next_observation: PyTree[Array]
     final: Bool[Array, ""]
     episode_return: Float[Array, ""]
@@ -61,14 +61,14 @@ def seed_key(seed: int, impl: str = "philox4x32") -> PRNGKeyArray:
     return jax.random.key(seed, impl=impl)
 
 
-def start_stream(env: Any, params: Any, memory: PyTree[Array], key: PRNGKeyArray) -> RolloutState:
+def start_stream(env: Any, params: Any, carry: PyTree[Array], key: PRNGKeyArray) -> RolloutState:
     """Return a stream at the start of its first episode."""
     observation, state = env.reset(key, params)
     action = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), env.action_space(params))
     return RolloutState(
         environment=state,
         inputs=AgentInput(observation, action, jnp.zeros(()), jnp.ones((), bool)),
-        memory=memory,
+        carry=carry,
         next_observation=jax.tree.map(jnp.zeros_like, observation),
         final=jnp.zeros((), bool),
         episode_return=jnp.zeros(()),
@@ -96,7 +96,7 @@ def step_stream(
     """
     act_key, env_key = keys[0], keys[1]
     inputs = stream.inputs
-    memory, action, log_prob = act(stream.memory, inputs, act_key)
+    carry, action, log_prob = act(stream.carry, inputs, act_key)
     acted = active & ~stream.final
     observation, state, reward, terminated, truncated, info = step_if(
         acted, env, env_key, stream.environment, to_environment(env.action_space(params), action), params
@@ -129,7 +129,7 @@ def step_stream(
             previous_reward=jnp.where(begins, 0, reward),
             start=begins,
         ),
-        memory=memory,
+        carry=carry,
         next_observation=observation,
         final=truncated,
         episode_return=jnp.where(done | stream.final, 0, total),

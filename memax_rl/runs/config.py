@@ -176,7 +176,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if error["type"] == "value_error":
-        says_it = message.startswith(f"{name}: ") or "unknown" in message or "option" in message
+        says_it = not name or message.startswith(f"{name}: ") or "unknown" in message or "option" in message
         return message if says_it else f"{name}: {message}"
     return f"{name}: {message}, got {_short(error['input'])}"
 
