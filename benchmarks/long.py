@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help="one model, --steps alone, as JSON, in this process")
     arguments = parser.parse_args()
     for name in arguments.models:
-        memory.entry(name)
+        memory.spec(name)
     if arguments.one:
         print(json.dumps(measure(arguments.models[0], arguments.steps, arguments.width)))
         return

@@ -346,7 +346,7 @@ def _describe_memories(width: int = 128) -> Iterator[str]:
     yield f"State: numbers carried. Cost: kFLOP of a step of learning. Both at width {width} with the default options."
     yield f"{'name':20s} {'class':10s} {'state':>7s} {'cost':>7s}  paper"
     for name in memory.names():
-        entry = memory.entry(name)
+        entry = memory.spec(name)
         make = functools.partial(memory.make, name, in_size=width, out_size=width)
         model = eqx.filter_eval_shape(lambda key, make=make: make(key=key), jax.random.key(0))
         state, cost = memory.state_size(model), memory.training_flops(model) / 1e3

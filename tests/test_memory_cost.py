@@ -65,4 +65,4 @@ def test_listing_shows_paper_class_options_state_cost_and_what_it_was_verified_a
     assert float(lru[3]) == pytest.approx(memory.training_flops(_model("lru")) / 1e3, rel=0.01)
     assert lru[4].startswith("https://arxiv.org/")
     assert any(line.strip().startswith("r_min: ") for line in lines)
-    assert f"verified: {memory.entry('lru').verified}" in [line.strip() for line in lines]
+    assert f"verified: {memory.spec('lru').verified}" in [line.strip() for line in lines]

@@ -43,7 +43,7 @@ def test_gradients_are_bounded_over_1000_steps_at_the_start(name):
 
 @pytest.mark.parametrize("name", memory.names())
 def test_says_against_what_it_was_verified(name):
-    assert memory.entry(name).verified
+    assert memory.spec(name).verified
 
 
 @pytest.mark.parametrize(("name", "options"), [("mlstm", {"head_size": 1}), ("slstm", {"heads": 8})])

@@ -59,7 +59,7 @@ def play_trials(
 
     def start(key):
         stream = start_stream(env, params, None, key)
-        return dataclasses.replace(stream, memory=initial_memory(stream.environment.task))
+        return dataclasses.replace(stream, carry=initial_memory(stream.environment.task))
 
     def one(stream, keys):
         inputs, wipe = stream.inputs, wiped & (stream.environment.time == 0)

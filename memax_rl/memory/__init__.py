@@ -45,10 +45,10 @@ from memax_rl.memory.para_lstm import ParaLSTM as ParaLSTM
 from memax_rl.memory.reference import Reference as Reference
 from memax_rl.memory.registry import MemorySpec as MemorySpec
 from memax_rl.memory.registry import check_options as check_options
-from memax_rl.memory.registry import entry as entry
 from memax_rl.memory.registry import make as make
 from memax_rl.memory.registry import names as names
 from memax_rl.memory.registry import register as register
+from memax_rl.memory.registry import spec as spec
 from memax_rl.memory.rope_attention import RopeAttention as RopeAttention
 from memax_rl.memory.rot_rnn import RotRNN as RotRNN
 from memax_rl.memory.rwkv7 import RWKV7 as RWKV7

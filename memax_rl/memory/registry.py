@@ -409,7 +409,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_ENTRIES))
 
 
-def entry(name: str) -> MemorySpec:
+def spec(name: str) -> MemorySpec:
     """Return what is known of a model. Raises `ValueError` with the close matches if the name is unknown."""
     if name not in _ENTRIES:
         close = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
