@@ -420,7 +420,7 @@ def spec(name: str) -> MemorySpec:
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise `ValueError` if the model `name` is unknown or lacks one of the options."""
-    known = entry(name).options
+    known = spec(name).options
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=3, cutoff=0.5)
@@ -446,12 +446,12 @@ def make(
     - `in_size`, `out_size`: sizes of an input and of an output.
     - `key`: for the initial parameters.
     - `method`: `"reference"` for `scan` as a plain loop over `step`, see `Reference`; by default the fast `scan`.
-    - `options`: the model's own options, see `entry(name).options`.
+    - `options`: the model's own options, see `spec(name).options`.
 
     **Raises:** `ValueError` for an unknown name (with the close matches), an unknown method, an option that
     the model lacks, or a size or option out of range.
     """
-    build = entry(name).build
+    build = spec(name).build
     check_options(name, options)
     check_size("in_size", in_size)
     check_size("out_size", out_size)
