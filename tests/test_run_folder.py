@@ -1,13 +1,15 @@
 """A run folder that was killed, damaged, changed, used twice, or made by a stranger."""
 
-import contextlib
 import fcntl
+import io
+import json
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from memax_rl.cli import main
 from memax_rl.evaluation import evaluate
 from memax_rl.runs import Run, RunError, load_config, make_config, override
 from memax_rl.runs.build import load_agent
+from memax_rl.runs.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, parse_yaml
 from memax_rl.runs.files import write_atomically
 from memax_rl.training import train
@@ -53,30 +56,69 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_to_the_bit(finish
     copy.checkpoints.mkdir()
     copy.summary_path.unlink()
     # Half written by the process that was killed.
-    (copy.checkpoints / "3.orbax-checkpoint-tmp").mkdir()
+    (copy.checkpoints / ".checkpoint.3.tmp").write_text("")
     train(resume=copy.folder)
     assert all(np.array_equal(a, b) for a, b in zip(_networks(finished), _networks(copy), strict=True))
     assert [row["update"] for row in copy.metrics()] == [1, 2, 3, 4]
-    assert [path.name for path in copy.checkpoints.iterdir()] == ["4"]
+    assert [path.name for path in copy.checkpoints.iterdir()] == ["4.npz"]
 
 
-# orbax leaves tasks behind when it raises.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_one_flipped_bit_in_a_checkpoint_is_noticed(copy):
+def test_one_flipped_bit_in_a_checkpoint_is_noticed_or_changes_nothing(copy):
     (step,) = copy.saved_updates()
-    largest = max((copy.checkpoints / str(step)).rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    content, before = largest.read_bytes(), _networks(copy)
-    noticed = 0
-    for place in np.random.default_rng(0).integers(len(content), size=12):
+    path = copy.checkpoint_path(step)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        dtypes = json.loads(archive.read("about"))["dtypes"]
+        arrays = {name: np.load(archive.open(f"{name}.npy")) for name in dtypes}
+    expected = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    rng, noticed = np.random.default_rng(0), 0
+    # Anywhere, and in the directory at the end, which says where the arrays lie.
+    for place in [*rng.integers(len(content), size=100), *rng.integers(len(content) - 2000, len(content), size=100)]:
         damaged = bytearray(content)
-        damaged[place] ^= 1 << int(place % 8)
-        largest.write_bytes(damaged)
-        with contextlib.suppress(RunError):
-            # The file format has bits that mean nothing.
-            assert all(np.array_equal(a, b) for a, b in zip(before, _networks(copy), strict=True))
-            continue
-        noticed += 1
-    assert noticed > 6
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            read, _ = read_checkpoint(path, expected)
+        except CheckpointError:
+            noticed += 1
+        else:
+            # The format has bits that mean nothing, such as dates.
+            assert all(np.array_equal(arrays[name], read[name]) for name in arrays)
+    assert noticed > 100
+
+
+def test_a_strangers_checkpoint_cannot_run_code_or_ask_for_more_than_it_holds(tmp_path):
+    path, expected = tmp_path / "1.npz", {"x": ((3,), np.dtype(np.float32))}
+    write_checkpoint(path, {"x": np.arange(3, dtype=np.float32)}, {"seconds": 1.0})
+    assert read_checkpoint(path, expected)[0]["x"].tolist() == [0, 1, 2]
+
+    def with_member(content: bytes, compression: int = zipfile.ZIP_STORED) -> None:
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("about", json.dumps({"dtypes": {"x": "float32"}, "about": {}}))
+            archive.writestr("x.npy", content)
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**50,)})
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}], object), allow_pickle=True)
+    for content, compression, message in [
+        (header.getvalue(), zipfile.ZIP_STORED, "expected \\[3\\]"),
+        (pickled.getvalue(), zipfile.ZIP_STORED, "another configuration"),
+        (b"\0" * 10_000_000, zipfile.ZIP_DEFLATED, "not as they are written"),
+        (b"nothing", zipfile.ZIP_STORED, "damaged"),
+    ]:
+        with_member(content, compression)
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(path, expected)
+
+
+def test_a_checkpoint_keeps_dtypes_that_numpy_does_not_know(tmp_path):
+    x = np.asarray(jax.numpy.arange(6, dtype=jax.numpy.bfloat16).reshape(2, 3))
+    write_checkpoint(tmp_path / "1.npz", {"x": x, "n": np.asarray(3)}, {})
+    read, _ = read_checkpoint(tmp_path / "1.npz", {"x": ((2, 3), x.dtype), "n": ((), np.dtype(np.int64))})
+    assert read["x"].dtype == x.dtype
+    np.testing.assert_array_equal(read["x"], x)
+    assert read["n"].shape == ()
 
 
 def test_two_processes_do_not_write_to_one_run(copy):
@@ -139,8 +181,6 @@ def test_a_configuration_that_was_changed_or_cut_short_does_not_go_on(copy):
     assert train(resume=copy.folder).saved_updates() == [5]
 
 
-# orbax leaves tasks behind when it raises.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_write_error_is_one_line_and_leaves_the_last_checkpoint_whole(copy, capsys):
     # A limit on the size of files is met as a full disk is: by an error of `write`.
     before = _networks(copy)
@@ -149,12 +189,12 @@ def test_a_write_error_is_one_line_and_leaves_the_last_checkpoint_whole(copy, ca
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
-        with pytest.raises(RunError, match="checkpoints/9 cannot be written"):
+        with pytest.raises(RunError, match=r"checkpoints/9.npz cannot be written"):
             copy.save(9, {"network": np.random.default_rng(0).normal(size=state["network"].shape)}, 1.0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert [path.name for path in copy.checkpoints.iterdir()] == ["4"]
+    assert [path.name for path in copy.checkpoints.iterdir()] == ["4.npz"]
     assert all(np.array_equal(a, b) for a, b in zip(before, _networks(copy), strict=True))
 
 

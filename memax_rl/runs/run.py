@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import math
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from memax_rl.envs.trust import only_imports
+from memax_rl.runs.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, load_config, read_fields
 from memax_rl.runs.files import append, write_atomically
 
@@ -75,7 +75,7 @@ class Run:
         if not is_run:
             raise RunError(f"{_cut(str(run.folder))} is not a run folder: it has no config.yaml")
         # A folder may be a stranger's, and a link may lead anywhere.
-        for path in (run.config_path, run.metrics_path, run.summary_path, run.checkpoints, *run._checkpoint_folders()):
+        for path in (run.config_path, run.metrics_path, run.summary_path, run.checkpoints, *run._checkpoint_files()):
             if path.is_symlink():
                 raise RunError(f"{path} is a link; a run folder holds its own files. Replace it by what it leads to")
         return run
@@ -214,82 +214,62 @@ class Run:
 
     # Checkpoints
 
-    def _checkpoint_folders(self) -> list[Path]:
+    def _checkpoint_files(self) -> list[Path]:
         return list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
 
     def saved_updates(self) -> list[int]:
         """Return the update numbers of the complete checkpoints, in order."""
-        return sorted(int(path.name) for path in self._checkpoint_folders() if path.name.isdigit())
+        paths = self._checkpoint_files()
+        return sorted(int(path.stem) for path in paths if path.stem.isdigit() and path.suffix == ".npz")
+
+    def checkpoint_path(self, update: int) -> Path:
+        """Return the file of the checkpoint of an update."""
+        return self.checkpoints / f"{update}.npz"
 
     def clean(self) -> None:
         """Remove what killed processes left half written."""
-        for path in self._checkpoint_folders():
-            if not path.name.isdigit() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink()
+        for folder in (self.folder, self.checkpoints):
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
 
     def save(self, update: int, state: PyTree, seconds: float) -> None:
         """Save a state. Only the newest complete checkpoint is kept.
 
         **Raises:** `RunError` if it cannot be written; the last one is as it was.
         """
-        import orbax.checkpoint as ocp
-
-        path = (self.checkpoints / str(update)).absolute()
-        arrays = _to_plain(state)
-        about = {"sha256": _digest(arrays), "config": read_fields(self.config_path)}
-        about_bytes = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+        path = self.checkpoint_path(update)
         if not path.exists():
-            content = {"state": arrays, "seconds": np.asarray(seconds), "about": about_bytes}
+            about = {"seconds": seconds, "config": read_fields(self.config_path)}
             try:
-                with ocp.StandardCheckpointer() as checkpointer:
-                    checkpointer.save(path, content)
-            except Exception as error:
-                # What is raised for a full disk depends on which part of orbax meets it.
-                shutil.rmtree(path, ignore_errors=True)
-                self.clean()
-                reason = _cut(" ".join(str(error).split()))
-                raise RunError(f"the checkpoint {path} cannot be written: {reason}") from None
+                write_checkpoint(path, _to_plain(state), about)
+            except OSError as error:
+                raise RunError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from None
         for older in self.saved_updates():
             if older < update:
-                shutil.rmtree(self.checkpoints / str(older))
+                self.checkpoint_path(older).unlink()
 
     def restore(self, like: PyTree, whole: bool = True) -> tuple[PyTree, float]:
         """Return the newest checkpoint, in the structure of `like`, and the seconds trained so far.
 
-        `like` holds arrays or their shapes; unless `whole`, only some of those in the checkpoint.
+        `like` holds arrays or their shapes; unless `whole`, only some of those in the checkpoint, and no other is read.
 
         **Raises:** `RunError` if there is none, it cannot be read, or it belongs to another configuration.
         """
-        import orbax.checkpoint as ocp
-
         saved = self.saved_updates()
         if not saved:
             raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
-        path = (self.checkpoints / str(saved[-1])).absolute()
+        path = self.checkpoint_path(saved[-1])
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                content = checkpointer.restore(path)
-        except Exception as error:
-            reason = _cut(" ".join(str(error).split()))
-            raise RunError(f"the checkpoint {path} cannot be read, it may be cut short or damaged: {reason}") from None
-        _check_same(path, content, like, whole)
-        self._check_about(path, content)
-        return _from_plain(content["state"], like), float(content["seconds"])
+            arrays, about = read_checkpoint(path, _expected(like), whole)
+            seconds, before = float(about["seconds"]), dict(about["config"])
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            reason = str(error) if isinstance(error, CheckpointError) else "it does not say what it holds"
+            raise RunError(f"the checkpoint {path} cannot be read: {_cut(reason)}") from None
+        self._check_unchanged(before)
+        return _from_plain(arrays, like), seconds
 
-    def _check_about(self, path: Path, content: Any) -> None:
-        """Raise `RunError` if a checkpoint's arrays are damaged, or the configuration was changed since."""
-        try:
-            about = json.loads(np.asarray(content["about"]).tobytes())
-            whole = about["sha256"] == _digest(content["state"])
-            before = dict(about["config"])
-        except (KeyError, TypeError, ValueError):
-            raise RunError(f"the checkpoint {path} is damaged: it does not say what it holds") from None
-        if not whole:
-            raise RunError(
-                f"the checkpoint {path} is damaged: its arrays do not have the checksum that they were saved with"
-            )
+    def _check_unchanged(self, before: dict[str, Any]) -> None:
+        """Raise `RunError` if the configuration was changed since a checkpoint was saved."""
         now = read_fields(self.config_path)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         forbidden = [name for name in changed if name not in CHANGEABLE]
@@ -298,16 +278,6 @@ class Run:
                 f"{', '.join(forbidden)} in {self.config_path} changed since the checkpoint was saved; a run goes on "
                 f"as it began. Only {', '.join(CHANGEABLE)} may be changed"
             )
-
-
-def _digest(arrays: Mapping[str, Any]) -> str:
-    """Return a checksum of named arrays, of their types and shapes too."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _cut(text: str) -> str:
@@ -352,27 +322,9 @@ def _from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
     return jax.tree.map_with_path(leaf, like)
 
 
-def _check_same(path: Path, content: Any, like: PyTree, whole: bool) -> None:
-    """Raise `RunError` unless a checkpoint holds arrays of the names, shapes and dtypes that are expected."""
-    try:
-        got = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in content["state"].items()}
-    except (KeyError, TypeError, AttributeError):
-        got = {}
+def _expected(like: PyTree) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape and dtype of each array of a checkpoint by name."""
     # Keys are saved as their bits.
     plain = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like)
-    expected = {
-        _name(where): (leaf.shape, np.dtype(leaf.dtype))
-        for where, leaf in jax.tree.leaves_with_path(plain)
-        if leaf.size
-    }
-    for name in sorted(expected.keys() - got.keys() | (got.keys() - expected.keys() if whole else set())):
-        raise RunError(
-            f"the checkpoint {path} is from another configuration: {name} is only in "
-            f"{'the checkpoint' if name in got else 'the configuration'}"
-        )
-    for name, shape in expected.items():
-        if got[name] != shape:
-            raise RunError(
-                f"the checkpoint {path} is from another configuration: {name} has shape {list(got[name][0])} and dtype "
-                f"{got[name][1]}, expected {list(shape[0])} and {shape[1]}"
-            )
+    leaves = jax.tree.leaves_with_path(plain)
+    return {_name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in leaves if leaf.size}

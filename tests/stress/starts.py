@@ -17,8 +17,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-AGENTS = ("ppo", "dqn")
+SETTINGS = {
+    "ppo": {"num_envs": 8, "rollout_length": 51, "update_epochs": 1, "num_minibatches": 2},
+    "dqn": {"num_envs": 8, "tape_length": 51, "batch_size": 4, "learning_starts": 400, "buffer_size": 2000},
+}
+AGENTS = tuple(SETTINGS)
 
 
 def initialize(name: str, count: int) -> None:
@@ -40,6 +45,7 @@ def train(name: str, agent: str, seeds: int, seed: int, folder: str) -> None:
     """Make two small updates."""
     import memax_rl
 
+    settings: Any = {agent: SETTINGS[agent]}
     memax_rl.train(
         env="popgym/RepeatPreviousEasy",
         agent=agent,
@@ -47,10 +53,9 @@ def train(name: str, agent: str, seeds: int, seed: int, folder: str) -> None:
         num_seeds=seeds,
         total_steps=800,
         network={"memory": name, "width": 32},
-        ppo={"num_envs": 8, "rollout_length": 51, "update_epochs": 1, "num_minibatches": 2},
-        dqn={"num_envs": 8, "tape_length": 51, "batch_size": 4, "learning_starts": 400, "buffer_size": 2000},
         eval_episodes=0,
         out=folder,
+        **settings,
     )
 
 
