@@ -25,3 +25,10 @@ _hook = install_import_hook("memax_rl", "_typecheck.typechecked")
 def key() -> jax.Array:
     """A fixed key for a test."""
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Free the compiled programs of a file: each holds about twelve memory mappings, of which a process has 65,530."""
+    yield
+    jax.clear_caches()
