@@ -70,6 +70,8 @@ class Agent(Protocol[S]):
     """Fields of the state that stay out of checkpoints; a resumed run begins with those of a new state."""
     sharded_fields: tuple[str, ...]
     """Fields of the state whose arrays are split over devices along their first axis; all else is replicated."""
+    size_hint: str
+    """What a user can do if the state does not fit into the device's memory."""
     overlong_hint: str
     """What a user can do about an episode that is longer than a row of the tape."""
 

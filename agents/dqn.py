@@ -51,16 +51,16 @@ class DQNConfig(AgentSettings):
 
     num_envs: int = Field(default=16, ge=1, le=2**20)
     """Environments in parallel."""
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, le=2**20)
     """Tapes in a gradient step."""
-    tape_length: int | None = Field(default=None, ge=2)
+    tape_length: int | None = Field(default=None, ge=2, le=2**24)
     """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
-    samples_per_insert: float = Field(default=8.0, gt=0)
+    samples_per_insert: float = Field(default=8.0, gt=0, le=10_000)
     """Slots learned from for each slot collected, counting every time one is learned from; PPO's is its update_epochs.
     An update collects the fewest steps that make its gradient steps a whole number."""
     buffer_size: int = Field(default=200_000, ge=2, le=2**28)
     """Slots in the replay, shared evenly by the environments."""
-    learning_starts: int = Field(default=5_000, ge=1)
+    learning_starts: int = Field(default=5_000, ge=1, le=2**28)
     """Transitions in the replay before learning begins."""
     save_replay: bool = True
     """Save the replay in checkpoints. Without it a resumed run collects anew, and differs from one left alone."""
@@ -74,7 +74,7 @@ class DQNConfig(AgentSettings):
     """Probability of a random action at the start."""
     epsilon_end: float = Field(default=0.05, ge=0, le=1)
     """Probability of a random action after `epsilon_decay_steps`."""
-    epsilon_decay_steps: int | None = Field(default=None, ge=1)
+    epsilon_decay_steps: int | None = Field(default=None, ge=1, le=10**15)
     """Environment steps over which epsilon falls, linearly. None: a quarter of the run."""
     epsilon_per_env: bool = False
     """Give environment i of N the epsilon to the power of 1 + 7 i / (N - 1): some explore, others exploit."""
@@ -88,7 +88,7 @@ class DQNConfig(AgentSettings):
     """The gradient is scaled down to this global norm."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount factor."""
-    n_step: int = Field(default=1, ge=1)
+    n_step: int = Field(default=1, ge=1, le=10_000)
     """Rewards summed before the bootstrap, where q_lambda is null."""
     q_lambda: float | None = Field(default=0.9, ge=0, le=1)
     """Lambda of the lambda-returns that are the targets. None (null): n-step returns instead."""
@@ -98,7 +98,7 @@ class DQNConfig(AgentSettings):
     """Choose the next action by the online network, and value it by the target network."""
     dueling: bool = True
     """Split action values into a state's value and the actions' advantages."""
-    target_update_period: int = Field(default=50, ge=1)
+    target_update_period: int = Field(default=50, ge=1, lt=2**31)
     """Gradient steps between updates of the target network."""
     target_tau: float = Field(default=1.0, gt=0, le=1)
     """How far an update moves the target network to the online one. 1: a copy. Soft updates: below 1, period 1."""
@@ -178,6 +178,7 @@ class DQN:
 
     name = "dqn"
     learned_fields: tuple[str, ...] = ("network", "target", "optimizer")
+    size_hint = "lower dqn.buffer_size or num_seeds"
     evaluates_greedily = True
     devices = 1
     sharded_fields: tuple[str, ...] = ()

@@ -132,6 +132,7 @@ class PPO:
     """
 
     name = "ppo"
+    size_hint = "lower ppo.num_envs, ppo.rollout_length or num_seeds, or set ppo.rollout to 'truncated_bptt'"
     evaluates_greedily = False
     transient_fields: tuple[str, ...] = ()
     learned_fields: tuple[str, ...] = ("network", "optimizer", "returns")

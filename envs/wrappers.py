@@ -156,7 +156,7 @@ class TimeLimitConfig(WrapperConfig):
     """Another time limit. gymnax/ and gym/ environments take a longer one too, the others only a shorter one."""
 
     name: Literal["time_limit"] = "time_limit"
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, lt=2**31)
     """Steps after which an episode is truncated."""
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
@@ -238,7 +238,7 @@ class FrameSkipConfig(WrapperConfig):
     """Every action is taken several times, and the rewards are added up."""
 
     name: Literal["frame_skip"] = "frame_skip"
-    frames: int = Field(ge=1)
+    frames: int = Field(ge=1, le=10_000)
     """Steps of the inner environment in one of the agent."""
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:

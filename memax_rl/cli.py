@@ -16,6 +16,8 @@ from typing import Any
 
 from memax_rl import signals
 
+# What is longer echoes a value that was longer still.
+_LONGEST_MESSAGE = 1_000
 _TRAIN_USAGE = """\
 usage: memax-rl train [--config FILE_OR_PRESET] [--out DIR] [any field of the configuration ...]
        memax-rl train --resume DIR
@@ -110,7 +112,10 @@ def _fail(error: Exception) -> int:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    print(f"memax-rl: error: {text}", file=sys.stderr)
+    print(
+        f"memax-rl: error: {text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + '...'}",
+        file=sys.stderr,
+    )
     return 2
 
 
@@ -124,6 +129,7 @@ def _train(argv: Sequence[str]) -> int:
     )
     first.add_argument("--out", type=Path, help="the run folder to make (default: a new one under runs/)")
     first.add_argument("--resume", type=Path, help="continue the run in this folder")
+    first.add_argument("--check", action="store_true", help="say what would be trained, and make nothing")
     _add_trust(first)
     own, fields = first.parse_known_args(argv)
     if "-h" in fields or "--help" in fields:
@@ -134,7 +140,7 @@ def _train(argv: Sequence[str]) -> int:
         print("fields of the configuration, as --name value, --name=value, and for switches also --name and --no-name:")
         print(describe_fields())
         return 0
-    if own.resume is not None and (own.config or own.out or fields):
+    if own.resume is not None and (own.config or own.out or own.check or fields):
         given = " ".join(argv)
         return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
 
@@ -146,7 +152,7 @@ def _train(argv: Sequence[str]) -> int:
     from memax_rl.envs.base import EnvironmentFailure
     from memax_rl.envs.trust import only_imports
     from memax_rl.runs import RunError, load_config, make_config, override
-    from memax_rl.training import TrainingError, train
+    from memax_rl.training import TrainingError, check, train
 
     try:
         if own.resume is not None:
@@ -164,9 +170,14 @@ def _train(argv: Sequence[str]) -> int:
                 sys.path.append(os.getcwd())
             with only_imports([*own.imports, *typed], trust=own.trust):
                 config = override(load_config(own.config) if own.config else base, fields)
+                if own.check:
+                    print("\n".join(check(config)))
+                    return 0
                 run = train(config, out=own.out, progress=True)
     except (RunError, TrainingError, EnvironmentFailure, ValueError, OSError) as error:
         return _fail(error)
+    except MemoryError:
+        return _fail(ValueError("there is not enough memory for this; choose smaller sizes"))
     print(f"run folder: {run.folder}")
     return 0
 

@@ -44,6 +44,7 @@ class NoLearner:
     """The least that is an agent: it plays, and keeps its first network."""
 
     name = "no_learner"
+    size_hint = "lower num_seeds"
     overlong_hint = "set no_learner.slots higher"
     devices = 1
     evaluates_greedily = False

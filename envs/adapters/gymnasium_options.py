@@ -10,9 +10,9 @@ class HostOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    processes: int = Field(default=0, ge=0)
+    processes: int = Field(default=0, ge=0, le=4096)
     """Processes for a gym/ environment, its copies shared out among them. 0: all in the main process."""
-    step_timeout: float = Field(default=60.0, gt=0)
+    step_timeout: float = Field(default=60.0, gt=0, le=10**6)
     """Seconds that one step of all copies may take; else the run stops. It needs processes: this one cannot be left."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments for gymnasium.make, for example --env-options.arguments '{max_episode_steps: 100}'."""

@@ -14,10 +14,11 @@ from memax_rl.envs.meta.trials import FromParams, FromReset, TaskEnvironment, Tr
 
 
 class Option(NamedTuple):
-    """An option of a family: its default, and what it means."""
+    """An option of a family: its default, what it means, and the largest number it can be."""
 
     default: Any
     meaning: str
+    largest: int = 2**31 - 1
 
 
 Options = dict[str, Option]
@@ -108,7 +109,7 @@ FAMILIES: dict[str, Family] = {
     "BernoulliBandit": Family(
         lambda o, _: _trials(BernoulliBandit(**_pick(o, "arms", "payouts", "episode_length")), o),
         {
-            "arms": Option(5, "number of arms"),
+            "arms": Option(5, "number of arms", 4096),
             "payouts": Option(None, "the arms' probabilities, in random order, instead of draws from U(0, 1)"),
             **_trial_options(10, Option(10, "pulls in a block; a trial has episodes blocks")),
         },
@@ -116,14 +117,14 @@ FAMILIES: dict[str, Family] = {
     "GaussianBandit": Family(
         lambda o, _: _trials(GaussianBandit(**_pick(o, "arms", "episode_length")), o),
         {
-            "arms": Option(5, "number of arms"),
+            "arms": Option(5, "number of arms", 4096),
             **_trial_options(10, Option(10, "pulls in a block; a trial has episodes blocks")),
         },
     ),
     "DarkRoom": Family(
         lambda o, _: _trials(DarkRoom(**_pick(o, *_GRID_OPTIONS)), o),
         {
-            "size": Option(5, "cells on a side"),
+            "size": Option(5, "cells on a side", 256),
             "test_fraction": _TEST_FRACTION,
             **_trial_options(8, Option(None, _GRID_LENGTH.format(2))),
         },
@@ -133,7 +134,7 @@ FAMILIES: dict[str, Family] = {
             KeyToDoor(**_pick(o, "size", "episode_length", "test_fraction", "split", "split_seed")), o
         ),
         {
-            "size": Option(5, "cells on a side"),
+            "size": Option(5, "cells on a side", 256),
             "test_fraction": _TEST_FRACTION,
             **_trial_options(8, Option(None, _GRID_LENGTH.format(5))),
         },
@@ -141,8 +142,8 @@ FAMILIES: dict[str, Family] = {
     "TabularMDP": Family(
         lambda o, _: _trials(TabularMDP(**_pick(o, "states", "actions", "reward_noise", "episode_length")), o),
         {
-            "states": Option(10, "number of states"),
-            "actions": Option(5, "number of actions"),
+            "states": Option(10, "number of states", 256),
+            "actions": Option(5, "number of actions", 256),
             "reward_noise": Option(1.0, "standard deviation of a reward"),
             **_trial_options(10, Option(10, "steps an episode")),
         },
@@ -157,7 +158,7 @@ FAMILIES: dict[str, Family] = {
             o,
         ),
         {
-            "observation_size": Option(4, "numbers shown"),
+            "observation_size": Option(4, "numbers shown", 4096),
             "project_action": Option(True, "swap left and right in half of the tasks"),
             "vary_physics": Option(
                 False, "draw pole mass, pole length and force too; testing lies outside of training"
@@ -175,8 +176,8 @@ FAMILIES: dict[str, Family] = {
     "EndlessTMaze": Family(
         lambda o, _: EndlessTMaze(**_pick(o, "corridors", "length", "random_length")),
         {
-            "corridors": Option(10, "corridors an episode"),
-            "length": Option(5, "steps to a corridor's end"),
+            "corridors": Option(10, "corridors an episode", 10**6),
+            "length": Option(5, "steps to a corridor's end", 10**6),
             "random_length": Option(False, "draw each corridor's length from 1 to length"),
         },
     ),
@@ -211,9 +212,18 @@ def make(name: str, options: Mapping[str, Any], make_inner: Make) -> Environment
             # Steps replace episodes, so episodes may be left out.
             if option == "episodes" and value is None:
                 continue
-            raise ValueError(f"{option} must be of type {type(default).__name__}, got {value!r}")
+            raise ValueError(f"{option} must be of type {type(default).__name__}, got {_short(value)}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        largest = family.options[option].largest
+        if any(isinstance(x, int | float) and not abs(x) <= largest for x in numbers):
+            raise ValueError(f"{option} must be at most {largest:,}, got {_short(value)}")
     for option in ("episode_length", "num_tasks", "steps", "episodes"):
         value = options.get(option)
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{option} must be a number of at least 1, got {value!r}")
+            raise ValueError(f"{option} must be a number of at least 1, got {_short(value)}")
     return family.build(options, make_inner)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "..."

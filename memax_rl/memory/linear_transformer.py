@@ -62,7 +62,7 @@ class LinearTransformer(Memory):
     ):
         self.in_size, self.out_size = in_size, out_size
         self.head_size = check_size("head_size", head_size)
-        self.rotary_base = check_between("rotary_base", rotary_base, 0, float("inf"))
+        self.rotary_base = check_between("rotary_base", rotary_base, 0, 1e12)
         if 0 < rotary_base <= 1 or (rotary_base and head_size % 2):
             raise ValueError(
                 "rotary_base must be 0 (off), or more than 1 beside an even head_size, "

@@ -23,7 +23,7 @@ class BlockConfig(BaseModel):
 
     memory: str
     """Name of the memory model."""
-    repeat: int = Field(default=1, ge=1, le=1024)
+    repeat: int = Field(default=1, ge=1, le=256)
     """How many such blocks follow each other."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Options of the memory model."""
@@ -70,7 +70,7 @@ class NetworkConfig(BaseModel):
     over steps that is differentiable any number of times and in forward mode."""
     width: int = Field(default=128, ge=1, le=65_536)
     """Features between layers, and size of the memory's output."""
-    depth: int = Field(default=1, ge=1, le=1024)
+    depth: int = Field(default=1, ge=1, le=256)
     """Number of memory blocks."""
     feed_forward: float = Field(default=0.0, ge=0, le=64)
     """Hidden size of the layer after each memory, as a multiple of width. 0: none."""

@@ -151,7 +151,9 @@ def _read_count(value: Any) -> Any:
 def _close(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"known: {', '.join(known)}" if len(known) <= 60 else f"{len(known)} are known, see `memax-rl list`"
 
 
 def make_config(fields: Mapping[str, Any]) -> TrainConfig:
@@ -397,6 +399,8 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
             raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
     if not isinstance(part, dict):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
+    if last in ("memory_options", "env_options") and not path[1:] and not isinstance(value, dict):
+        raise ValueError(f"--{name} needs the name of an option, as --{name}.NAME VALUE, got {_short(value)}")
     is_option = in_env_options or path[-1:] == ["memory_options"]
     is_mapping = last in ("memory_options", "env_options") and isinstance(value, dict)
     if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):

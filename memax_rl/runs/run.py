@@ -88,7 +88,7 @@ class Run:
         fields = read_fields(self.config_path)
         with self.trusted():
             config = load_config(self.config_path)
-        missing = sorted(config.model_dump(mode="json").keys() - fields.keys())
+        missing = sorted(_missing(config.model_dump(mode="json"), fields))
         if missing:
             raise RunError(
                 f"{self.config_path} lacks {', '.join(missing)}: a run's own configuration holds every field, so this "
@@ -278,6 +278,15 @@ class Run:
                 f"{', '.join(forbidden)} in {self.config_path} changed since the checkpoint was saved; a run goes on "
                 f"as it began. Only {', '.join(CHANGEABLE)} may be changed"
             )
+
+
+def _missing(whole: Mapping[str, Any], given: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the fields that are not given, those of parts with the part's name before them."""
+    for name, value in whole.items():
+        if not isinstance(given, Mapping) or name not in given:
+            yield prefix + name
+        elif isinstance(value, Mapping) and name not in ("env_options", "memory_options"):
+            yield from _missing(value, given[name], f"{prefix}{name}.")
 
 
 def _cut(text: str) -> str:

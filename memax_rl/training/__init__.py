@@ -1,4 +1,5 @@
 """Training: the loop of updates, and what is written meanwhile."""
 
 from memax_rl.training.loop import TrainingError as TrainingError
+from memax_rl.training.loop import check as check
 from memax_rl.training.loop import train as train

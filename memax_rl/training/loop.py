@@ -28,6 +28,7 @@ from memax_rl.runs.config import TrainConfig, make_config
 from memax_rl.runs.loggers import Logger, check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
 from memax_rl.signals import Stopped, ready, stop_signals
+from memax_rl.training.sizes import describe_sizes
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
@@ -42,10 +43,17 @@ class TrainingError(RuntimeError):
     """Training cannot go on. The message says at which update, why, and what to try."""
 
 
-def init_state(config: TrainConfig, agent: Agent[Any]) -> tuple[PyTree, PyTree]:
-    """Return the arrays of the state before training, with a leading seed axis, and the rest of the state."""
+def init_state(config: TrainConfig, agent: Agent[Any], progress: bool = False) -> tuple[PyTree, PyTree]:
+    """Return the arrays of the state before training, with a leading seed axis, and the rest of the state.
+
+    **Raises:** `ValueError` if they do not fit into the device's memory, before anything is allocated.
+    """
     keys = seed_keys(config)
-    static = eqx.filter(eqx.filter_eval_shape(agent.init, keys[0]), is_shape, inverse=True)
+    shapes = eqx.filter_eval_shape(agent.init, keys[0])
+    sizes = describe_sizes(config, agent, shapes)
+    if progress:
+        print(sizes, file=sys.stderr)
+    static = eqx.filter(shapes, is_shape, inverse=True)
 
     def arrays_of(keys):
         return jax.vmap(lambda key: eqx.filter(agent.init(key), eqx.is_array))(keys)
@@ -93,6 +101,28 @@ def train(
     return _train(config, None, out, progress)
 
 
+def check(config: TrainConfig) -> list[str]:
+    """Return in lines what would be trained. It tries all that can fail before the compilation, and makes nothing.
+
+    **Raises:** what `train` raises before its first update.
+    """
+    sharding.require(config.devices)
+    check_logs(config)
+    agent = make_agent(config)
+    try:
+        shapes = eqx.filter_eval_shape(agent.init, seed_keys(config)[0])
+        inputs = [f"observation {line}" for line in describe_inputs(agent.observation_space)]
+        weights = sum(x.size for x in jax.tree.leaves(eqx.filter(shapes.network, is_shape)))
+        return [
+            f"{config.agent} on {config.env}, memory {config.network.memory}, {config.total_steps:,} steps a seed",
+            *inputs,
+            f"a network of {weights:,} numbers",
+            describe_sizes(config, agent, shapes),
+        ]
+    finally:
+        close(agent.env)
+
+
 def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool) -> Run:
     """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
     sharding.require(config.devices)
@@ -103,7 +133,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
             print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
-        arrays, static = init_state(config, agent)
+        arrays, static = init_state(config, agent, progress)
         _check_host(agent, arrays, "this was before the first update")
         if resumed is not None:
             run = resumed

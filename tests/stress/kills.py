@@ -9,6 +9,7 @@ metrics.csv must hold the same rows, none lost, doubled or torn.
 """
 
 import argparse
+import contextlib
 import random
 import shutil
 import signal
@@ -29,10 +30,10 @@ PPO = ["--ppo.num-envs", "4", "--ppo.rollout-length", "51", "--ppo.num-minibatch
 DQN = ["--agent", "dqn", "--dqn.num-envs", "4", "--dqn.tape-length", "51", "--dqn.batch-size", "4"]
 DQN += ["--dqn.samples-per-insert", "1", "--dqn.buffer-size", "1200", "--dqn.learning-starts", "300"]
 KINDS: dict[str, list[str]] = {
-    "ppo": [*PPO, "--total-steps", "200k"],
-    "dqn": [*DQN, "--total-steps", "40k"],
-    "two seeds": [*PPO, "--num-seeds", "2", "--total-steps", "100k"],
-    "two devices": [*PPO, "--devices", "2", "--total-steps", "60k"],
+    "ppo": [*PPO, "--total-steps", "60k"],
+    "dqn": [*DQN, "--total-steps", "12k"],
+    "two seeds": [*PPO, "--num-seeds", "2", "--total-steps", "30k"],
+    "two devices": [*PPO, "--devices", "2", "--total-steps", "30k"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -75,7 +76,8 @@ def disturb(kind: str, folder: Path, seconds: float, rng: random.Random) -> tupl
     kills, arguments = 0, [*COMMON, *KINDS[kind], "--out", str(folder)]
     for _ in range(rng.randint(1, 3)):
         process = start(arguments)
-        time.sleep(rng.uniform(0, seconds))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, seconds))
         process.send_signal(rng.choice(SIGNALS))
         error = process.communicate(timeout=120)[1]
         kills += 1

@@ -65,15 +65,22 @@ def orthogonal(key: PRNGKeyArray, size: int) -> Float[Array, "size size"]:
     return jax.lax.fori_loop(0, size, reflect, jnp.eye(size))
 
 
+# Larger sizes are mistakes: the state of a memory or its weights would take terabytes.
+_LARGEST_SIZE = 2**20
+
+
 def check_size(name: str, value: object, minimum: int = 1) -> int:
-    """Return `value` if it is a whole number of at least `minimum`, else raise `ValueError` naming the option."""
+    """Return `value` if it is a whole number from `minimum` to 2**20, else raise `ValueError` naming the option."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+    if value > _LARGEST_SIZE:
+        shown = str(value) if value < 10**30 else f"a number of {len(str(value))} digits"
+        raise ValueError(f"{name} must be at most {_LARGEST_SIZE:,}, got {shown}")
     return value
 
 
 def check_between(name: str, value: object, low: float, high: float) -> float:
     """Return `value` as a float if low <= value <= high, else raise `ValueError` naming the option."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {value!r}")
+        raise ValueError(f"{name} must be a number between {low:g} and {high:g}, got {repr(value)[:50]}")
     return float(value)

@@ -1,0 +1,20 @@
+"""Short forms of the scripts in tests/stress, which whoever changes the command line or the run folder runs in full."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STRESS = Path(__file__).parent / "stress"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fuzz.py", "--cases", "60", "--seed", "1"], ["kills.py", "--kills", "2", "--kinds", "ppo"]],
+    ids=["fuzz", "kills"],
+)
+def test_a_short_form(arguments):
+    done = subprocess.run([sys.executable, STRESS / arguments[0], *arguments[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert " 0 wrong" in done.stdout
