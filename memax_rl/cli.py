@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "train":
             return _train(rest)
+        # There is nothing that a signal would have to wait for.
+        signals.exit_at_once()
         if arguments.command == "evaluate":
             return _evaluate(arguments, rest)
         if arguments.command == "icl":

@@ -26,8 +26,25 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def exit_at_once_until_ready() -> None:
-    """Make SIGINT and SIGTERM end the process even while it compiles, until `ready` is called.
+def exit_at_once() -> None:
+    """Make SIGINT and SIGTERM end the process wherever it is, even while it compiles.
+
+    For commands that have nothing to save or to undo. Nothing is raised, because an exception that comes in the middle
+    of an import or of a callback is printed and ignored there.
+    """
+
+    def leave(number: int) -> None:
+        print("\nstopped", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # The thread alone acts.
+        signal.signal(number, lambda number, frame: None)
+    _watch(leave)
+
+
+def exit_at_once_until_ready(message: str = "stopped before the first update") -> None:
+    """Make SIGINT and SIGTERM print `message` and end the process, even while it compiles, until `ready` is called.
 
     For the command line, from its main thread. While XLA compiles, Python runs no signal handler, but the interpreter
     still writes the signal's number to a socket, which a thread reads.
@@ -35,21 +52,30 @@ def exit_at_once_until_ready() -> None:
 
     def terminate(number, frame):
         del frame
-        raise Stopped("stopped", number)
+        raise Stopped(message, number)
 
+    def leave(number: int) -> None:
+        if _saves_nothing.is_set():
+            time.sleep(_PATIENCE)
+            print(f"\n{message}", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    _saves_nothing.set()
+    _watch(leave)
+
+
+def _watch(leave: Callable[[int], None]) -> None:
+    """Call `leave` with the number of each SIGINT or SIGTERM, from a thread of its own."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, terminate)
-    _saves_nothing.set()
 
     def watch():
         # The sender is named so that it lives as long as the thread.
         while sender and (received := receiver.recv(1)):
-            if received[0] in (signal.SIGINT, signal.SIGTERM) and _saves_nothing.is_set():
-                time.sleep(_PATIENCE)
-                print("\nstopped before the first update", file=sys.stderr, flush=True)
-                os._exit(128 + received[0])
+            if received[0] in (signal.SIGINT, signal.SIGTERM):
+                leave(received[0])
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import os
 import resource
 import shutil
 import signal
@@ -156,7 +157,7 @@ def test_a_damaged_metrics_file_is_refused_in_words(copy, content, says):
     copy.metrics_path.write_text(content)
 
     def go_on():
-        copy.drop_metrics_after(100)
+        copy.drop_metrics_after(1)
         copy.append_metrics([{"update": 3.0, "seed": 0.0, "loss": 1.0}])
 
     with pytest.raises(RunError, match=says):
@@ -224,7 +225,41 @@ def test_a_signal_ends_a_start_at_once(tmp_path, number, status):
     assert Run.open(tmp_path / "run").config().network.depth == 6
 
 
+@pytest.mark.parametrize("command", ["evaluate", "inspect"])
+def test_a_signal_ends_other_commands_at_once(copy, command):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "memax_rl", command, str(copy.folder)], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert process.communicate()[1].strip() == "stopped"
+
+
+def test_rows_are_appended_without_reading_those_before(copy, monkeypatch):
+    rows = copy.metrics()
+    monkeypatch.setattr(Run, "_metrics_lines", lambda self: pytest.fail("the whole file was read"))
+    copy.append_metrics([rows[-1] | {"update": 5.0}])
+    monkeypatch.undo()
+    assert [row["update"] for row in copy.metrics()] == [1, 2, 3, 4, 5]
+
+
 # Strangers
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "config.yaml", "summary.json", "checkpoints/9.npz"])
+def test_what_is_no_file_is_not_waited_for(copy, name):
+    (copy.folder / name).unlink(missing_ok=True)
+    os.mkfifo(copy.folder / name)
+    with pytest.raises(RunError, match=r"is no file|no config.yaml"):
+        Run.open(copy.folder)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_folders_of_logs_may_not_be_links(copy, tmp_path, name):
+    (copy.folder / name).symlink_to(tmp_path)
+    with pytest.raises(RunError, match="is a link"):
+        train(resume=copy.folder)
 
 
 def test_links_in_a_run_folder_are_refused(copy, tmp_path):
@@ -339,3 +374,12 @@ def test_what_people_type_is_understood():
 def test_the_module_is_the_command_line():
     shown = subprocess.run([sys.executable, "-m", "memax_rl", "--version"], capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("memax_rl ")
+
+
+def test_rows_that_were_lost_are_noticed_before_a_run_goes_on(copy):
+    lines = copy.metrics_path.read_text().splitlines(keepends=True)
+    copy.metrics_path.write_text("".join(lines[:3]))
+    with pytest.raises(RunError, match=r"ends with update 2, and the checkpoint is of update 4"):
+        train(resume=copy.folder)
+    copy.metrics_path.unlink()
+    assert train(resume=copy.folder).metrics() == []

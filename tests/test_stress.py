@@ -11,8 +11,12 @@ STRESS = Path(__file__).parent / "stress"
 
 @pytest.mark.parametrize(
     "arguments",
-    [["fuzz.py", "--cases", "60", "--seed", "1"], ["kills.py", "--kills", "2", "--kinds", "ppo"]],
-    ids=["fuzz", "kills"],
+    [
+        ["fuzz.py", "--cases", "60", "--seed", "1"],
+        ["kills.py", "--kills", "2", "--kinds", "ppo"],
+        ["damage.py", "--cases", "25"],
+    ],
+    ids=["fuzz", "kills", "damage"],
 )
 def test_a_short_form(arguments):
     done = subprocess.run([sys.executable, STRESS / arguments[0], *arguments[1:]], capture_output=True, text=True)

@@ -75,9 +75,20 @@ class Run:
         if not is_run:
             raise RunError(f"{_cut(str(run.folder))} is not a run folder: it has no config.yaml")
         # A folder may be a stranger's, and a link may lead anywhere.
-        for path in (run.config_path, run.metrics_path, run.summary_path, run.checkpoints, *run._checkpoint_files()):
+        files = (run.config_path, run.metrics_path, run.summary_path, *run._checkpoint_files())
+        for path in (
+            *files,
+            run.checkpoints,
+            run.folder / "tensorboard",
+            run.folder / "wandb",
+            run.folder / "wandb.json",
+        ):
             if path.is_symlink():
                 raise RunError(f"{path} is a link; a run folder holds its own files. Replace it by what it leads to")
+        for path in files:
+            # Reading a pipe would wait for ever.
+            if path.exists() and not path.is_file():
+                raise RunError(f"{path} is no file; a run folder holds plain files. Remove it, or take another folder")
         return run
 
     def config(self) -> TrainConfig:
@@ -142,7 +153,7 @@ class Run:
         buffer = io.StringIO()
         new = not self.metrics_path.exists()
         columns = list(rows[0])
-        if not new and set(header := self._metrics_lines()[0]) == set(columns):
+        if not new and set(header := self._metrics_header()) == set(columns):
             columns = header
         elif not new:
             differ = ", ".join(sorted(set(header) ^ set(columns)))
@@ -172,6 +183,11 @@ class Run:
                 f"{self.metrics_path} is damaged in line {bad + 2}: {_cut(','.join(lines[bad]))!r}"
             ) from None
 
+    def _metrics_header(self) -> list[str]:
+        """Return the header alone: reading all rows at every append would take ever longer."""
+        with self.metrics_path.open(errors="replace") as file:
+            return file.readline(1_000_000).rstrip("\n").split(",")
+
     def _metrics_lines(self) -> tuple[list[str], list[list[str]]]:
         """Return the header and the cells of all lines."""
         try:
@@ -185,7 +201,7 @@ class Run:
     def drop_metrics_after(self, update: int) -> None:
         """Forget the rows of updates later than `update`: they will be made, and logged, again.
 
-        **Raises:** `RunError` if the file is damaged.
+        **Raises:** `RunError` if the file is damaged, or ends before `update`.
         """
         if not self.metrics_path.exists():
             return
@@ -196,6 +212,12 @@ class Run:
             self.metrics()
         column = header.index("update")
         kept = [line for line in whole if float(line[column]) <= update]
+        last = max((int(float(line[column])) for line in kept), default=0)
+        if last < update:
+            raise RunError(
+                f"{self.metrics_path} ends with update {last}, and the checkpoint is of update {update}: rows were "
+                "lost. Restore the file, or delete it to go on without the rows before"
+            )
         write_atomically(self.metrics_path, "\n".join(",".join(line) for line in [header, *kept]) + "\n")
 
     def diverged_seeds(self) -> list[int]:
