@@ -147,7 +147,7 @@ def _train(argv: Sequence[str]) -> int:
         return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
 
     # Ctrl-C works from here on, during the imports and compilations too.
-    signals.exit_at_once_until_ready()
+    signals.exit_at_once("stopped before the first update")
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     from memax_rl import agents

@@ -5,13 +5,12 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# How long Python's own handler gets to end the process before its first update. It cannot run during a compilation.
-_PATIENCE = 0.5
-_saves_nothing = threading.Event()
+# Whether a signal ends the process of a command line at once, and what is said then.
+_at_once = threading.Event()
+_messages = ["stopped"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,42 +25,23 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def exit_at_once() -> None:
-    """Make SIGINT and SIGTERM end the process wherever it is, even while it compiles.
+def exit_at_once(message: str = "stopped") -> None:
+    """Make SIGINT and SIGTERM print `message` and end the process wherever it is, even while it compiles.
 
-    For commands that have nothing to save or to undo. Nothing is raised, because an exception that comes in the middle
-    of an import or of a callback is printed and ignored there.
+    For the command line, from its main thread: until `ready` is called there is nothing to save or to undo. While XLA
+    compiles, Python runs no signal handler, but the interpreter still writes the signal's number to a socket, which a
+    thread reads. Nothing is raised, because an exception that comes in the middle of a callback is ignored there.
     """
-
-    def leave(number: int) -> None:
-        print("\nstopped", file=sys.stderr, flush=True)
-        os._exit(128 + number)
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        # The thread alone acts.
         signal.signal(number, lambda number, frame: None)
-    _watch(leave)
-
-
-def exit_at_once_until_ready(message: str = "stopped before the first update") -> None:
-    """Make SIGINT and SIGTERM print `message` and end the process, even while it compiles, until `ready` is called.
-
-    For the command line, from its main thread. While XLA compiles, Python runs no signal handler, but the interpreter
-    still writes the signal's number to a socket, which a thread reads.
-    """
-
-    def terminate(number, frame):
-        del frame
-        raise Stopped(message, number)
+    _at_once.set()
+    _messages[:] = [message]
 
     def leave(number: int) -> None:
-        if _saves_nothing.is_set():
-            time.sleep(_PATIENCE)
-            print(f"\n{message}", file=sys.stderr, flush=True)
+        if _at_once.is_set():
+            print(f"\n{_messages[-1]}", file=sys.stderr, flush=True)
             os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, terminate)
-    _saves_nothing.set()
     _watch(leave)
 
 
@@ -82,7 +62,7 @@ def _watch(leave: Callable[[int], None]) -> None:
 
 def ready() -> None:
     """Say that an update was made: from now on a signal lets the run save what it has."""
-    _saves_nothing.clear()
+    _at_once.clear()
 
 
 @contextmanager
@@ -109,3 +89,5 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        _messages.append("stopped; what was trained is saved")
+        _at_once.set()
