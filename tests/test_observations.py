@@ -11,12 +11,21 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
-from memax_rl.networks.encoder import AgentInput, ConvNet, Encoder, describe_inputs, image_axes
+from memax_rl.networks import NetworkConfig, make_torso
+from memax_rl.networks.encoder import (
+    AgentInput,
+    ConvNet,
+    Encoder,
+    ImageSettings,
+    describe_inputs,
+    image_axes,
+    image_codes,
+)
 from memax_rl.runs import Run
 
 
 def _encoder(space, seed: int = 0) -> Encoder:
-    flags = {"previous_action": False, "previous_reward": False, "start": False}
+    flags: dict[str, Any] = {"previous_action": False, "previous_reward": False, "start": False}
     return Encoder(space, spaces.Discrete(2), 8, **flags, key=jax.random.key(seed))
 
 
@@ -107,11 +116,60 @@ def test_what_each_array_became_is_said():
         }
     )
     assert describe_inputs(space) == [
-        "Box(84, 84, 3): an image of 84 x 84 with 3 channels, mapped from its bounds to [0, 1]",
-        "Box(2): as it is",
-        "Discrete(4): one-hot",
-        "Discrete(1000): embedded",
+        "a Box(84, 84, 3): an image of 84 x 84 with 3 channels, mapped from its bounds to [0, 1]",
+        "b Box(2): as it is",
+        "c Discrete(4): one-hot",
+        "d Discrete(1000): embedded",
     ]
+    nested = spaces.Dict({"x": spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3)))})
+    assert [line.split()[0] for line in describe_inputs(nested)] == ["x.0", "x.1"]
+
+
+def _codes(high: Any, shape: tuple[int, ...] = (7, 7, 3)) -> spaces.Box:
+    bound = jnp.broadcast_to(jnp.array(high, jnp.uint8), shape)
+    return spaces.Box(jnp.zeros(shape, jnp.uint8), bound, shape, jnp.uint8)
+
+
+def test_an_image_of_codes_is_read_one_hot():
+    """A code is the number of a thing: twice the number is not twice the thing."""
+    space = _codes([10, 5, 3])
+    network = ConvNet(space, key=jax.random.key(0))
+    assert network.codes == (11, 6, 4)
+    assert network.layers[0].weight.shape[1] == 21
+    image = jax.random.randint(jax.random.key(1), (7, 7, 3), 0, 4).astype(jnp.uint8)
+    by_hand = jnp.concatenate([jax.nn.one_hot(image[..., i], n) for i, n in enumerate((11, 6, 4))], axis=-1)
+    joined = ConvNet(spaces.Box(0.0, 1.0, (7, 7, 21)), ImageSettings("pixels", "last"), key=jax.random.key(0))
+    np.testing.assert_allclose(network(image), joined(by_hand), atol=1e-6)
+    assert "codes of 11 + 6 + 4 values, one-hot" in describe_inputs(space)[0]
+    assert np.isfinite(np.asarray(_features(space, image))).all()
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "codes"),
+    [
+        (_codes([1, 1, 1]), {}, None),
+        (spaces.Box(0.0, 10.0, (7, 7, 3)), {}, None),
+        (_codes([255, 255, 255]), {}, None),
+        (_codes([10, 5, 3]), {"kind": "pixels"}, None),
+        (_codes([255, 255, 255]), {"kind": "codes"}, (256, 256, 256)),
+        (_codes([4, 4, 4, 4, 4, 4], (6, 9, 6)), {"channels": "first"}, (5,) * 6),
+    ],
+    ids=["flags", "real", "brightness", "stated pixels", "stated codes", "channels first"],
+)
+def test_which_images_hold_codes(space, settings, codes):
+    assert image_codes(space, ImageSettings(**settings)) == codes
+
+
+def test_settings_of_images_reach_the_network_and_are_checked():
+    with pytest.raises(ValueError, match=r"network.images is 'codes', but .* no Box of whole numbers"):
+        image_codes(spaces.Box(0.0, 1.0, (8, 8, 3)), ImageSettings("codes"))
+    assert image_axes(spaces.Box(0.0, 1.0, (6, 9, 6)), ImageSettings(channels="first")) == ((0,), 1)
+    assert image_axes(spaces.Box(0.0, 1.0, (6, 9, 6)), ImageSettings(channels="last")) == ((2,), 0)
+    network = NetworkConfig(images="codes", width=8)
+    torso = make_torso(network, _codes([255, 255, 255]), spaces.Discrete(2), key=jax.random.key(0))
+    (part,) = torso.encoder.parts
+    assert isinstance(part, ConvNet)
+    assert part.codes == (256, 256, 256)
 
 
 class EmptyPart(Environment):

@@ -86,7 +86,7 @@ class GymnasiumAdapter(Environment):
         except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error
-        self._observation_space = to_learner_space(self._host.observation_space)
+        self._observation_space = _narrow_codes(env_id, to_learner_space(self._host.observation_space))
         self._action_space = to_learner_space(self._host.action_space)
         self._tree = jax.tree.structure(_shapes(self._observation_space))
         self._begin, self._run = one_call(self._call_begin), one_call(self._call_run)
@@ -188,6 +188,30 @@ class GymnasiumAdapter(Environment):
 
     def _leaf_shapes(self, n: int) -> list[jax.ShapeDtypeStruct]:
         return [jax.ShapeDtypeStruct((n, *shape), dtype) for shape, dtype in self._host.leaves]
+
+
+# MiniGrid says 0 to 255 of its images of codes; these are its constants: things, colors, states or directions.
+_MINIGRID_CODES = (10, 5, 3)
+_LARGEST_GRID = 25
+
+
+def _narrow_codes(env_id: str, space: Any) -> Any:
+    """Return the space with the bounds of MiniGrid's codes, so that they are not read as pixels."""
+    if not re.match(r"(MiniGrid|BabyAI)-", env_id.rpartition(":")[2]):
+        return space
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({name: _narrow_codes(env_id, part) for name, part in space.spaces.items()})
+    is_codes = (
+        isinstance(space, spaces.Box)
+        and jnp.issubdtype(space.dtype, jnp.integer)
+        and len(space.shape) == 3
+        and space.shape[2] == len(_MINIGRID_CODES)
+        and max(space.shape) <= _LARGEST_GRID
+    )
+    if not is_codes:
+        return space
+    high = jnp.broadcast_to(jnp.array(_MINIGRID_CODES, space.dtype), space.shape)
+    return spaces.Box(jnp.zeros_like(high), high, space.shape, space.dtype)
 
 
 # Time limits that the package keeps to itself.

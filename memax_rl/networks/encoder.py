@@ -4,13 +4,13 @@ All modules are unbatched; callers `jax.vmap`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from memax_rl.envs import spaces
 from memax_rl.networks.normalization import RunningMeanStd
@@ -65,6 +65,27 @@ def nvec(space: spaces.MultiDiscrete) -> tuple[int, ...]:
     return tuple(int(n) for n in space.nvec)
 
 
+class ImageSettings(NamedTuple):
+    """How images among the observations are read.
+
+    **Arguments:**
+
+    - `kind`: "pixels", measures of brightness; "codes", numbers of things, one-hot for each channel; "auto": codes
+        where a Box of whole numbers has three to 32 values.
+    - `channels`: which axis of three holds the channels, "first" or "last"; "auto": the smaller one.
+    """
+
+    kind: Literal["auto", "pixels", "codes"] = "auto"
+    channels: Literal["auto", "first", "last"] = "auto"
+
+
+AUTO = ImageSettings()
+# Whole numbers of fewer values than the first are flags, of more than the second brightness.
+_FEWEST_CODES, _MOST_CODES = 3, 32
+# More would be a one-hot code that no memory holds.
+_MOST_STATED_CODES = 256
+
+
 # A picture has at least so many rows and columns; smaller arrays are read as vectors.
 _SMALLEST_IMAGE = 5
 # Convolutions shrink an image until neither side is longer than this.
@@ -75,7 +96,7 @@ _LARGE_BOUND, _NO_BOUND = 30.0, 1e6
 _LARGEST_ONE_HOT = 512
 
 
-def image_axes(space: Any) -> tuple[tuple[int, ...], int] | None:
+def image_axes(space: Any, settings: ImageSettings = AUTO) -> tuple[tuple[int, ...], int] | None:
     """Return which axes of a Box hold channels, and which is the first of rows and columns; None for no image.
 
     Of three axes the smallest is that of the channels, if it is the first or the last (the last if both are as small).
@@ -89,9 +110,32 @@ def image_axes(space: Any) -> tuple[tuple[int, ...], int] | None:
     else:
         offset = len(shape) - 3
         sizes = shape[offset:]
-        leads = sizes[0] < min(sizes[1:])
+        leads = sizes[0] < min(sizes[1:]) if settings.channels == "auto" else settings.channels == "first"
         channels, first = (*range(offset), offset + (0 if leads else 2)), offset + leads
     return (channels, first) if min(shape[first : first + 2]) >= _SMALLEST_IMAGE else None
+
+
+def image_codes(space: Any, settings: ImageSettings = AUTO) -> tuple[int, ...] | None:
+    """Return how many values each channel of an image of codes has; None for any other space.
+
+    **Raises:** `ValueError` if "codes" are asked for and the bounds are not those of few whole numbers.
+    """
+    axes = image_axes(space, settings)
+    if axes is None or settings.kind == "pixels" or isinstance(space, spaces.NormalizedBox):
+        return None
+    low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
+    whole = bool(jnp.issubdtype(space.dtype, jnp.integer)) and np.isfinite(low).all() and np.isfinite(high).all()
+    values = (np.moveaxis(high - low, axes[0], range(len(axes[0]))) + 1) if whole else np.full(space.shape, np.inf)
+    channels = values.reshape(-1, *values.shape[len(axes[0]) :]).max(axis=(1, 2))
+    if settings.kind == "codes":
+        if channels.max() > _MOST_STATED_CODES:
+            raise ValueError(
+                f"network.images is 'codes', but {space!r} is no Box of whole numbers of at most {_MOST_STATED_CODES} "
+                "values; set it to 'pixels' or 'auto'"
+            )
+    elif not _FEWEST_CODES <= channels.max() <= _MOST_CODES:
+        return None
+    return tuple(int(n) for n in channels)
 
 
 def scaling(space: Any) -> tuple[Array, Array] | None:
@@ -117,14 +161,17 @@ class ConvNet(eqx.Module):
 
     layers: tuple[eqx.nn.Conv2d, ...]
     channels: tuple[int, ...] = eqx.field(static=True)
+    space: Any = eqx.field(static=True)
+    codes: tuple[int, ...] | None = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
-    def __init__(self, space: spaces.Box, *, key: PRNGKeyArray):
-        axes = image_axes(space)
+    def __init__(self, space: spaces.Box, settings: ImageSettings = AUTO, *, key: PRNGKeyArray):
+        axes = image_axes(space, settings)
         assert axes is not None
+        self.space, self.codes = space, image_codes(space, settings)
         self.channels, first = axes
         height, width = space.shape[first : first + 2]
-        channels = math.prod(space.shape[axis] for axis in self.channels)
+        channels = sum(self.codes) if self.codes else math.prod(space.shape[axis] for axis in self.channels)
         # Large images are halved from the first layer on; small ones (MinAtar's 10 x 10) are read at full size first.
         strides = [2, 2] if min(height, width) > 16 else [1, 2]
         while -(-max(height, width) // math.prod(strides)) > _LARGEST_MAP:
@@ -137,13 +184,22 @@ class ConvNet(eqx.Module):
         self.layers = tuple(layers)
         self.out_size = channels * height * width
 
-    def __call__(self, image: Float[Array, "*shape"]) -> Float[Array, " out_size"]:
-        """Return the flat features of one image."""
-        x = jnp.moveaxis(image, self.channels, range(len(self.channels)))
-        x = x.reshape(-1, *x.shape[-2:])
+    def __call__(self, image: Shaped[Array, "*shape"]) -> Float[Array, " out_size"]:
+        """Return the flat features of one image, as the environment gives it."""
+        if self.codes is None:
+            x = self._channels_first(_scale(self.space, image))
+        else:
+            low = np.broadcast_to(np.asarray(self.space.low), self.space.shape)
+            codes = self._channels_first((image - jnp.asarray(low, image.dtype)).astype(jnp.int32))
+            parts = [jnp.moveaxis(jax.nn.one_hot(codes[i], n), -1, 0) for i, n in enumerate(self.codes)]
+            x = jnp.concatenate(parts)
         for layer in self.layers:
             x = jax.nn.relu(layer(x))
         return x.reshape(-1)
+
+    def _channels_first(self, image: Array) -> Array:
+        x = jnp.moveaxis(image, self.channels, range(len(self.channels)))
+        return x.reshape(-1, *x.shape[-2:])
 
 
 class Embedding(eqx.Module):
@@ -211,6 +267,7 @@ class Encoder(eqx.Module):
         previous_action: bool,
         previous_reward: bool,
         start: bool,
+        images: ImageSettings = AUTO,
         key: PRNGKeyArray,
     ):
         self.observation_spaces = tuple(leaf_spaces(observation_space))
@@ -221,7 +278,9 @@ class Encoder(eqx.Module):
             for space in self.observation_spaces
         )
         *part_keys, key = jax.random.split(key, len(self.observation_spaces) + 1)
-        self.parts = tuple(_make_part(space, k) for space, k in zip(self.observation_spaces, part_keys, strict=True))
+        self.parts = tuple(
+            _make_part(space, images, k) for space, k in zip(self.observation_spaces, part_keys, strict=True)
+        )
         size = sum(
             part.out_size if part else flat_size(space)
             for part, space in zip(self.parts, self.observation_spaces, strict=True)
@@ -242,7 +301,7 @@ class Encoder(eqx.Module):
         leaves = jax.tree.leaves(inputs.observation)
         leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
         parts = [
-            part(_scale(space, x)) if part else _flat(space, x)
+            part(x) if part else _flat(space, x)
             for part, space, x in zip(self.parts, self.observation_spaces, leaves, strict=True)
         ]
         previous_action, previous_reward, start = self.include
@@ -274,10 +333,10 @@ def flat_size(space: Any) -> int:
     return math.prod(space.shape)
 
 
-def _make_part(space: Any, key: PRNGKeyArray) -> ConvNet | Embedding | None:
+def _make_part(space: Any, images: ImageSettings, key: PRNGKeyArray) -> ConvNet | Embedding | None:
     if isinstance(space, spaces.Discrete):
         return Embedding(space.n, key=key) if space.n > _LARGEST_ONE_HOT else None
-    return None if image_axes(space) is None else ConvNet(space, key=key)
+    return None if image_axes(space, images) is None else ConvNet(space, images, key=key)
 
 
 def _scale(space: Any, x: Array) -> Array:
@@ -296,11 +355,14 @@ def _flat(space: Any, x: Array) -> Float[Array, " features"]:
     return one_hot(space, x)
 
 
-def describe_inputs(space: Space) -> list[str]:
-    """Return a line for each array of an observation: what the network makes of it."""
+def describe_inputs(space: Space, images: ImageSettings = AUTO) -> list[str]:
+    """Return a line for each array of an observation: where it is in a Dict or Tuple, and what the network makes of it.
+
+    **Raises:** `ValueError` as `image_codes` does.
+    """
     lines = []
-    for leaf in leaf_spaces(space):
-        by, axes = scaling(leaf), image_axes(leaf)
+    for name, leaf in zip(_leaf_names(space), leaf_spaces(space), strict=True):
+        by, axes, codes = scaling(leaf), image_axes(leaf, images), image_codes(leaf, images)
         if isinstance(leaf, spaces.NormalizedBox):
             how = "normalized by running statistics"
         elif isinstance(leaf, spaces.Box):
@@ -312,6 +374,18 @@ def describe_inputs(space: Space) -> list[str]:
         if axes is not None:
             height, width = leaf.shape[axes[1]], leaf.shape[axes[1] + 1]
             channels = math.prod(leaf.shape[axis] for axis in axes[0])
+            how = f"codes of {' + '.join(map(str, codes))} values, one-hot" if codes else how
             how = f"an image of {height} x {width} with {channels} channels, {how}"
-        lines.append(f"{spaces.describe(leaf)}: {how}")
+        lines.append(f"{name}{' ' if name else ''}{spaces.describe(leaf)}: {how}")
     return lines
+
+
+def _leaf_names(space: Space, prefix: str = "") -> list[str]:
+    """Return the keys that lead to each simple space, joined by dots."""
+    if isinstance(space, spaces.Dict):
+        parts: list[tuple[Any, Any]] = [(name, space.spaces[name]) for name in sorted(space.spaces)]
+    elif isinstance(space, spaces.Tuple):
+        parts = list(enumerate(space.spaces))
+    else:
+        return [prefix]
+    return [name for key, part in parts for name in _leaf_names(part, f"{prefix}.{key}" if prefix else str(key))]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from memax_rl import memory as memories
 from memax_rl.memory import Memory
-from memax_rl.networks.encoder import AgentInput, Dense, Encoder, Space
+from memax_rl.networks.encoder import AgentInput, Dense, Encoder, ImageSettings, Space
 
 
 class BlockConfig(BaseModel):
@@ -74,6 +74,11 @@ class NetworkConfig(BaseModel):
     """Number of memory blocks."""
     feed_forward: float = Field(default=0.0, ge=0, le=64)
     """Hidden size of the layer after each memory, as a multiple of width. 0: none."""
+    images: Literal["auto", "pixels", "codes"] = "auto"
+    """What images hold: brightness, or codes of things (such as MiniGrid's), one-hot. auto: codes where a Box of whole
+    numbers has three to 32 values."""
+    channels: Literal["auto", "first", "last"] = "auto"
+    """Which axis of an image holds its channels. auto: the smaller one of the first and the last."""
     previous_action: bool = True
     """Show the agent its previous action, zero at an episode's start."""
     previous_reward: bool = True
@@ -113,6 +118,11 @@ class NetworkConfig(BaseModel):
             raise ValueError("memory_options and depth are for one memory; with blocks give options and repeat there")
         object.__setattr__(self, "memory", name)
         return self
+
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How the encoder reads images."""
+        return ImageSettings(self.images, self.channels)
 
     @property
     def stack(self) -> tuple[BlockConfig, ...]:
@@ -209,6 +219,7 @@ def make_torso(config: NetworkConfig, observation_space: Space, action_space: Sp
             previous_action=config.previous_action,
             previous_reward=config.previous_reward,
             start=config.start,
+            images=config.image_settings,
             key=encoder_key,
         ),
         blocks=tuple(Block(config, block, key=k) for block, k in zip(config.stack, block_keys, strict=True)),

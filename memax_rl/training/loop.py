@@ -111,11 +111,11 @@ def check(config: TrainConfig) -> list[str]:
     agent = make_agent(config)
     try:
         shapes = eqx.filter_eval_shape(agent.init, seed_keys(config)[0])
-        inputs = [f"observation {line}" for line in describe_inputs(agent.observation_space)]
+        lines = describe_inputs(agent.observation_space, config.network.image_settings)
         weights = sum(x.size for x in jax.tree.leaves(eqx.filter(shapes.network, is_shape)))
         return [
             f"{config.agent} on {config.env}, memory {config.network.memory}, {config.total_steps:,} steps a seed",
-            *inputs,
+            *(f"observation {line}" for line in lines),
             f"a network of {weights:,} numbers",
             describe_sizes(config, agent, shapes),
         ]
@@ -129,7 +129,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
     check_logs(config)
     agent = make_agent(config)
     if progress:
-        for line in describe_inputs(agent.observation_space):
+        for line in describe_inputs(agent.observation_space, config.network.image_settings):
             print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
