@@ -26,6 +26,33 @@ usage: memax-rl train [--config FILE_OR_PRESET] [--out DIR] [any field of the co
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    parser = _make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command not in ("train", "evaluate") and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if arguments.command == "train":
+            return _train(rest)
+        # There is nothing that a signal would have to wait for.
+        signals.exit_at_once()
+        if arguments.command == "evaluate":
+            return _evaluate(arguments, rest)
+        if arguments.command == "icl":
+            return _icl(arguments)
+        if arguments.command == "inspect":
+            return _inspect(arguments)
+        return _list(arguments)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of a listing went away, as `head` does. Nothing more can be printed.
+        sys.stderr.close()
+        return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands but `train`, which reads its own arguments."""
     from memax_rl import __version__
 
     parser = argparse.ArgumentParser(
@@ -66,28 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.add_argument("what", choices=("memories", "envs", "wrappers", "agents", "presets"))
     more = "with papers, options and costs, or with spaces, scores and options"
     listing.add_argument("-v", "--verbose", action="store_true", help=more)
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.command not in ("train", "evaluate") and rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    try:
-        if arguments.command == "train":
-            return _train(rest)
-        # There is nothing that a signal would have to wait for.
-        signals.exit_at_once()
-        if arguments.command == "evaluate":
-            return _evaluate(arguments, rest)
-        if arguments.command == "icl":
-            return _icl(arguments)
-        if arguments.command == "inspect":
-            return _inspect(arguments)
-        return _list(arguments)
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
-        return 128 + getattr(stop, "number", signal.SIGINT)
-    except BrokenPipeError:
-        # The reader of a listing went away, as `head` does. Nothing more can be printed.
-        sys.stderr.close()
-        return 0
+    return parser
 
 
 def _add_trust(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +177,7 @@ def _train(argv: Sequence[str]) -> int:
                 # Where the console script runs, unlike `python -m`, the current folder is not searched by itself.
                 sys.path.append(os.getcwd())
             with only_imports([*own.imports, *typed], trust=own.trust):
-                config = override(load_config(own.config) if own.config else base, fields)
+                config = override(base if own.config is None else load_config(own.config), fields)
                 if own.check:
                     print("\n".join(check(config)))
                     return 0

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a request to stop after the current updates, or, before there is anything to save, at once."""
 
+import functools
 import os
 import signal
 import socket
@@ -32,32 +33,30 @@ def exit_at_once(message: str = "stopped") -> None:
     compiles, Python runs no signal handler, but the interpreter still writes the signal's number to a socket, which a
     thread reads. Nothing is raised, because an exception that comes in the middle of a callback is ignored there.
     """
+    if threading.current_thread() is not threading.main_thread():
+        # No signal arrives here, and none can be set up.
+        return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: None)
     _at_once.set()
     _messages[:] = [message]
-
-    def leave(number: int) -> None:
-        if _at_once.is_set():
-            print(f"\n{_messages[-1]}", file=sys.stderr, flush=True)
-            os._exit(128 + number)
-
-    _watch(leave)
+    signal.set_wakeup_fd(_watched().fileno(), warn_on_full_buffer=False)
 
 
-def _watch(leave: Callable[[int], None]) -> None:
-    """Call `leave` with the number of each SIGINT or SIGTERM, from a thread of its own."""
+@functools.cache
+def _watched() -> socket.socket:
+    """Return where signals are to be written; a thread that reads there ends the process. One a process."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
 
     def watch():
-        # The sender is named so that it lives as long as the thread.
-        while sender and (received := receiver.recv(1)):
-            if received[0] in (signal.SIGINT, signal.SIGTERM):
-                leave(received[0])
+        while received := receiver.recv(1):
+            if received[0] in (signal.SIGINT, signal.SIGTERM) and _at_once.is_set():
+                print(f"\n{_messages[-1]}", file=sys.stderr, flush=True)
+                os._exit(128 + received[0])
 
     threading.Thread(target=watch, daemon=True).start()
+    return sender
 
 
 def ready() -> None:

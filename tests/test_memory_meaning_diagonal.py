@@ -152,10 +152,10 @@ def _lrnn(p, xs):
 
 
 def _lru(p, xs):
-    lam = np.exp(-np.exp(p.nu) + 1j * np.exp(p.theta))
+    lam = np.exp(-np.exp(p.nu_log) + 1j * np.exp(p.theta_log))
     h = np.zeros(lam.shape)
     for x in xs:
-        h = lam * h + np.exp(p.gamma) * ((p.b_re + 1j * p.b_im) @ x)
+        h = lam * h + np.exp(p.gamma_log) * ((p.b_re + 1j * p.b_im) @ x)
         yield np.real((p.c_re + 1j * p.c_im) @ h) + _diagonal(x, p.d)
 
 

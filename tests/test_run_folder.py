@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -383,3 +384,30 @@ def test_rows_that_were_lost_are_noticed_before_a_run_goes_on(copy):
         train(resume=copy.folder)
     copy.metrics_path.unlink()
     assert train(resume=copy.folder).metrics() == []
+
+
+def test_a_last_row_without_its_end_is_made_again(copy):
+    """A cell that was cut may still be a number, and another one."""
+    before = copy.metrics()
+    copy.metrics_path.write_text(copy.metrics_path.read_text()[:-2])
+    with pytest.raises(RunError, match="rows were lost"):
+        train(resume=copy.folder)
+    assert len(before) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("update,seed,finite\n1,,0\n", "of which seed"), ("update,finite\n1,0\n", "of which seed")],
+    ids=["empty", "no column"],
+)
+def test_a_row_that_does_not_say_its_seed_is_refused(copy, content, says):
+    copy.metrics_path.write_text(content)
+    with pytest.raises(RunError, match=says):
+        copy.diverged_seeds()
+
+
+def test_a_signal_is_watched_for_once_a_process():
+    before = threading.active_count()
+    for _ in range(3):
+        assert main(["list", "agents"]) == 0
+    assert threading.active_count() <= before + 1

@@ -2,12 +2,12 @@
 
 Orvieto et al. 2023, Resurrecting Recurrent Neural Networks for Long Sequences, https://arxiv.org/abs/2303.06349.
 
-    lam = exp(-exp(nu) + i exp(theta))
-    h = lam o h + exp(gamma) o (B x),    y = Re(C h) + D x
+    lam = exp(-exp(nu_log) + i exp(theta_log))
+    h = lam o h + exp(gamma_log) o (B x),    y = Re(C h) + D x
 
 State: h complex [state_size]. B and C are complex and kept as real and imaginary parts; D is diagonal where the sizes
 of input and output agree, as in the paper, and a matrix otherwise. At the start |lam|^2 is uniform in
-[r_min^2, r_max^2], the phase uniform in [0, max_phase] and exp(gamma) = sqrt(1 - |lam|^2).
+[r_min^2, r_max^2], the phase uniform in [0, max_phase] and exp(gamma_log) = sqrt(1 - |lam|^2).
 """
 
 import math
@@ -30,9 +30,9 @@ class LRU(Memory):
 
     in_size: int
     out_size: int
-    nu: Float[Array, " state_size"]
-    theta: Float[Array, " state_size"]
-    gamma: Float[Array, " state_size"]
+    nu_log: Float[Array, " state_size"]
+    theta_log: Float[Array, " state_size"]
+    gamma_log: Float[Array, " state_size"]
     b_re: Float[Array, "state_size in_size"]
     b_im: Float[Array, "state_size in_size"]
     c_re: Float[Array, "out_size state_size"]
@@ -60,19 +60,19 @@ class LRU(Memory):
         # Open at both ends: a modulus of exactly 0 or 1, or a phase of 0, has no logarithm.
         u, v = jax.random.uniform(keys[0], (2, size), minval=1e-4, maxval=1 - 1e-4)
         modulus_squared = r_min**2 + u * (r_max**2 - r_min**2)
-        self.nu = jnp.log(-0.5 * jnp.log(modulus_squared))
-        self.theta = jnp.log(max_phase * v)
-        self.gamma = 0.5 * jnp.log1p(-modulus_squared)
+        self.nu_log = jnp.log(-0.5 * jnp.log(modulus_squared))
+        self.theta_log = jnp.log(max_phase * v)
+        self.gamma_log = 0.5 * jnp.log1p(-modulus_squared)
         self.b_re, self.b_im = (matrix(k, in_size, size, 2**-0.5) for k in keys[1:3])
         self.c_re, self.c_im = (matrix(k, size, out_size) for k in keys[3:5])
         square = in_size == out_size
         self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
 
     def _decay(self) -> Complex[Array, " state_size"]:
-        return jnp.exp(as_complex(-jnp.exp(self.nu), jnp.exp(self.theta)))
+        return jnp.exp(as_complex(-jnp.exp(self.nu_log), jnp.exp(self.theta_log)))
 
     def _write(self, x):
-        scale = jnp.exp(self.gamma)
+        scale = jnp.exp(self.gamma_log)
         return as_complex(linear(x, self.b_re.T) * scale, linear(x, self.b_im.T) * scale)
 
     def _read(self, h, x):
@@ -81,7 +81,7 @@ class LRU(Memory):
 
     def initial_state(self):
         """Return h = 0."""
-        zeros = state_zeros(self.nu, self.nu.shape)
+        zeros = state_zeros(self.nu_log, self.nu_log.shape)
         return as_complex(zeros, zeros)
 
     def step(self, state, x, start):
@@ -91,7 +91,7 @@ class LRU(Memory):
 
     def scan(self, state, xs, starts):
         """The recurrence over all steps by `ops.complex_diagonal_recurrence`, real and imaginary parts side by side."""
-        into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma), 2)[:, None]
+        into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma_log), 2)[:, None]
         writes = linear(xs, into.T).reshape(len(xs), 2, -1)
         decay = self._decay()
         hs = complex_diagonal_recurrence(decay.real, decay.imag, writes, jnp.stack([state.real, state.imag]), starts)

@@ -206,11 +206,13 @@ class Run:
         if not self.metrics_path.exists():
             return
         header, lines = self._metrics_lines()
-        # A line cut short by a kill has too few cells to tell its update; it is the last one, and goes too.
-        whole = lines[:-1] + [line for line in lines[-1:] if len(line) == len(header)]
+        # A line cut short by a kill has no end, whatever cells it has; it is the last one, and goes too.
+        whole = lines if self.metrics_path.read_bytes().endswith(b"\n") else lines[:-1]
         if any(len(line) != len(header) or not all(map(_is_cell, line)) for line in whole):
             self.metrics()
         column = header.index("update")
+        if not all(line[column] for line in whole):
+            raise RunError(f"{self.metrics_path} is damaged: a row does not say of which update it is")
         kept = [line for line in whole if float(line[column]) <= update]
         last = max((int(float(line[column])) for line in kept), default=0)
         if last < update:
@@ -225,7 +227,10 @@ class Run:
 
         **Raises:** `RunError` if the file is damaged.
         """
-        return sorted({int(row["seed"]) for row in self.metrics() if row.get("finite") == 0})
+        lost = [row.get("seed", math.nan) for row in self.metrics() if row.get("finite") == 0]
+        if any(math.isnan(seed) for seed in lost):
+            raise RunError(f"{self.metrics_path} is damaged: a row does not say of which seed it is")
+        return sorted({int(seed) for seed in lost})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
@@ -242,7 +247,9 @@ class Run:
     def saved_updates(self) -> list[int]:
         """Return the update numbers of the complete checkpoints, in order."""
         paths = self._checkpoint_files()
-        return sorted(int(path.stem) for path in paths if path.stem.isdigit() and path.suffix == ".npz")
+        return sorted(
+            int(path.stem) for path in paths if path.stem.isascii() and path.stem.isdigit() and path.suffix == ".npz"
+        )
 
     def checkpoint_path(self, update: int) -> Path:
         """Return the file of the checkpoint of an update."""
