@@ -38,8 +38,8 @@ from memax_rl.rollout.streams import (
     Finished,
     RolloutState,
     as_metrics,
-    count_unusable,
     episode_metrics,
+    first_unusable,
     start_stream,
     step_stream,
 )
@@ -331,7 +331,7 @@ class DQN:
             "env_steps": jnp.sum(slots.valid),
             "epsilon": jnp.mean(epsilon),
             "tape/overlong": jnp.sum(beyond),
-            "env/unusable": count_unusable(slots),
+            "env/unusable": first_unusable(slots, axis=0),
         }
         return streams, new, replay, metrics
 

@@ -39,7 +39,8 @@ class PPOConfig(AgentSettings):
     """Settings of PPO."""
 
     num_envs: int | None = Field(default=None, ge=1, le=2**20)
-    """Environments in parallel, one row of the tape each. None: so many that an update has about 8,192 slots."""
+    """Environments in parallel, one row of the tape each. None: so many that an update has about
+    8,192 slots, and a run 24 updates or more."""
     rollout_length: int | None = Field(default=None, ge=1, le=2**24)
     """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
     rollout: Rollout = "whole_episodes"
@@ -157,6 +158,7 @@ class PPO:
             rollout_length=config.rollout_length,
             mode=config.rollout,
             num_minibatches=config.num_minibatches,
+            total_steps=total_steps,
             devices=devices,
         )
         self.overlong_hint = (

@@ -465,6 +465,48 @@ def _mask(env: Environment, params: Any, env_id: str, name: str, keep: Sequence[
     return MaskObservation(env, keep)
 
 
+class SelectKeys(ObservationWrapper):
+    """Shows only some keys of a Dict observation."""
+
+    def __init__(self, inner: Environment, keep: Sequence[str]):
+        super().__init__(inner)
+        self.keep = tuple(keep)
+
+    def observation_space(self, params: Any) -> spaces.Dict:
+        """A Dict of the keys that are left."""
+        inner = self.inner.observation_space(params)
+        return spaces.Dict({name: inner.spaces[name] for name in self.keep})
+
+    def observe(self, key: PRNGKeyArray, obs: Any, params: Any) -> Any:
+        """Take the keys that are left."""
+        return {name: obs[name] for name in self.keep}
+
+
+class SelectKeysConfig(WrapperConfig):
+    """The agent sees only some keys of a Dict observation; give `keep` or `drop`."""
+
+    name: Literal["select_keys"] = "select_keys"
+    keep: tuple[str, ...] = ()
+    """Keys that it sees."""
+    drop: tuple[str, ...] = ()
+    """Keys that it does not see."""
+
+    def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
+        """Put the wrapper around the environment."""
+        space = env.observation_space(params)
+        if not isinstance(space, spaces.Dict):
+            raise ValueError(f"env_wrappers: {self.name} needs a Dict to observe, but {env_id} has {space}")
+        if bool(self.keep) == bool(self.drop):
+            raise ValueError(f"env_wrappers: {self.name} takes either keep or drop, got keep={self.keep} drop={self.drop}")
+        known = list(space.spaces)
+        unknown = [name for name in self.keep + self.drop if name not in known]
+        left = [name for name in known if (name in self.keep if self.keep else name not in self.drop)]
+        if unknown or not left:
+            wrong = f"has no {', '.join(unknown)}" if unknown else "would show nothing"
+            raise ValueError(f"env_wrappers: {self.name} {wrong}; the keys of {env_id} are {', '.join(known)}")
+        return SelectKeys(env, left), params
+
+
 # Components of the classic control tasks: positions and velocities. gymnax and Gymnasium order them alike.
 _POSITIONS: dict[str, tuple[int, ...]] = {
     "CartPole-v1": (0, 2),
@@ -553,6 +595,7 @@ AnyWrapper = Annotated[
     | RewardScalingConfig
     | ObservationNoiseConfig
     | MaskObservationConfig
+    | SelectKeysConfig
     | PositionOnlyConfig
     | VelocityOnlyConfig
     | NormalizeObservationConfig,
@@ -566,6 +609,7 @@ CONFIGS: dict[str, type[WrapperConfig]] = {
     "reward_scaling": RewardScalingConfig,
     "observation_noise": ObservationNoiseConfig,
     "mask_observation": MaskObservationConfig,
+    "select_keys": SelectKeysConfig,
     "position_only": PositionOnlyConfig,
     "velocity_only": VelocityOnlyConfig,
     "normalize_observation": NormalizeObservationConfig,

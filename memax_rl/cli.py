@@ -31,17 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command not in ("train", "evaluate") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        if arguments.command == "train":
-            return _train(rest)
-        # There is nothing that a signal would have to wait for.
-        signals.exit_at_once()
-        if arguments.command == "evaluate":
-            return _evaluate(arguments, rest)
-        if arguments.command == "icl":
-            return _icl(arguments)
-        if arguments.command == "inspect":
-            return _inspect(arguments)
-        return _list(arguments)
+        with signals.exit_at_once("stopped before the first update" if arguments.command == "train" else "stopped"):
+            return _run(arguments, rest)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
@@ -49,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a listing went away, as `head` does. Nothing more can be printed.
         sys.stderr.close()
         return 0
+
+
+def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    if arguments.command == "train":
+        return _train(rest)
+    if arguments.command == "evaluate":
+        return _evaluate(arguments, rest)
+    if arguments.command == "icl":
+        return _icl(arguments)
+    if arguments.command == "inspect":
+        return _inspect(arguments)
+    return _list(arguments)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -152,8 +155,6 @@ def _train(argv: Sequence[str]) -> int:
         given = " ".join(argv)
         return _fail(ValueError(f"--resume continues a run as it is configured; it takes nothing else, got: {given}"))
 
-    # Ctrl-C works from here on, during the imports and compilations too.
-    signals.exit_at_once("stopped before the first update")
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     from memax_rl import agents

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a request to stop after the current updates, or, before there is anything to save, at once."""
+"""Ctrl-C and SIGTERM: a request to stop after the current updates, or, where there is nothing to save, at once."""
 
 import functools
 import os
@@ -9,9 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Whether a signal ends the process of a command line at once, and what is said then.
-_at_once = threading.Event()
-_messages = ["stopped"]
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,21 +24,47 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def exit_at_once(message: str = "stopped") -> None:
-    """Make SIGINT and SIGTERM print `message` and end the process wherever it is, even while it compiles.
+class _Watch:
+    """What the watching thread does about a signal; there is one of them in a process, as there is one main thread.
 
-    For the command line, from its main thread: until `ready` is called there is nothing to save or to undo. While XLA
-    compiles, Python runs no signal handler, but the interpreter still writes the signal's number to a socket, which a
-    thread reads. Nothing is raised, because an exception that comes in the middle of a callback is ignored there.
+    Attributes:
+        is_on: Whether a command line runs, so that the thread decides, and not Python's handlers.
+        ends: Whether the next signal ends the process at once.
+        message: What is said then.
+    """
+
+    is_on = False
+    ends = False
+    message = ""
+
+
+@contextmanager
+def exit_at_once(message: str = "stopped") -> Iterator[None]:
+    """Within this context SIGINT and SIGTERM print `message` and end the process, even while it compiles.
+
+    For the command line, from its main thread; elsewhere it does nothing. From `ready` on, the first signal lets the
+    run save what it has, and a second one ends it. While XLA compiles, Python runs no signal handler, but the
+    interpreter still writes the signal's number to a socket, which a thread reads. Nothing is raised, because an
+    exception that comes in the middle of a callback is ignored there.
     """
     if threading.current_thread() is not threading.main_thread():
-        # No signal arrives here, and none can be set up.
+        yield
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: None)
-    _at_once.set()
-    _messages[:] = [message]
-    signal.set_wakeup_fd(_watched().fileno(), warn_on_full_buffer=False)
+    before = _Watch.is_on, _Watch.ends, _Watch.message
+    handlers = {number: signal.signal(number, _nothing) for number in _SIGNALS}
+    descriptor = signal.set_wakeup_fd(_watched().fileno(), warn_on_full_buffer=False)
+    _Watch.is_on, _Watch.ends, _Watch.message = True, True, message
+    try:
+        yield
+    finally:
+        _Watch.is_on, _Watch.ends, _Watch.message = before
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _nothing(number, frame):
+    """Do nothing: the watching thread acts."""
 
 
 @functools.cache
@@ -51,17 +75,20 @@ def _watched() -> socket.socket:
 
     def watch():
         while received := receiver.recv(1):
-            if received[0] in (signal.SIGINT, signal.SIGTERM) and _at_once.is_set():
-                print(f"\n{_messages[-1]}", file=sys.stderr, flush=True)
+            if received[0] not in _SIGNALS or not _Watch.is_on:
+                continue
+            if _Watch.ends:
+                print(f"\n{_Watch.message}", file=sys.stderr, flush=True)
                 os._exit(128 + received[0])
+            _Watch.ends, _Watch.message = True, "stopped at once; the last checkpoint is as it was"
 
     threading.Thread(target=watch, daemon=True).start()
     return sender
 
 
 def ready() -> None:
-    """Say that an update was made: from now on a signal lets the run save what it has."""
-    _at_once.clear()
+    """Say that an update was made: from here on a signal lets the run save what it has."""
+    _Watch.ends = False
 
 
 @contextmanager
@@ -75,10 +102,11 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     def request(number, frame):
         del frame
         received.append(number)
-        signal.signal(number, signal.default_int_handler)
+        if not _Watch.is_on:
+            signal.signal(number, signal.default_int_handler)
 
     try:
-        old = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, request) for number in _SIGNALS}
     except ValueError:
         # Not in the main thread, where no signal arrives.
         yield lambda: 0
@@ -88,5 +116,4 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        _messages.append("stopped; what was trained is saved")
-        _at_once.set()
+        _Watch.ends, _Watch.message = True, "stopped; what was trained is saved"

@@ -138,7 +138,7 @@ def image_codes(space: Any, settings: ImageSettings = AUTO) -> tuple[int, ...] |
     return tuple(int(n) for n in channels)
 
 
-def scaling(space: Any) -> tuple[Array, Array] | None:
+def scaling(space: Any, settings: ImageSettings = AUTO) -> tuple[Array, Array] | None:
     """Return (low, width) by which values of a Box are mapped to [0, 1], or None where they stay as they are.
 
     It follows from the bounds, never from the dtype: an image is mapped wherever its bounds are finite, any other Box
@@ -148,7 +148,7 @@ def scaling(space: Any) -> tuple[Array, Array] | None:
         return None
     low, high = (np.broadcast_to(np.asarray(x, np.float32), space.shape) for x in (space.low, space.high))
     largest = max(np.abs(low).max(initial=0), np.abs(high).max(initial=0))
-    if not largest < _NO_BOUND or (image_axes(space) is None and largest <= _LARGE_BOUND):
+    if not largest < _NO_BOUND or (image_axes(space, settings) is None and largest <= _LARGE_BOUND):
         return None
     width = np.where(high > low, high - low, 1)
     if np.all(low == low.flat[0]) and np.all(width == width.flat[0]):
@@ -162,13 +162,14 @@ class ConvNet(eqx.Module):
     layers: tuple[eqx.nn.Conv2d, ...]
     channels: tuple[int, ...] = eqx.field(static=True)
     space: Any = eqx.field(static=True)
+    settings: ImageSettings = eqx.field(static=True)
     codes: tuple[int, ...] | None = eqx.field(static=True)
     out_size: int = eqx.field(static=True)
 
     def __init__(self, space: spaces.Box, settings: ImageSettings = AUTO, *, key: PRNGKeyArray):
         axes = image_axes(space, settings)
         assert axes is not None
-        self.space, self.codes = space, image_codes(space, settings)
+        self.space, self.settings, self.codes = space, settings, image_codes(space, settings)
         self.channels, first = axes
         height, width = space.shape[first : first + 2]
         channels = sum(self.codes) if self.codes else math.prod(space.shape[axis] for axis in self.channels)
@@ -187,7 +188,7 @@ class ConvNet(eqx.Module):
     def __call__(self, image: Shaped[Array, "*shape"]) -> Float[Array, " out_size"]:
         """Return the flat features of one image, as the environment gives it."""
         if self.codes is None:
-            x = self._channels_first(_scale(self.space, image))
+            x = self._channels_first(_scale(self.space, image, self.settings))
         else:
             low = np.broadcast_to(np.asarray(self.space.low), self.space.shape)
             codes = self._channels_first((image - jnp.asarray(low, image.dtype)).astype(jnp.int32))
@@ -254,6 +255,7 @@ class Encoder(eqx.Module):
     observation_spaces: tuple[Any, ...] = eqx.field(static=True)
     action_space: Any = eqx.field(static=True)
     include: tuple[bool, bool, bool] = eqx.field(static=True)
+    images: ImageSettings = eqx.field(static=True)
     normalizers: tuple[RunningNormalizer | None, ...]
     parts: tuple[ConvNet | Embedding | None, ...]
     project: Dense
@@ -273,6 +275,7 @@ class Encoder(eqx.Module):
         self.observation_spaces = tuple(leaf_spaces(observation_space))
         self.action_space = action_space
         self.include = (previous_action, previous_reward, start)
+        self.images = images
         self.normalizers = tuple(
             RunningNormalizer(space) if isinstance(space, spaces.NormalizedBox) else None
             for space in self.observation_spaces
@@ -301,7 +304,7 @@ class Encoder(eqx.Module):
         leaves = jax.tree.leaves(inputs.observation)
         leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
         parts = [
-            part(x) if part else _flat(space, x)
+            part(x) if part else _flat(space, x, self.images)
             for part, space, x in zip(self.parts, self.observation_spaces, leaves, strict=True)
         ]
         previous_action, previous_reward, start = self.include
@@ -339,19 +342,19 @@ def _make_part(space: Any, images: ImageSettings, key: PRNGKeyArray) -> ConvNet 
     return None if image_axes(space, images) is None else ConvNet(space, images, key=key)
 
 
-def _scale(space: Any, x: Array) -> Array:
+def _scale(space: Any, x: Array, settings: ImageSettings) -> Array:
     """Return a value of a Box as float32, scaled as `scaling` says; any other as it is."""
     if not isinstance(space, spaces.Box):
         return x
     # The bounds of a normalized box say nothing of what the normalizer makes of it.
-    by = None if isinstance(space, spaces.NormalizedBox) else scaling(space)
+    by = None if isinstance(space, spaces.NormalizedBox) else scaling(space, settings)
     x = x.astype(jnp.float32)
     return x if by is None else (x - by[0]) / by[1]
 
 
-def _flat(space: Any, x: Array) -> Float[Array, " features"]:
+def _flat(space: Any, x: Array, settings: ImageSettings = AUTO) -> Float[Array, " features"]:
     if isinstance(space, spaces.Box):
-        return _scale(space, x).reshape(-1)
+        return _scale(space, x, settings).reshape(-1)
     return one_hot(space, x)
 
 
@@ -362,7 +365,7 @@ def describe_inputs(space: Space, images: ImageSettings = AUTO) -> list[str]:
     """
     lines = []
     for name, leaf in zip(_leaf_names(space), leaf_spaces(space), strict=True):
-        by, axes, codes = scaling(leaf), image_axes(leaf, images), image_codes(leaf, images)
+        by, axes, codes = scaling(leaf, images), image_axes(leaf, images), image_codes(leaf, images)
         if isinstance(leaf, spaces.NormalizedBox):
             how = "normalized by running statistics"
         elif isinstance(leaf, spaces.Box):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from memax_rl import sharding
 from memax_rl.networks.encoder import AgentInput
-from memax_rl.rollout.streams import Act, RolloutState, count_unusable, episode_metrics, step_stream
+from memax_rl.rollout.streams import Act, RolloutState, episode_metrics, first_unusable, step_stream
 from memax_rl.rollout.tape import Tape
 
 Rollout = Literal["whole_episodes", "truncated_bptt"]
@@ -101,15 +101,15 @@ def collect(
     learned = row.valid & _first(complete, slots)
     row = eqx.tree_at(lambda tape: tape.valid, row, learned)
     lagging = jnp.sum(learned & _first(pending.length, slots))
-    counts = (env_steps, jnp.sum(learned), lagging, jnp.sum(complete == 0), count_unusable(new))
-    env_steps, used, lagging, overlong, unusable = sharding.psum(counts, devices)
+    counts = (env_steps, jnp.sum(learned), lagging, jnp.sum(complete == 0))
+    env_steps, used, lagging, overlong = sharding.psum(counts, devices)
     metrics = {
         **episode_metrics(sharding.all_gather(finished, devices, axis=1)),
         "env_steps": env_steps,
         "tape/utilization": used / (rows * devices * slots),
         "tape/lag": lagging / jnp.maximum(used, 1),
         "tape/overlong": overlong,
-        "env/unusable": unusable,
+        "env/unusable": first_unusable(new, axis=1, devices=devices),
     }
     before = (streams.inputs.previous_action, streams.inputs.previous_reward)
     return Collected(after, left, RolloutBatch(row, streams.carry, before, after.inputs), metrics)
@@ -123,9 +123,12 @@ def rollout_size(
     rollout_length: int | None,
     mode: Rollout,
     num_minibatches: int,
+    total_steps: int,
     devices: int = 1,
 ) -> tuple[int, int]:
     """Return the number of environments and of slots a row, chosen where they are None.
+
+    An update has about 8,192 slots, or fewer where so short a run would have less than 24 updates.
 
     Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
     at least four of the longest, so that little of it is taken by the open one.
@@ -155,7 +158,8 @@ def rollout_size(
             f"{longest + 1} or more, or ppo.rollout to 'truncated_bptt'"
         )
     if num_envs is None:
-        num_envs = max(8, 2 ** round(math.log2(8192 / slots)))
+        wanted = min(8192, total_steps / 24)
+        num_envs = max(8, 2 ** round(math.log2(max(wanted / slots, 1))))
     _check_rows(num_envs, num_minibatches, devices)
     return num_envs, slots
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
+from memax_rl import sharding
 from memax_rl.envs.base import step_if, where
 from memax_rl.networks import to_environment
 from memax_rl.networks.encoder import AgentInput
@@ -149,8 +150,16 @@ def as_metrics(values: dict[str, Any]) -> dict[str, Any]:
 LARGEST = 1e18
 
 
-def count_unusable(tape: Tape) -> Int[Array, ""]:
-    """Return how many slots hold an observation or a reward that is not finite, or larger than `LARGEST`."""
+def first_unusable(tape: Tape, axis: int, devices: int = 1) -> Int[Array, ""]:
+    """Return the first step, counted from 1, at which an observation or a reward cannot be learned from; 0 for none.
+
+    That is where it is not finite or larger than `LARGEST`.
+
+    Args:
+        tape: Slots [rows, steps] or [steps, rows], of this device.
+        axis: That of the steps.
+        devices: How many devices have rows; the step is the first on any of them.
+    """
 
     def unusable(x: Array) -> Array:
         # False for nan too.
@@ -158,7 +167,10 @@ def count_unusable(tape: Tape) -> Int[Array, ""]:
 
     leaves = [tape.reward, *jax.tree.leaves(tape.observation)]
     found = [unusable(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.sum(jnp.any(jnp.stack(found), axis=0))
+    steps = jnp.any(jnp.stack(found), axis=(0, 2 - axis))
+    first = jnp.where(jnp.any(steps), jnp.argmax(steps) + 1, 0)[None]
+    firsts = sharding.all_gather(first, devices)
+    return jnp.min(jnp.where(firsts > 0, firsts, len(steps) + 1)) % (len(steps) + 1)
 
 
 def episode_metrics(finished: Finished) -> dict[str, Array]:

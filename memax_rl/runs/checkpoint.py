@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from memax_rl.runs.files import sync_folder
+
 _ABOUT = "about"
 # More than a configuration ever is.
 _LARGEST_ABOUT = 10_000_000
@@ -45,6 +47,7 @@ def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], about: Mappin
     except BaseException:
         os.unlink(temporary)
         raise
+    sync_folder(path.parent)
 
 
 def read_checkpoint(

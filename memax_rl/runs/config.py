@@ -232,9 +232,11 @@ def parse_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
-        # PyYAML's constructors raise all but the first for an explicit tag that the value does not fit.
+    except yaml.YAMLError as error:
         raise ValueError(_cut(" ".join(str(error).split()))) from None
+    except (ValueError, TypeError, AttributeError, KeyError):
+        # PyYAML's constructors raise these, in no words for a person, for a tag that its value does not fit.
+        raise ValueError("a value is not of the type that its tag (!!type) says; leave the tag out") from None
 
 
 def _cut(text: str, longest: int = 300) -> str:
@@ -314,6 +316,9 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     **Raises:** `ValueError` that names the argument, for an unknown field or a value of the wrong type or range.
     """
     fields, pairs = config.model_dump(), list(_pairs(arguments))
+    for name, value in pairs:
+        if value is _NO_VALUE and name in ("agent", "env"):
+            raise ValueError(f"--{name} needs a value")
     asked = [str(value).lower() for name, value in pairs if name == "agent"]
     if asked and asked[-1] != config.agent:
         # The settings of the agent of before are of no use to another.
@@ -364,7 +369,11 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
         elif name.startswith("no-"):
             yield name.removeprefix("no-"), False
         else:
-            yield name, True
+            yield name, _NO_VALUE
+
+
+# What stands for the value of a field that was typed without one.
+_NO_VALUE = object()
 
 
 def _parse(text: str) -> Any:
@@ -405,9 +414,10 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     is_mapping = last in ("memory_options", "env_options") and isinstance(value, dict)
     if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):
         raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-    if value is True and not is_option and not isinstance(part[last], bool):
-        raise ValueError(f"--{name} needs a value")
-    part[last] = value
+    if not is_option and not isinstance(part[last], bool) and (value is _NO_VALUE or isinstance(value, bool)):
+        got = "" if value is _NO_VALUE else f", got {str(value).lower()}"
+        raise ValueError(f"--{name} needs a value{got}")
+    part[last] = True if value is _NO_VALUE else value
 
 
 def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -220,6 +220,7 @@ class Run:
                 f"{self.metrics_path} ends with update {last}, and the checkpoint is of update {update}: rows were "
                 "lost. Restore the file, or delete it to go on without the rows before"
             )
+        _check_no_row_lost(self.metrics_path, [dict(zip(header, line, strict=True)) for line in kept], update)
         write_atomically(self.metrics_path, "\n".join(",".join(line) for line in [header, *kept]) + "\n")
 
     def diverged_seeds(self) -> list[int]:
@@ -306,6 +307,25 @@ class Run:
             raise RunError(
                 f"{', '.join(forbidden)} in {self.config_path} changed since the checkpoint was saved; a run goes on "
                 f"as it began. Only {', '.join(CHANGEABLE)} may be changed"
+            )
+
+
+def _check_no_row_lost(path: Path, rows: Sequence[Mapping[str, str]], update: int) -> None:
+    """Raise `RunError` unless each seed has a row for every update up to `update`, or up to that of its divergence.
+
+    A run that went on without its rows begins with a later update than the first.
+    """
+    by_seed: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        by_seed.setdefault(row.get("seed", ""), []).append(row)
+    first = min((int(float(row["update"])) for row in rows), default=1)
+    for seed, own in by_seed.items():
+        found = [int(float(row["update"])) for row in own]
+        last = found[-1] if own[-1].get("finite") and float(own[-1]["finite"]) == 0 else update
+        if found != list(range(first, last + 1)):
+            raise RunError(
+                f"{path} does not hold one row an update of seed {seed} from update {first} to {last}: rows were lost "
+                "or doubled. Restore the file, or delete it to go on without the rows before"
             )
 
 

@@ -305,13 +305,16 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Logger], 
     known = run.diverged_seeds()
     sound = jnp.array([seed not in known for seed in seeds_of(config)])
     n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
-    begun, scales = time.monotonic() - seconds, {}
+    begun, scales, first = time.monotonic() - seconds, {}, True
     while _has_to_train(config, arrays, sound):
         before, call = _update_of(arrays), time.monotonic()
         was_sound = np.asarray(sound)
         arrays, sound, metrics = many(arrays, n, sound)
         after = _update_of(arrays)
-        ready()
+        if first:
+            # Up to here this process has nothing to save. Once only: a later call would forget a signal that came.
+            ready()
+            first = False
         kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
         _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
@@ -377,8 +380,8 @@ def _check_rows(config: TrainConfig, agent: Agent[Any], rows: list[dict[str, flo
     unusable = next((row for row in rows if row["env/unusable"] > 0), None)
     if unusable is not None:
         raise TrainingError(
-            f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, at "
-            f"{unusable['env/unusable']:.0f} steps of update {unusable['update']:.0f} of seed {unusable['seed']:.0f}; "
+            f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, first at step "
+            f"{unusable['env/unusable']:.0f} of update {unusable['update']:.0f} of seed {unusable['seed']:.0f}; "
             f"mend the environment, or wrap it so that it stays within bounds. Checkpoints: {kept}"
         )
     diverged = [row for row in rows if not row["finite"]]

@@ -15,7 +15,7 @@ from memax_rl.runs.config import TrainConfig
 _FIELDS_SHOWN = 3
 
 
-def state_bytes(agent: Agent[Any], state: PyTree, seeds: int) -> dict[str, int]:
+def state_bytes(state: PyTree, seeds: int) -> dict[str, int]:
     """Return the bytes of each field of the state of all seeds, from the shapes of one seed's."""
     names = [name for name in vars(state) if not name.startswith("_")]
     return {name: seeds * _bytes(getattr(state, name)) for name in names}
@@ -43,7 +43,7 @@ def describe_sizes(config: TrainConfig, agent: Agent[Any], state: PyTree) -> str
 
     **Raises:** `ValueError` if it cannot fit: an update holds the state twice, before and after it.
     """
-    sizes = state_bytes(agent, state, config.num_seeds)
+    sizes = state_bytes(state, config.num_seeds)
     total, room = sum(sizes.values()), device_bytes()
     largest = sorted(sizes, key=lambda name: -sizes[name])[:_FIELDS_SHOWN]
     parts = ", ".join(f"{name} {_human(sizes[name])}" for name in largest)
