@@ -3,7 +3,8 @@
     python benchmarks/images.py
 
 An image of 10 x 10 shows a plus or a cross somewhere; the agent says which. The same images come as bool, as uint8 of
-0 and 1, as uint8 of 0 and 255 and as float32. Prints the return of fresh episodes of each seed: 0 is chance, 1 the best.
+0 and 1, as uint8 of 0 and 255 and as float32. Prints the return of fresh episodes of each seed:
+0 is chance, 1 the best.
 """
 
 import argparse

@@ -497,7 +497,9 @@ class SelectKeysConfig(WrapperConfig):
         if not isinstance(space, spaces.Dict):
             raise ValueError(f"env_wrappers: {self.name} needs a Dict to observe, but {env_id} has {space}")
         if bool(self.keep) == bool(self.drop):
-            raise ValueError(f"env_wrappers: {self.name} takes either keep or drop, got keep={self.keep} drop={self.drop}")
+            raise ValueError(
+                f"env_wrappers: {self.name} takes either keep or drop, got keep={self.keep} drop={self.drop}"
+            )
         known = list(space.spaces)
         unknown = [name for name in self.keep + self.drop if name not in known]
         left = [name for name in known if (name in self.keep if self.keep else name not in self.drop)]

@@ -7,7 +7,7 @@ import sys
 if __name__ == "__main__":
     del sys.path[0]
 
-from memax_rl.cli import main  # noqa: E402
+from memax_rl.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

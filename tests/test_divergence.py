@@ -15,6 +15,8 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
+from memax_rl.rollout.streams import first_unusable
+from memax_rl.rollout.tape import Tape
 from memax_rl.runs import Run, make_config
 from memax_rl.runs.build import load_agent, make_agent
 from memax_rl.training import TrainingError, loop
@@ -89,11 +91,28 @@ def _is_finite(tree: Any) -> bool:
 )
 def test_a_number_that_cannot_be_learned_from_stops_the_run_and_names_the_environment(settings, options, tmp_path):
     name = _register(str(options).replace("'", ""), **options)
-    with pytest.raises(TrainingError, match=r"own/Burst.* not finite or larger than 1e\+18.* update \d+ of seed"):
+    with pytest.raises(
+        TrainingError, match=r"own/Burst.* not finite or larger than 1e\+18, first at step \d of update \d+ of seed"
+    ):
         memax_rl.train(env=name, total_steps=20_000, out=tmp_path / "run", **settings)
     run = Run(tmp_path / "run")
     if run.saved_updates():
         assert _is_finite(load_agent(run)[1]), "the newest checkpoint is a good one"
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_first_step_that_cannot_be_learned_from(axis):
+    reward = jnp.zeros((3, 5)).at[2, 4].set(jnp.nan).at[1, 3].set(1e19)
+    observation = jnp.zeros((3, 5, 2)).at[0, 3, 1].set(jnp.inf)
+    flags = jnp.zeros((3, 5), bool)
+
+    def tape(reward, observation):
+        slots = Tape(observation, flags, reward, *(flags,) * 4)
+        return slots if axis == 1 else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), slots)
+
+    assert first_unusable(tape(reward, observation), axis) == 4
+    assert first_unusable(tape(reward.at[1, 0].set(-jnp.inf), observation), axis) == 1
+    assert first_unusable(tape(flags.astype(float), jnp.zeros_like(observation)), axis) == 0
 
 
 def _broken(agent: Any, breaks: Any) -> Any:

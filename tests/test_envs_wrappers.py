@@ -250,11 +250,51 @@ def test_mistakes_are_explained():
         (cards, [{"name": "observation_noise", "std": 1}], "needs a Box of real numbers to observe"),
         (cards, [{"name": "position_only"}], "knows CartPole-v1.* not popgym/RepeatFirstEasy; use mask_observation"),
         (cart_pole, [{"name": "mask_observation", "keep": [4]}], "different components from 0 to 3"),
+        (cart_pole, [{"name": "select_keys", "drop": ["x"]}], "needs a Dict to observe"),
         (cart_pole, [{"name": "position_only"}, {"name": "velocity_only"}], "must come before a wrapper"),
         (cart_pole, [{"name": "normalize_observation"}, {"name": "frame_skip", "frames": 2}], "must be the last"),
     ]:
         with pytest.raises(ValueError, match=message):
             wrappers.wrap(*envs.make(env_id), env_id, make_config({"env_wrappers": configs}).env_wrappers)
+
+
+class Two(Counter):
+    """Shows number and time under a key each."""
+
+    def observation_space(self, params):
+        return spaces.Dict({name: spaces.Box(0.0, 1e6, ()) for name in ("number", "time")})
+
+    def _show(self, state):
+        number, time = super()._show(state)
+        return {"number": number, "time": time}
+
+
+@pytest.mark.parametrize("options", [{"keep": ["time"]}, {"drop": ["number"]}], ids=str)
+def test_keys_that_are_left_out_are_not_seen(options):
+    inner = Two()
+    env, params = wrappers.SelectKeysConfig(**options).wrap(inner, inner.default_params, "own/Two")
+    assert list(env.observation_space(params).spaces) == ["time"]
+    observation, state = env.reset(jax.random.key(0), params)
+    assert observation == {"time": 0}
+    for t in (1, 2, 3, 4):
+        observation, state, _, _, _, info = env.step(jax.random.key(t), state, 0, params)
+        assert info["final_observation"] == {"time": t}
+    assert observation == {"time": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "either keep or drop"),
+        ({"keep": ["time"], "drop": ["time"]}, "either keep or drop"),
+        ({"keep": ["tiem"]}, "has no tiem; the keys of own/Two are number, time"),
+        ({"drop": ["time", "number"]}, "would show nothing"),
+    ],
+    ids=["none", "both", "unknown", "all"],
+)
+def test_keys_that_cannot_be_selected_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        wrappers.SelectKeysConfig(**options).wrap(Two(), Two().default_params, "own/Two")
 
 
 def test_wrappers_on_the_command_line():

@@ -318,7 +318,7 @@ def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path,
         ("a: &x [1, 2]\nb: [*x, *x]", "aliases"),
         ("[" * 500 + "]" * 500, "deeper than 20"),
         ("env: !!timestamp x", "not valid YAML"),
-        ("seed: !!bool x", "not valid YAML"),
+        ("seed: !!bool x", r"not valid YAML: .* not of the type that its tag"),
         ("env: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("x: " + "y" * 2_000_000, "larger than"),
     ],
@@ -382,6 +382,10 @@ def test_rows_that_were_lost_are_noticed_before_a_run_goes_on(copy):
     copy.metrics_path.write_text("".join(lines[:3]))
     with pytest.raises(RunError, match=r"ends with update 2, and the checkpoint is of update 4"):
         train(resume=copy.folder)
+    for damaged in (lines[:2] + lines[3:], lines[:2] + lines[1:], [*lines[:4], lines[4].replace(",0,", ",1,", 1)]):
+        copy.metrics_path.write_text("".join(damaged))
+        with pytest.raises(RunError, match="rows were lost or doubled"):
+            train(resume=copy.folder)
     copy.metrics_path.unlink()
     assert train(resume=copy.folder).metrics() == []
 
@@ -406,8 +410,56 @@ def test_a_row_that_does_not_say_its_seed_is_refused(copy, content, says):
         copy.diverged_seeds()
 
 
-def test_a_signal_is_watched_for_once_a_process():
-    before = threading.active_count()
+def test_a_signal_is_watched_for_once_a_process_and_handlers_come_back():
+    before, handler = threading.active_count(), signal.getsignal(signal.SIGTERM)
     for _ in range(3):
         assert main(["list", "agents"]) == 0
     assert threading.active_count() <= before + 1
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_second_signal_ends_a_training_at_once(tmp_path):
+    """The first one waits for the update in progress, which may be long."""
+    fields = [
+        "--memory",
+        "gru",
+        "--network.depth",
+        "4",
+        "--width",
+        "256",
+        "--total-steps",
+        "100M",
+        "--checkpoint-interval",
+        "0",
+    ]
+    command = [sys.executable, "-m", "memax_rl", "train", *fields, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    # Into the next update.
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    assert process.wait(60) == 143
+    error = process.communicate()[1]
+    assert error.strip().endswith("stopped at once; the last checkpoint is as it was")
+    assert "Traceback" not in error
+    assert time.monotonic() - begun < 2
+
+
+def test_the_module_does_not_search_the_current_folder(tmp_path):
+    """It may be a stranger's run folder."""
+    (tmp_path / "popgym.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    (tmp_path / "yaml.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    command = [sys.executable, "-m", "memax_rl", "list", "presets"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", ["true", None], ids=["true", "none"])
+def test_a_switch_is_no_number(capsys, value):
+    assert main(["train", "--check", "--seed", *([value] if value else ["--width=8"])]) == 2
+    assert "--seed needs a value" in capsys.readouterr().err

@@ -380,8 +380,8 @@ def _check_rows(config: TrainConfig, agent: Agent[Any], rows: list[dict[str, flo
     unusable = next((row for row in rows if row["env/unusable"] > 0), None)
     if unusable is not None:
         raise TrainingError(
-            f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, first at step "
-            f"{unusable['env/unusable']:.0f} of update {unusable['update']:.0f} of seed {unusable['seed']:.0f}; "
+            f"{config.env} gave an observation or a reward that is not finite or larger than {LARGEST:g}, first at "
+            f"step {unusable['env/unusable']:.0f} of update {unusable['update']:.0f} of seed {unusable['seed']:.0f}; "
             f"mend the environment, or wrap it so that it stays within bounds. Checkpoints: {kept}"
         )
     diverged = [row for row in rows if not row["finite"]]
