@@ -339,7 +339,7 @@ def test_presets_build_an_agent():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean 'memory'"),
+        (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean '--memory'"),
         (["train", "--seed"], "--seed needs a value"),
         (["train", "--agent", "sac"], "unknown agent 'sac'; known: ppo, dqn"),
         (["train", "--env", "gym/Nope-v0"], "error: env: gymnasium has no environment 'Nope-v0'"),

@@ -1,7 +1,6 @@
 """The configuration of a run: read from YAML, overridden field by field, written back complete."""
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -437,15 +436,3 @@ def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _field_names() -> list[str]:
     return [*_SHORT, *(name for name, _ in _walk(TrainConfig))]
-
-
-def describe_fields() -> str:
-    """Return the fields of the configuration as the text of a help page."""
-    short = {full: name for name, full in _SHORT.items()}
-    lines = []
-    for name, field in _walk(TrainConfig):
-        default = field.get_default(call_default_factory=True)
-        also = f", --{short[name]}" if name in short else ""
-        lines.append(f"  --{name}{also}  (default: {json.dumps(default)})")
-        lines.append(f"        {field.description}")
-    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""What the commands share: how mistakes are answered, and options that several have."""
+
+import difflib
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+# What is longer echoes a value that was longer still.
+_LONGEST_MESSAGE = 1_000
+
+
+def answers(command: Callable[..., None]) -> Callable[..., int]:
+    """Return the command with an exit status: 0, 2 after one line about a mistake, 128 + n after signal n."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> int:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
+            return 128 + getattr(stop, "number", signal.SIGINT)
+        except BrokenPipeError:
+            # The reader of a listing went away, as `head` does. Nothing more can be printed.
+            sys.stderr.close()
+        except MemoryError:
+            return fail("there is not enough memory for this; choose smaller sizes")
+        except (ValueError, OSError, RuntimeError) as error:
+            if not isinstance(error, _expected()):
+                raise
+            return fail(_words(error))
+        return 0
+
+    return run
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Return what tells of a mistake of the user's, or of his environment's. Importing these takes seconds."""
+    from memax_rl.envs.base import EnvironmentFailure
+    from memax_rl.training import TrainingError
+
+    return (ValueError, OSError, EnvironmentFailure, TrainingError)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def fail(text: str) -> int:
+    """Print one line about a mistake, and return the status for it."""
+    text = text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "..."
+    print(f"memax-rl: error: {text}", file=sys.stderr)
+    return 2
+
+
+def did_you_mean(text: str, known: Iterable[str], otherwise: str) -> str:
+    """Return close matches as a question, or what to do where there are none."""
+    close = difflib.get_close_matches(text, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
+
+
+def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--import` and `--trust`."""
+    allow = "A package that the environment of a run folder or configuration file may import, which runs its code."
+    command = click.option("--trust", is_flag=True, help="Let it import any package.")(command)
+    return click.option("--import", "imports", multiple=True, metavar="PACKAGE", help=allow)(command)
+
+
+def greedy_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--greedy` and `--no-greedy`."""
+    text = "Take the best action at every step, or not (default: yes with dqn, no with ppo, which samples)."
+    return click.option("--greedy/--no-greedy", default=None, help=text)(command)
+
+
+def report(
+    result: dict[str, Any], as_json: bool, print_table: Callable[[dict[str, Any]], None], written: Sequence[Path] = ()
+) -> None:
+    """Print a result, and what files it was written to; as JSON, the result alone."""
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    print_table(result)
+    if written:
+        print("written: " + ", ".join(map(str, written)))

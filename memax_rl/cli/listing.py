@@ -1,0 +1,126 @@
+"""`memax-rl list`: what can be named on the command line, with its options."""
+
+import functools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from memax_rl.cli import catalog
+from memax_rl.cli.common import answers
+
+
+@click.command("list", short_help="List memories, environments, wrappers, agents or presets.")
+@click.argument("what", metavar="WHAT", type=click.Choice(["memories", "envs", "wrappers", "agents", "presets"]))
+@click.option(
+    "-v", "--verbose", is_flag=True, help="With papers, options and costs, or with spaces, scores and options."
+)
+@answers
+def listing(what: str, verbose: bool) -> None:
+    """List what can be named: memories, environments, wrappers, agents or presets."""
+    if what == "envs":
+        _list_envs(verbose)
+    elif what == "agents":
+        for name, summary in _agents().items():
+            print(f"{name:12s}{summary}" if verbose else name)
+    elif what == "wrappers":
+        for name, about in catalog.load()["wrappers"].items():
+            print(f"{name:24s}{about['summary']}" if verbose else name)
+            if verbose:
+                for option, meaning in about["options"].items():
+                    print(f"    {option}: {meaning}")
+    elif what == "presets":
+        for name, summary in _presets():
+            print(f"{name:40s}{summary}" if verbose else name)
+    else:
+        for line in _describe_memories() if verbose else _memories():
+            print(line, flush=True)
+
+
+def _agents() -> dict[str, str]:
+    """Return the summaries of the agents by name; those of one's own are known where they were registered."""
+    if "memax_rl.agents" not in sys.modules:
+        return catalog.load()["agents"]
+    from memax_rl import agents
+
+    return {name: agents.spec(name).summary for name in agents.names()}
+
+
+def _memories() -> Sequence[str]:
+    if "memax_rl.memory" not in sys.modules:
+        return catalog.load()["memories"]
+    from memax_rl import memory
+
+    return memory.names()
+
+
+def _presets() -> Iterator[tuple[str, str]]:
+    """Yield the name and the first line of each shipped configuration."""
+    import memax_rl.configs
+
+    (folder,) = map(Path, memax_rl.configs.__path__)
+    for path in sorted(folder.rglob("*.yaml")):
+        yield str(path.relative_to(folder).with_suffix("")), path.read_text().splitlines()[0].removeprefix("#").strip()
+
+
+def _list_envs(verbose: bool) -> None:
+    from memax_rl import envs
+
+    if verbose:
+        print(_ENV_LINE.format("name", "observation", "action", "horizon", "chance", "best"))
+    for name in envs.names():
+        print(_describe_env(name) if verbose else name)
+        if verbose:
+            _print_options(name)
+    print("gym/ID: any environment of Gymnasium, as gym/CartPole-v1; gym/package:ID imports the package first")
+    if verbose:
+        _print_options("gym/ID")
+
+
+def _print_options(env_id: str) -> None:
+    from memax_rl import envs
+
+    for option, (default, meaning) in envs.options(env_id).items():
+        print(f"    {option}: {meaning.rstrip('.')} (default: {json.dumps(default)})")
+
+
+_ENV_LINE = "{:40s} {:34s} {:22s} {:>7s} {:>7s} {:>7s}"
+
+
+def _describe_env(name: str) -> str:
+    """Return the line of one environment; a dash where something is not known."""
+    from memax_rl import envs
+    from memax_rl.envs.baselines.scores import find_scores
+    from memax_rl.envs.spaces import describe
+
+    scores = [f"{score:.3f}" for score in find_scores(name) or ()] or ["-", "-"]
+    if name in envs.DOWNLOADS:
+        return _ENV_LINE.format(name, "- (downloads its data)", "-", "-", *scores)
+    if install := envs.missing_package(name):
+        return _ENV_LINE.format(name, f"- (needs {install})", "-", "-", *scores)
+    env, params = envs.make(name)
+    spaces = describe(env.observation_space(params)), describe(env.action_space(params))
+    return _ENV_LINE.format(name, *spaces, str(envs.max_episode_steps(env, params) or "-"), *scores)
+
+
+def _describe_memories(width: int = 128) -> Iterator[str]:
+    """Yield the lines of `memax-rl list memories -v`; state and cost are those of the model that `make` returns."""
+    import equinox as eqx
+    import jax
+
+    from memax_rl import memory
+
+    yield f"State: numbers carried. Cost: kFLOP of a step of learning. Both at width {width} with the default options."
+    yield f"{'name':20s} {'class':10s} {'state':>7s} {'cost':>7s}  paper"
+    for name in memory.names():
+        entry = memory.spec(name)
+        make = functools.partial(memory.make, name, in_size=width, out_size=width)
+        model = eqx.filter_eval_shape(lambda key, make=make: make(key=key), jax.random.key(0))
+        state, cost = memory.state_size(model), memory.training_flops(model) / 1e3
+        yield f"{name:20s} {entry.family:10s} {state:7,d} {cost:7,.0f}  {entry.paper}".rstrip()
+        if entry.verified:
+            yield f"{'':20s}   verified: {entry.verified}"
+        for option, meaning in entry.options.items():
+            yield f"{'':20s}   {option}: {meaning}"
