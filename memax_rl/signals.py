@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a request to stop after the current updates, or, where there is nothing to save, at once."""
 
+import atexit
 import functools
 import os
 import signal
@@ -72,6 +73,7 @@ def _watched() -> socket.socket:
     """Return where signals are to be written; a thread that reads there ends the process. One a process."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
+    atexit.register(sender.close)
 
     def watch():
         while received := receiver.recv(1):

@@ -10,6 +10,7 @@ is only checked (`--check`), so that nothing compiles.
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import os
 import random
@@ -143,7 +144,7 @@ ENVS = (
     "meta/TabularMDP",
     "gym/CartPole-v1",
 )
-WRAPPERS = ("time_limit", "frame_skip", "sticky_actions", "mask_observation", "position_only", "no")
+WRAPPERS = ("time_limit", "frame_skip", "sticky_actions", "mask_observation", "select_keys", "position_only", "no")
 COMMANDS = ("evaluate", "icl", "inspect")
 
 Case = tuple[list[str], str]
@@ -251,6 +252,8 @@ KINDS: tuple[Callable[[random.Random, Path], Case], ...] = (
 def answer(arguments: list[str]) -> tuple[int | None, str, float]:
     """Run the command line in this process. Return its status, what it printed to stderr, and the seconds."""
     out, err, begun = io.StringIO(), io.StringIO(), time.monotonic()
+    # What stands still ends the script, with the stacks of all threads.
+    faulthandler.dump_traceback_later(12 * SECONDS, exit=True, file=sys.__stderr__)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status: int | None = memax(arguments)
