@@ -3,30 +3,143 @@
 >>> import memax_rl
 >>> run = memax_rl.train(env="popgym/RepeatPreviousEasy", network={"memory": "lru"}, out="runs/first")  # doctest: +SKIP
 >>> memax_rl.evaluate(run.folder)["return"]["mean"]  # doctest: +SKIP
+
+Everything here is imported on first use: JAX and the environments take seconds, and not every command needs them.
 """
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from memax_rl._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from memax_rl import agents as agents
+    from memax_rl import envs as envs
+    from memax_rl import evaluation as evaluation
+    from memax_rl import memory as memory
+    from memax_rl import networks as networks
+    from memax_rl import ops as ops
+    from memax_rl import returns as returns
+    from memax_rl import rollout as rollout
+    from memax_rl import runs as runs
+    from memax_rl import tape as tape
+    from memax_rl import training as training
+    from memax_rl.agents import AgentSettings
     from memax_rl.evaluation import evaluate as evaluate
+    from memax_rl.networks import NetworkConfig
+    from memax_rl.runs import Run as Run
     from memax_rl.runs import TrainConfig as TrainConfig
-    from memax_rl.training import train as train
+
+_OBJECTS = {"TrainConfig": "memax_rl.runs", "Run": "memax_rl.runs", "evaluate": "memax_rl.evaluation"}
+
+__all__ = [
+    "Run",
+    "TrainConfig",
+    "agents",
+    "envs",
+    "evaluate",
+    "evaluation",
+    "memory",
+    "networks",
+    "ops",
+    "returns",
+    "rollout",
+    "runs",
+    "tape",
+    "train",
+    "training",
+]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: JAX and the environments take seconds, and not every command needs them."""
-    if name == "train":
-        from memax_rl.training import train
+if not TYPE_CHECKING:  # A type checker that sees `__getattr__` takes every name for a public one.
 
-        return train
-    if name == "TrainConfig":
-        from memax_rl.runs import TrainConfig
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use."""
+        if name not in __all__:
+            raise AttributeError(f"module 'memax_rl' has no attribute {name!r}; it has {', '.join(__all__)}")
+        if name not in _OBJECTS:
+            return importlib.import_module(f"memax_rl.{name}")
+        value = globals()[name] = getattr(importlib.import_module(_OBJECTS[name]), name)
+        return value
 
-        return TrainConfig
-    if name == "evaluate":
-        from memax_rl.evaluation import evaluate
 
-        return evaluate
-    raise AttributeError(f"module 'memax_rl' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+
+
+class _Unset:
+    """Stands for the default of `TrainConfig`, which is not imported before it is needed."""
+
+    def __repr__(self) -> str:
+        return "TrainConfig's"
+
+
+_UNSET: Any = _Unset()
+
+
+def train(
+    config: "TrainConfig | None" = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = False,
+    imports: Iterable[str] = (),
+    trust: bool = False,
+    env: str = _UNSET,
+    env_options: Mapping[str, Any] = _UNSET,
+    env_wrappers: "str | Mapping[str, Any] | Sequence[Any]" = _UNSET,
+    agent: str = _UNSET,
+    seed: int = _UNSET,
+    num_seeds: int = _UNSET,
+    devices: int = _UNSET,
+    total_steps: int | str = _UNSET,
+    on_divergence: Literal["continue", "stop"] = _UNSET,
+    network: "NetworkConfig | Mapping[str, Any]" = _UNSET,
+    checkpoint_interval: float = _UNSET,
+    eval_episodes: int = _UNSET,
+    tensorboard: bool = _UNSET,
+    wandb: str | None = _UNSET,
+    **agent_settings: "AgentSettings | Mapping[str, Any]",
+) -> "Run":
+    """Train, and return the run. The fields of `TrainConfig` are its keyword arguments, nested as in YAML.
+
+    >>> memax_rl.train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, ppo={"gamma": 0.9})  # doctest: +SKIP
+
+    Args:
+        config: The configuration, instead of its fields.
+        out: The run folder to make; by default a new one under runs/.
+        resume: The folder of an interrupted run to continue, instead of a configuration.
+        progress: Whether to show a progress bar.
+        imports: Packages that the environment of a resumed run may import; see docs/runs.md.
+        trust: Whether the environment of a resumed run may import any package.
+        env: The environment, one of `memax_rl.envs.names()`, or gym/ID for any environment of Gymnasium.
+        env_options: Options of the environment, see `memax_rl.envs.options(env)`.
+        env_wrappers: Wrappers, the innermost first, each a name or a mapping with a key "name".
+        agent: The agent, one of `memax_rl.agents.names()`.
+        seed: The first seed.
+        num_seeds: How many runs, of seeds seed, seed + 1, ..., train together.
+        devices: Devices that share the batch of each update.
+        total_steps: Environment steps of each seed, also as "1M"; the run ends with the first update that reaches them.
+        on_divergence: What to do when one of several seeds diverges.
+        network: Settings of the network, such as memory and width.
+        checkpoint_interval: Seconds between checkpoints.
+        eval_episodes: Fresh episodes to evaluate each seed on at the end; 0 for none.
+        tensorboard: Whether to log to TensorBoard too, in the run folder.
+        wandb: The project of Weights & Biases to log to, or None.
+        **agent_settings: Settings of the agent under its name, such as `ppo={"gamma": 0.9}`.
+
+    Returns:
+        The run: its folder, configuration, metrics and checkpoints.
+
+    Raises:
+        ValueError: If the configuration is wrong.
+        RunError: If a folder cannot be used.
+        TrainingError: If the loss is no longer finite, an episode is longer than the tape, or an environment on the
+            host fails.
+        KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
+    """
+    given = {name: value for name, value in locals().items() if value is not _UNSET}
+    given |= given.pop("agent_settings")
+    return importlib.import_module("memax_rl.training").train(**given)

@@ -21,7 +21,7 @@ PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "pyproject.toml", "RE
 class Mistake(NamedTuple):
     """A change of one place in the code, and the tests that must notice it.
 
-    `row` groups mistakes of a kind; in the tests' own descriptions it is the same number.
+    `row` is a number that groups mistakes of a kind, for `--rows`.
     """
 
     row: int

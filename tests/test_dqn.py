@@ -93,7 +93,7 @@ def _stepped(network, tape) -> np.ndarray:
 
 
 def test_next_values_are_one_unroll_shifted_by_one_slot(probed):
-    """Row 6: Q at t+1 is what the agent would see on acting through the whole episode, final observation included."""
+    """Q at t+1 is what the agent would see on acting through the whole episode, final observation included."""
     agent, state, sample = probed
     tape = sample.tape
     q, target_q = _unroll(state.network, tape), _unroll(state.target, tape)
@@ -113,7 +113,7 @@ def test_next_values_are_one_unroll_shifted_by_one_slot(probed):
 
 
 def test_the_first_observation_changes_the_target_at_the_last_step(probed):
-    """Row 6: and the first observation of another episode does not."""
+    """The first observation of another episode does not change it."""
     agent, state, sample = probed
     tape = sample.tape
     starts = np.asarray(tape.start)
@@ -134,7 +134,7 @@ def test_the_first_observation_changes_the_target_at_the_last_step(probed):
 
 
 def test_targets_follow_the_parameters(probed):
-    """Row 10: nothing of a target is stored. The target network's values rise by 2, and each target by 2 gamma."""
+    """Nothing of a target is stored. The target network's values rise by 2, and each target by 2 gamma."""
     agent, state, sample = probed
     tape, q = sample.tape, _unroll(state.network, sample.tape)
     raised = eqx.tree_at(lambda n: n.head.bias, state.target, state.target.head.bias + 2)
@@ -146,7 +146,7 @@ def test_targets_follow_the_parameters(probed):
 
 @pytest.mark.parametrize("by", ["transition", "priority"])
 def test_slots_that_do_not_count_do_not_matter(by, probed):
-    """Row 8: scramble action and reward where the loss does not look; loss, gradient and errors stay to the bit."""
+    """Scramble action and reward where the loss does not look; loss, gradient and errors stay to the bit."""
     agent, state, sample = probed
     valid = sample.tape.valid
     assert not bool(jnp.all(valid))
@@ -166,7 +166,7 @@ def test_slots_that_do_not_count_do_not_matter(by, probed):
 
 
 def test_inputs_at_a_start_show_nothing_of_the_last_episode(probed):
-    """Row 11: on a sampled tape, where any episode may follow another."""
+    """On a sampled tape, where any episode may follow another."""
     _, state, sample = probed
     tape = sample.tape
     last = jnp.concatenate([tape.start[:, 1:], jnp.zeros((ROWS, 1), bool)], axis=1)
@@ -264,7 +264,7 @@ def test_epsilon_is_how_often_the_action_is_random(space, key):
 
 
 def test_updates_warm_up_and_then_follow_a_period_of_gradient_steps(key):
-    """Row 12: 3 gradient steps an update, 4 to a period. A copy at 4, 8 and 12, whatever the number of environments."""
+    """3 gradient steps an update, 4 to a period. A copy at 4, 8 and 12, whatever the number of environments."""
     sizes = {
         "num_envs": 7,
         "batch_size": 7,

@@ -26,7 +26,7 @@ def returns(name, strategy, tasks, key, episodes=None, **options):
         return *chosen.act(memory, inputs, k), jnp.zeros(())
 
     def play(key):
-        return play_trials(env, act, chosen.initial_memory, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
+        return play_trials(env, act, chosen.initial_carry, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
 
     return np.asarray(eqx.filter_jit(play)(key), np.float64)
 

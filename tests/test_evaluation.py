@@ -34,7 +34,7 @@ def _always(network, action):
 
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
 def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending):
-    """Row 13; and row 14: two seeds that take different actions are not averaged."""
+    """Two seeds that take different actions are not averaged."""
     config = TrainConfig(num_seeds=2, network=NetworkConfig(memory="min_gru", width=8))
 
     def network(observation_space, action_space, key):
@@ -60,17 +60,17 @@ def test_a_known_policy_gets_its_return_while_training_and_in_evaluation(ending)
 
 
 def test_a_scripted_policy_solves_repeat_previous():
-    """Row 13: a memory of the last cards, kept through the episode and emptied at its start."""
+    """A memory of the last cards, kept through the episode and emptied at its start."""
     env, params = envs.make("popgym/RepeatPreviousEasy")
     policy = scores.best_policy("popgym/RepeatPreviousEasy")
 
     def act(memory, inputs, key):
-        initial = policy.initial_memory()
+        initial = policy.initial_carry()
         memory = jax.tree.map(lambda fresh, old: jnp.where(inputs.start, fresh, old), initial, memory)
-        memory, action = policy.act(key, memory, inputs.observation)
+        memory, action = policy.act(memory, inputs, key)
         return memory, action, jnp.zeros(())
 
-    run = partial(play, env, params, act, policy.initial_memory(), episodes=8, max_steps=60)
+    run = partial(play, env, params, act, policy.initial_carry(), episodes=8, max_steps=60)
     returns, lengths, ended = jax.jit(run)(jax.random.key(0))
     np.testing.assert_allclose(returns, 1, atol=1e-5)
     assert np.all(lengths == 51)
@@ -79,7 +79,7 @@ def test_a_scripted_policy_solves_repeat_previous():
 
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
 def test_each_environment_counts_for_one_whole_episode(ending):
-    """Row 13: later episodes of an environment that ended early are not counted, and short ones not more often."""
+    """Later episodes of an environment that ended early are not counted, and short ones not more often."""
 
     def act(memory, inputs, key):
         # Memory: how many episodes were begun. Only the first is played for reward.

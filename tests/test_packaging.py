@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -29,3 +30,17 @@ def test_top_level_names_are_not_ours(name):
     assert result.returncode == 1
     assert "ImportError" in result.stderr
     assert f"memax_rl.{name}, not" in result.stderr
+
+
+def test_the_citation_names_the_version_and_license_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    for field in ("version", "license", "keywords"):
+        assert citation[field] == PROJECT["project"][field]
+    assert citation["title"] == PROJECT["project"]["name"]
+    assert citation["abstract"] == PROJECT["project"]["description"]
+
+
+def test_the_workflow_runs_what_everybody_runs():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["steps"][-1] == {"run": ".ci/run"}
+    assert (ROOT / ".ci/run").stat().st_mode & 0o111, ".ci/run is executable"

@@ -120,7 +120,7 @@ def _collected(fill, ending) -> Collected:
 
 @every_way
 def test_ratio_is_one_on_a_fresh_tape(fill, ending):
-    """Row 1: a memory stored after the step and replayed from there gives ratios far from 1."""
+    """A memory stored after the step and replayed from there gives ratios far from 1."""
     _, rows, _, state = _collected(fill, ending)
     for i in range(COLLECTIONS):
         np.testing.assert_allclose(_ratios(state.network, _at(rows, i)), 1, atol=1e-5)
@@ -133,7 +133,7 @@ REST += [(name, "whole_episodes") for name in ("lru", "linear_transformer")]
 
 @pytest.mark.parametrize(("name", "fill"), REST)
 def test_ratio_is_one_with_every_memory(name, fill, key):
-    """Row 1, for the other memories."""
+    """The same for the other memories."""
 
     @eqx.filter_jit
     def ratios(state):
@@ -370,7 +370,7 @@ def _assert_same(tree, other):
 
 
 def test_slots_that_do_not_count_do_not_matter():
-    """Row 8: scramble what enters no loss; loss and gradient stay the same to the bit."""
+    """Scramble what enters no loss; loss and gradient stay the same to the bit."""
     agent, rows, _, state = _collected("whole_episodes", "truncated")
     rows = _at(rows, 3)
     batch = _batch(agent, state.network, rows)
@@ -400,7 +400,7 @@ def test_slots_that_do_not_count_do_not_matter():
 
 
 def test_loss_by_hand_over_the_slots_that_count():
-    """Row 8: means, and the mean and standard deviation of the advantages, are over the slots that count."""
+    """Means, and the mean and standard deviation of the advantages, are over the slots that count."""
     agent, rows, _, state = _collected("whole_episodes", "truncated")
     rows = _at(rows, 3)
     batch = _batch(agent, state.network, rows)
@@ -429,7 +429,7 @@ def test_loss_by_hand_over_the_slots_that_count():
 
 
 def test_each_row_is_learnt_from_once_in_an_epoch():
-    """Row 7: minibatches are whole rows, and together all of them. A step size of 0 leaves the values as they are."""
+    """Minibatches are whole rows, and together all of them. A step size of 0 leaves the values as they are."""
     agent, rows, _, state = _collected("truncated_bptt", "terminated")
     batch = _batch(agent, state.network, _at(rows, 0))
     assert np.all(batch.rows.tape.valid), "else minibatches differ in the number of slots that count"
@@ -443,7 +443,7 @@ def test_each_row_is_learnt_from_once_in_an_epoch():
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_gradients_do_not_cross_episodes_on_the_tape(ending):
-    """Row 16, through the whole network."""
+    """Through the whole network."""
     _, rows, _, state = _collected("whole_episodes", ending)
     rows = _at(rows, -1)
     episode = jax.vmap(segment_ids)(rows.tape.start)
@@ -494,7 +494,7 @@ def _acted(ending) -> Acted:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_memory_resets_exactly_at_the_start_while_acting(ending):
-    """Row 2: the state that the agent holds after a step is that of the step alone at a start, and nowhere else."""
+    """The state that the agent holds after a step is that of the step alone at a start, and nowhere else."""
     acted = _acted(ending)
     starts = acted.inputs.observation[:, :, 0] == 0
     assert 4 < starts.sum() < 80
@@ -507,7 +507,7 @@ def test_memory_resets_exactly_at_the_start_while_acting(ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_inputs_at_an_episodes_start_show_nothing_of_the_last(ending):
-    """Row 11, while acting and while learning."""
+    """While acting and while learning."""
     inputs, action, *_ = _acted(ending)
     starts = inputs.observation[:, :, 0] == 0
     np.testing.assert_array_equal(inputs.start, starts)
@@ -523,7 +523,7 @@ def test_inputs_at_an_episodes_start_show_nothing_of_the_last(ending):
 
 
 def test_the_first_step_shows_no_action_at_all(key):
-    """Row 11: not that of the last episode, and not action 0 either, which is an action as any other."""
+    """It is not that of the last episode, and not action 0 either, which is an action as any other."""
     encoder = _agent(Probe()).init(key).network.torso.encoder
     inputs = AgentInput(jnp.ones((3, 1)), jnp.arange(3), jnp.zeros(3), jnp.ones(3, bool))
     first = jax.vmap(encoder)(inputs)
@@ -562,11 +562,11 @@ def test_learns_to_remember(name, key):
     )
     state, metrics = _updates(agent, agent.init(key), 25)
     assert float(jnp.mean(metrics["episode/return"][-10:])) > 0.9
-    # Row 13: right while training, wrong in evaluation.
+    # Right while training, wrong in evaluation.
     run = partial(play, agent.env, None, agent.act(state.network), state.network.initial_state())
     returns, _, _ = jax.jit(partial(run, episodes=64, max_steps=5))(key)
     assert float(jnp.mean(returns)) > 0.7
-    # Row 12: nothing that is counted is skipped.
+    # Nothing that is counted is skipped.
     assert int(state.updates) == 25
     assert int(optax.tree.get(state.optimizer, "count")) == 25 * 4 * 4
     assert int(state.env_steps.to_numpy()) == 25 * 32 * 32

@@ -127,7 +127,7 @@ def _probabilities(writer: Writer, masses: dict) -> dict[tuple[int, int], float]
 
 @pytest.mark.parametrize("new", [1, 7, 39])
 def test_no_headless_episode_ten_times_round_the_ring(new, key):
-    """Row 9: after every write each tape is a run of whole stored histories; the first slot is an episode's first."""
+    """After every write each tape is a run of whole stored histories; the first slot is an episode's first."""
     writer, replay = Writer(new), replays.init(_ONE, STREAMS, CAPACITY)
     for i in range(10 * CAPACITY // new + 1):
         replay = _add(replay, *writer.write(new))

@@ -50,6 +50,18 @@ def _networks(run: Run) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(load_agent(run)[1]) if isinstance(x, jax.Array)]
 
 
+def test_repr_says_what_the_run_is_and_how_far_it_came(finished, copy):
+    about = "env='popgym/RepeatPreviousEasy', memory='min_gru', seeds=0"
+    assert repr(finished) == f"Run({str(finished.folder)!r}, {about}, steps=816 of 816, finished)"
+    copy.summary_path.unlink()
+    assert repr(copy).endswith(", unfinished)")
+    copy.metrics_path.unlink()
+    assert "steps=0 of 816, unfinished" in repr(copy)
+    copy.config_path.write_text("env: [")
+    assert "not readable: " in repr(copy)
+    assert "not readable: " in repr(Run("nowhere"))
+
+
 # Kills and damage
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import yaml
 
-import memax_rl
 import memax_rl.training.loop as loop
 from memax_rl.agents import ppo
 from memax_rl.agents.ppo import PPOConfig
@@ -206,11 +205,6 @@ def test_evaluate_a_run(finished, capsys):
     assert evaluate(finished.folder, episodes=8, seed=5)["return"] != result["return"]
     with pytest.raises(ValueError, match="episodes must be at least 1"):
         evaluate(finished.folder, episodes=0)
-
-
-def test_the_package_offers_train_and_evaluate():
-    assert memax_rl.train is train
-    assert memax_rl.evaluate is evaluate
 
 
 # Mistakes

@@ -1,6 +1,6 @@
 """Scripted policies for POPGym's board games and its bandit. Strong, not proven optimal."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,7 +15,7 @@ from memax_rl.envs.popgym.grids import SHIP_SIZES, Battleship, MineSweeper
 Index = Int32[Array, ""]
 
 
-class ConcentrationMemory(NamedTuple):
+class ConcentrationCarry(NamedTuple):
     """What a player with perfect memory knows.
 
     Attributes:
@@ -37,24 +37,23 @@ class ConcentrationPolicy(Policy):
     cards: int = eqx.field(static=True)
     kinds: int = eqx.field(static=True)
 
-    def initial_memory(self) -> ConcentrationMemory:
+    def initial_carry(self, task: Any = None) -> ConcentrationCarry:
         """Nothing is known."""
         none = jnp.full((), -1, jnp.int32)
         unknown = jnp.full(self.cards, self.kinds, jnp.int32)
-        return ConcentrationMemory(unknown, jnp.zeros(self.cards, bool), none, none)
+        return ConcentrationCarry(unknown, jnp.zeros(self.cards, bool), none, none)
 
-    def act(
-        self, key: PRNGKeyArray, memory: ConcentrationMemory, obs: Int32[Array, " cards"]
-    ) -> tuple[ConcentrationMemory, Index]:
+    def act(self, carry: ConcentrationCarry, inputs: Any, key: PRNGKeyArray) -> tuple[ConcentrationCarry, Index]:
         """Choose the card to flip."""
+        obs: Int32[Array, " cards"] = inputs.observation
         position = jnp.arange(self.cards)
-        kinds = jnp.where(obs == self.kinds, memory.kinds, obs)
+        kinds = jnp.where(obs == self.kinds, carry.kinds, obs)
         # The policy never flips the same card twice nor one that is face up, so equal kinds were a match.
-        pair = (position == memory.hand) | (position == memory.flipped)
-        second = memory.hand >= 0
-        matches = second & (self._kind(kinds, memory.hand) == self._kind(kinds, memory.flipped))
-        matched = memory.matched | (matches & pair)
-        hand = jnp.where(second, -1, memory.flipped)
+        pair = (position == carry.hand) | (position == carry.flipped)
+        second = carry.hand >= 0
+        matches = second & (self._kind(kinds, carry.hand) == self._kind(kinds, carry.flipped))
+        matched = carry.matched | (matches & pair)
+        hand = jnp.where(second, -1, carry.flipped)
 
         unknown = kinds == self.kinds
         open_kind = jnp.where(matched, self.kinds, kinds)
@@ -64,13 +63,13 @@ class ConcentrationPolicy(Policy):
         other = ~matched & (position != hand)
         wanted = jnp.where(hand >= 0, partner, in_pair)
         choice = jnp.argmax(4 * wanted + 2 * unknown + other).astype(jnp.int32)
-        return ConcentrationMemory(kinds, matched, hand, choice), choice
+        return ConcentrationCarry(kinds, matched, hand, choice), choice
 
     def _kind(self, kinds: Int32[Array, " cards"], card: Index) -> Index:
         return jnp.sum(jnp.where(jnp.arange(self.cards) == card, kinds, 0))
 
 
-class SearchMemory(NamedTuple):
+class SearchCarry(NamedTuple):
     """Cells known to hold a ship, all cells guessed, and the cell guessed last (-1, -1 at first)."""
 
     hits: Bool[Array, "n n"]
@@ -84,21 +83,22 @@ class BattleshipPolicy(Policy):
     size: int = eqx.field(static=True)
     hit_weight: float = eqx.field(static=True)
 
-    def initial_memory(self) -> SearchMemory:
+    def initial_carry(self, task: Any = None) -> SearchCarry:
         """Nothing is known."""
         none = jnp.zeros((self.size, self.size), bool)
-        return SearchMemory(none, none, jnp.full(2, -1, jnp.int32))
+        return SearchCarry(none, none, jnp.full(2, -1, jnp.int32))
 
-    def act(self, key: PRNGKeyArray, memory: SearchMemory, obs: Index) -> tuple[SearchMemory, Int32[Array, "2"]]:
+    def act(self, carry: SearchCarry, inputs: Any, key: PRNGKeyArray) -> tuple[SearchCarry, Int32[Array, "2"]]:
         """Choose the cell to guess."""
-        last = _cell(self.size, memory.last)
-        guessed = memory.guessed | last
-        hits = memory.hits | (last & (obs == 1))
+        obs: Index = inputs.observation
+        last = _cell(self.size, carry.last)
+        guessed = carry.guessed | last
+        hits = carry.hits | (last & (obs == 1))
         misses = guessed & ~hits
         heat = self._heat(hits, misses) + self._heat(hits.T, misses.T).T
         choice = jnp.argmax(jnp.where(guessed, -1.0, heat)).astype(jnp.int32)
         cell = jnp.stack([choice // self.size, choice % self.size])
-        return SearchMemory(hits, guessed, cell), cell
+        return SearchCarry(hits, guessed, cell), cell
 
     def _heat(self, hits: Bool[Array, "n n"], misses: Bool[Array, "n n"]) -> Float32[Array, "n n"]:
         """The weight of all places of ships along a row that cover each cell."""
@@ -119,7 +119,7 @@ def _cell(size: int, cell: Int32[Array, "2"]) -> Bool[Array, "n n"]:
     return (index == cell[0])[:, None] & (index == cell[1])[None, :]
 
 
-class MineSweeperMemory(NamedTuple):
+class MineSweeperCarry(NamedTuple):
     """The cells visited, the numbers of mines seen there, and the cell visited last (-1, -1 at first)."""
 
     visited: Bool[Array, "n n"]
@@ -139,22 +139,23 @@ class MineSweeperPolicy(Policy):
     sweeps: int = eqx.field(static=True)
     rate: float = eqx.field(static=True)
 
-    def initial_memory(self) -> MineSweeperMemory:
+    def initial_carry(self, task: Any = None) -> MineSweeperCarry:
         """Nothing is known."""
         board = (self.size, self.size)
-        return MineSweeperMemory(jnp.zeros(board, bool), jnp.zeros(board), jnp.full(2, -1, jnp.int32))
+        return MineSweeperCarry(jnp.zeros(board, bool), jnp.zeros(board), jnp.full(2, -1, jnp.int32))
 
     def act(
-        self, key: PRNGKeyArray, memory: MineSweeperMemory, obs: Index
-    ) -> tuple[MineSweeperMemory, Int32[Array, "2"]]:
+        self, carry: MineSweeperCarry, inputs: Any, key: PRNGKeyArray
+    ) -> tuple[MineSweeperCarry, Int32[Array, "2"]]:
         """Choose the cell to visit."""
-        last = _cell(self.size, memory.last)
-        visited = memory.visited | last
-        numbers = jnp.where(last, obs.astype(jnp.float32), memory.numbers)
+        obs: Index = inputs.observation
+        last = _cell(self.size, carry.last)
+        visited = carry.visited | last
+        numbers = jnp.where(last, obs.astype(jnp.float32), carry.numbers)
         danger = self._mine_probability(visited, numbers)
         choice = jnp.argmin(jnp.where(visited, 2.0, danger)).astype(jnp.int32)
         cell = jnp.stack([choice // self.size, choice % self.size])
-        return MineSweeperMemory(visited, numbers, cell), cell
+        return MineSweeperCarry(visited, numbers, cell), cell
 
     def _mine_probability(self, visited: Bool[Array, "n n"], numbers: Float32[Array, "n n"]) -> Float32[Array, "n n"]:
         unvisited = (~visited).astype(jnp.float32)
@@ -187,7 +188,7 @@ def _sum_3x3(board: Float32[Array, "n n"]) -> Float32[Array, "n n"]:
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
 
 
-class BanditMemory(NamedTuple):
+class BanditCarry(NamedTuple):
     """Steps taken, pulls and payouts of each arm, and the arm pulled last (-1 at first)."""
 
     time: Index
@@ -203,22 +204,23 @@ class BanditPolicy(Policy):
     horizon: int = eqx.field(static=True)
     optimism: float = eqx.field(static=True)
 
-    def initial_memory(self) -> BanditMemory:
+    def initial_carry(self, task: Any = None) -> BanditCarry:
         """No pulls yet."""
         zeros = jnp.zeros(self.arms)
-        return BanditMemory(jnp.zeros((), jnp.int32), zeros, zeros, jnp.full((), -1, jnp.int32))
+        return BanditCarry(jnp.zeros((), jnp.int32), zeros, zeros, jnp.full((), -1, jnp.int32))
 
-    def act(self, key: PRNGKeyArray, memory: BanditMemory, obs: Index) -> tuple[BanditMemory, Index]:
+    def act(self, carry: BanditCarry, inputs: Any, key: PRNGKeyArray) -> tuple[BanditCarry, Index]:
         """Choose the arm."""
-        last = jnp.arange(self.arms) == memory.last
-        pulls = memory.pulls + last
-        payouts = memory.payouts + jnp.where(last, obs, 0)
+        obs: Index = inputs.observation
+        last = jnp.arange(self.arms) == carry.last
+        pulls = carry.pulls + last
+        payouts = carry.payouts + jnp.where(last, obs, 0)
         # Beta posterior from a uniform prior. Optimism pays less the fewer pulls are left to profit from it.
         mean = (payouts + 1) / (pulls + 2)
         deviation = jnp.sqrt(mean * (1 - mean) / (pulls + 3))
-        left = 1 - memory.time / self.horizon
+        left = 1 - carry.time / self.horizon
         choice = jnp.argmax(mean + self.optimism * left * deviation).astype(jnp.int32)
-        return BanditMemory(memory.time + 1, pulls, payouts, choice), choice
+        return BanditCarry(carry.time + 1, pulls, payouts, choice), choice
 
 
 def concentration(env: Concentration) -> Policy:

@@ -15,47 +15,50 @@ Count = Int32[Array, ""]
 
 
 class RepeatFirstPolicy(Policy):
-    """Remember the first card. The memory is the first card, or -1 before it."""
+    """Remember the first card. The carry is the first card, or -1 before it."""
 
-    def initial_memory(self) -> Count:
+    def initial_carry(self, task: Any = None) -> Count:
         """No card yet."""
         return jnp.full((), -1, jnp.int32)
 
-    def act(self, key: PRNGKeyArray, memory: Count, obs: Count) -> tuple[Count, Count]:
+    def act(self, carry: Count, inputs: Any, key: PRNGKeyArray) -> tuple[Count, Count]:
         """Name the first card."""
-        first = jnp.where(memory < 0, obs, memory)
+        obs: Count = inputs.observation
+        first = jnp.where(carry < 0, obs, carry)
         return first, first
 
 
 class RepeatPreviousPolicy(Policy):
-    """Remember the last k cards. The memory is these cards, oldest first."""
+    """Remember the last k cards. The carry is these cards, oldest first."""
 
     k: int = eqx.field(static=True)
 
-    def initial_memory(self) -> Int32[Array, " k"]:
+    def initial_carry(self, task: Any = None) -> Int32[Array, " k"]:
         """Any cards: the first answers do not count."""
         return jnp.zeros(self.k, jnp.int32)
 
-    def act(self, key: PRNGKeyArray, memory: Int32[Array, " k"], obs: Count) -> tuple[Int32[Array, " k"], Count]:
+    def act(self, carry: Int32[Array, " k"], inputs: Any, key: PRNGKeyArray) -> tuple[Int32[Array, " k"], Count]:
         """Name the oldest of the last k cards."""
-        recent = jnp.append(memory[1:], obs)
+        obs: Count = inputs.observation
+        recent = jnp.append(carry[1:], obs)
         return recent, recent[0]
 
 
 class AutoencodePolicy(Policy):
-    """Remember all cards. The memory is the number of observations so far, and the cards in order."""
+    """Remember all cards. The carry is the number of observations so far, and the cards in order."""
 
     cards: int = eqx.field(static=True)
 
-    def initial_memory(self) -> tuple[Count, Int32[Array, " cards"]]:
+    def initial_carry(self, task: Any = None) -> tuple[Count, Int32[Array, " cards"]]:
         """No cards yet."""
         return jnp.zeros((), jnp.int32), jnp.zeros(self.cards, jnp.int32)
 
     def act(
-        self, key: PRNGKeyArray, memory: tuple[Count, Int32[Array, " cards"]], obs: tuple[Count, Count]
+        self, carry: tuple[Count, Int32[Array, " cards"]], inputs: Any, key: PRNGKeyArray
     ) -> tuple[tuple[Count, Int32[Array, " cards"]], Count]:
         """Name the last card first; answers while watching do not count."""
-        time, cards = memory
+        obs: tuple[Count, Count] = inputs.observation
+        time, cards = carry
         position = jnp.arange(self.cards)
         cards = jnp.where(position == time, obs[1], cards)
         answer = jnp.sum(jnp.where(position == 2 * self.cards - 2 - time, cards, 0))
@@ -63,36 +66,38 @@ class AutoencodePolicy(Policy):
 
 
 class CountRecallPolicy(Policy):
-    """Count all cards. The memory is how often each kind was dealt."""
+    """Count all cards. The carry is how often each kind was dealt."""
 
     kinds: int = eqx.field(static=True)
 
-    def initial_memory(self) -> Int32[Array, " kinds"]:
+    def initial_carry(self, task: Any = None) -> Int32[Array, " kinds"]:
         """No cards yet."""
         return jnp.zeros(self.kinds, jnp.int32)
 
     def act(
-        self, key: PRNGKeyArray, memory: Int32[Array, " kinds"], obs: Int32[Array, "2"]
+        self, carry: Int32[Array, " kinds"], inputs: Any, key: PRNGKeyArray
     ) -> tuple[Int32[Array, " kinds"], Count]:
         """Say how often the queried kind was dealt."""
+        obs = inputs.observation  # [2]
         kind = jnp.arange(self.kinds)
-        counts = memory + (kind == obs[0])
+        counts = carry + (kind == obs[0])
         return counts, jnp.sum(jnp.where(kind == obs[1], counts, 0))
 
 
 class HigherLowerPolicy(Policy):
-    """Count all cards. The memory is how many of each rank are left."""
+    """Count all cards. The carry is how many of each rank are left."""
 
     decks: int = eqx.field(static=True)
 
-    def initial_memory(self) -> Int32[Array, "13"]:
+    def initial_carry(self, task: Any = None) -> Int32[Array, "13"]:
         """All cards are left."""
         return full_deck(RANKS, self.decks)
 
-    def act(self, key: PRNGKeyArray, memory: Int32[Array, "13"], obs: Count) -> tuple[Int32[Array, "13"], Count]:
+    def act(self, carry: Int32[Array, "13"], inputs: Any, key: PRNGKeyArray) -> tuple[Int32[Array, "13"], Count]:
         """Guess the side on which more cards are left."""
+        obs: Count = inputs.observation
         rank = jnp.arange(RANKS)
-        left = memory - (rank == obs)
+        left = carry - (rank == obs)
         higher = jnp.sum(jnp.where(rank > obs, left, 0))
         lower = jnp.sum(jnp.where(rank < obs, left, 0))
         return left, jnp.where(higher >= lower, 0, 1).astype(jnp.int32)

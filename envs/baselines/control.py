@@ -7,7 +7,7 @@ state from all observations so far: https://en.wikipedia.org/wiki/Extended_Kalma
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -57,23 +57,24 @@ def predict(belief: Belief, dynamics: Callable[[Float32[Array, " n"]], Float32[A
 
 
 class CartPolePolicy(Policy):
-    """Push the cart to where the pole is about to fall. The memory is a belief about the four variables."""
+    """Push the cart to where the pole is about to fall. The carry is a belief about the four variables."""
 
     shown: str = eqx.field(static=True)
     noise: float = eqx.field(static=True)
 
-    def initial_memory(self) -> Belief:
+    def initial_carry(self, task: Any = None) -> Belief:
         """The first state is drawn from U(-0.05, 0.05)."""
         return Belief(jnp.zeros(4), 0.05**2 / 3 * jnp.eye(4))
 
-    def act(self, key: PRNGKeyArray, memory: Belief, obs: Float32[Array, "2"]) -> tuple[Belief, Int32[Array, ""]]:
+    def act(self, carry: Belief, inputs: Any, key: PRNGKeyArray) -> tuple[Belief, Int32[Array, ""]]:
         """Push right if the pole leans right, with velocities and the cart's position weighed in."""
+        obs = inputs.observation  # [2]
         first_shown = 0 if self.shown == "positions" else 1
 
         def sensor(state: Float32[Array, "4"]) -> Float32[Array, "2"]:
             return state[first_shown::2]
 
-        belief = observe(memory, obs, sensor, max(self.noise, LEAST_NOISE))
+        belief = observe(carry, obs, sensor, max(self.noise, LEAST_NOISE))
         x, x_dot, theta, theta_dot = belief.mean
         lean = theta + 0.25 * theta_dot + 0.02 * x + 0.06 * x_dot
         action = (lean > 0).astype(jnp.int32)
@@ -86,7 +87,7 @@ class CartPolePolicy(Policy):
         return predict(belief, dynamics), action
 
 
-class PendulumMemory(NamedTuple):
+class PendulumCarry(NamedTuple):
     """Whether nothing was observed yet, and the belief about the angle and its velocity."""
 
     is_first: Bool[Array, ""]
@@ -98,14 +99,13 @@ class PendulumPolicy(Policy):
 
     noise: float = eqx.field(static=True)
 
-    def initial_memory(self) -> PendulumMemory:
+    def initial_carry(self, task: Any = None) -> PendulumCarry:
         """Nothing is known."""
-        return PendulumMemory(jnp.ones((), bool), Belief(jnp.zeros(2), jnp.eye(2)))
+        return PendulumCarry(jnp.ones((), bool), Belief(jnp.zeros(2), jnp.eye(2)))
 
-    def act(
-        self, key: PRNGKeyArray, memory: PendulumMemory, obs: Float32[Array, "2"]
-    ) -> tuple[PendulumMemory, Float32[Array, "1"]]:
+    def act(self, carry: PendulumCarry, inputs: Any, key: PRNGKeyArray) -> tuple[PendulumCarry, Float32[Array, "1"]]:
         """Choose the torque for the estimated state."""
+        obs = inputs.observation  # [2]
         noise = max(self.noise, LEAST_NOISE)
 
         def sensor(state: Float32[Array, "2"]) -> Float32[Array, "2"]:
@@ -113,15 +113,15 @@ class PendulumPolicy(Policy):
 
         # The angle can be anywhere at first, where a linear filter would be lost: begin at what was observed.
         seen = Belief(jnp.stack([jnp.arctan2(obs[1], obs[0]), jnp.zeros(())]), jnp.diag(jnp.array([noise**2, 1 / 3])))
-        followed = observe(memory.belief, obs, sensor, noise)
-        belief = jax.tree.map(partial(jnp.where, memory.is_first), seen, followed)
+        followed = observe(carry.belief, obs, sensor, noise)
+        belief = jax.tree.map(partial(jnp.where, carry.is_first), seen, followed)
         torque = swing_up_torque(belief.mean[0], belief.mean[1])
 
         def dynamics(state: Float32[Array, "2"]) -> Float32[Array, "2"]:
             after = pendulum_dynamics.advance(PendulumState(jnp.zeros((), jnp.int32), *state), torque)
             return jnp.stack([after.theta, after.theta_dot])
 
-        return PendulumMemory(jnp.zeros((), bool), predict(belief, dynamics)), torque[None]
+        return PendulumCarry(jnp.zeros((), bool), predict(belief, dynamics)), torque[None]
 
 
 def swing_up_torque(theta: Float32[Array, ""], theta_dot: Float32[Array, ""]) -> Float32[Array, ""]:

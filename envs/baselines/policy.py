@@ -1,28 +1,62 @@
-"""What a scripted policy is."""
+"""What a scripted policy is: a player of known strength, to compare agents with."""
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+
+class PolicyInput(NamedTuple):
+    """What a policy is shown at a step. The agents' `AgentInput` has the same fields, and serves as well.
+
+    Attributes:
+        observation: The observation now.
+        previous_action: The action of the step before; zeros where `start`.
+        previous_reward: The reward of the step before; 0 where `start`.
+        start: Whether an episode starts (in the meta suite: a trial), and nothing came before.
+    """
+
+    observation: PyTree[Array]
+    previous_action: PyTree[Array]
+    previous_reward: Float[Array, ""]
+    start: Bool[Array, ""]
 
 
 class Policy(eqx.Module):
-    """A policy that sees observations only and keeps a memory through an episode. Unbatched; vmap it."""
+    """A scripted policy: it acts on what an agent is shown, and keeps a carry. Unbatched; vmap it."""
 
     @abc.abstractmethod
-    def initial_memory(self) -> Any:
-        """The memory at the start of an episode, a pytree of arrays."""
+    def initial_carry(self, task: PyTree[Array] = None) -> Any:
+        """Return the carry at the start of an episode or trial, a pytree of arrays.
+
+        Args:
+            task: The hidden task of a trial, which only an oracle looks at; None where there is none.
+        """
 
     @abc.abstractmethod
-    def act(self, key: PRNGKeyArray, memory: Any, obs: Any) -> tuple[Any, Array]:
+    def act(self, carry: Any, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Choose an action.
 
         Args:
+            carry: The carry, which does not know `inputs` yet.
+            inputs: A `PolicyInput`, or the `AgentInput` of a stream.
             key: A fresh random key.
-            memory: The memory, which does not know `obs` yet.
-            obs: The observation now.
 
         Returns:
-            The memory after the observation and the action, and the action.
+            The carry after the step, and the action.
         """
+
+
+class RandomPolicy(Policy):
+    """Actions drawn uniformly from the action space."""
+
+    action_space: Any = eqx.field(static=True)
+
+    def initial_carry(self, task: PyTree[Array] = None) -> None:
+        """Return None: there is nothing to remember."""
+        return None
+
+    def act(self, carry: None, inputs: Any, key: PRNGKeyArray) -> tuple[None, Array]:
+        """Choose any action."""
+        return None, self.action_space.sample(key)

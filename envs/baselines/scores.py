@@ -9,29 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, PRNGKeyArray
 
 from memax_rl.envs import ids, registry
 from memax_rl.envs.baselines import boards, cards, control
-from memax_rl.envs.baselines.policy import Policy
-
-
-class RandomPolicy(Policy):
-    """Actions drawn uniformly from the action space."""
-
-    action_space: Any = eqx.field(static=True)
-
-    def initial_memory(self) -> None:
-        """Nothing to remember."""
-        return None
-
-    def act(self, key: PRNGKeyArray, memory: None, obs: Any) -> tuple[None, Array]:
-        """Any action."""
-        return None, self.action_space.sample(key)
-
+from memax_rl.envs.baselines.policy import Policy, PolicyInput, RandomPolicy
 
 BEST_POLICIES: dict[str, Callable[[Any], Policy]] = {
     "RepeatFirst": cards.repeat_first,
@@ -151,17 +135,21 @@ def _returns(
     key: PRNGKeyArray, policy: Policy, params: Any, env: Any, steps: int, episodes: int
 ) -> Float32[Array, " episodes"]:
     def one_step(carry, step_key):
-        obs, state, memory, running, total = carry
+        inputs, state, remembered, running, total = carry
         act_key, env_key = jax.random.split(step_key)
-        memory, action = policy.act(act_key, memory, obs)
-        obs, state, reward, terminated, truncated, _ = env.step(env_key, state, action, params)
+        remembered, action = policy.act(remembered, inputs, act_key)
+        observation, state, reward, terminated, truncated, _ = env.step(env_key, state, action, params)
         total = total + jnp.where(running, reward, 0.0)
-        return (obs, state, memory, running & ~(terminated | truncated), total), None
+        # After the episode's end nothing counts, so that a new start need not be told.
+        shown = PolicyInput(observation, action, jnp.asarray(reward, jnp.float32), jnp.zeros((), bool))
+        return (shown, state, remembered, running & ~(terminated | truncated), total), None
 
     def episode(episode_key):
         reset_key, scan_key = jax.random.split(episode_key)
-        obs, state = env.reset(reset_key, params)
-        first = (obs, state, policy.initial_memory(), jnp.ones((), bool), jnp.zeros(()))
+        observation, state = env.reset(reset_key, params)
+        action = jax.tree.map(lambda space: jnp.zeros(space.shape, space.dtype), env.action_space(params))
+        shown = PolicyInput(observation, action, jnp.zeros(()), jnp.ones((), bool))
+        first = (shown, state, policy.initial_carry(), jnp.ones((), bool), jnp.zeros(()))
         (*_, total), _ = jax.lax.scan(one_step, first, jax.random.split(scan_key, steps))
         return total
 

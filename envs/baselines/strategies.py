@@ -1,19 +1,18 @@
-"""Known strategies for the meta suite, to compare an agent with.
+"""Scripted policies for the meta suite, by the names that strategies have in the literature.
 
-A strategy acts as an agent does, on what an agent is shown, and keeps a memory through a trial. An oracle is also told
-the hidden task when the trial begins.
+They keep their carry through a trial. An oracle is also told the hidden task when the trial begins.
 """
 
-import abc
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl.envs.baselines import bandit_indices as bandit
+from memax_rl.envs.baselines.policy import Policy, RandomPolicy
 from memax_rl.envs.meta.bandit import Bandit, BernoulliBandit
 from memax_rl.envs.meta.cartpole import ProjectedCartPole
 from memax_rl.envs.meta.grid import DarkRoom, Grid, KeyToDoor
@@ -23,59 +22,24 @@ from memax_rl.envs.meta.trials import TaskEnvironment, Trials
 from memax_rl.envs.popgym.cartpole import THETA_LIMIT, TIME_STEP, X_LIMIT
 
 
-class Strategy(eqx.Module):
-    """How to act in a trial. Unbatched; vmap it."""
-
-    @abc.abstractmethod
-    def initial_memory(self, task: PyTree[Array]) -> Any:
-        """The memory before the trial. Only an oracle may look at the task."""
-
-    @abc.abstractmethod
-    def act(self, memory: Any, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
-        """Choose an action.
-
-        Args:
-            memory: The memory, which does not know `inputs` yet.
-            inputs: Observation, previous action, previous reward, and whether the trial starts, as an agent sees it.
-            key: A fresh random key.
-
-        Returns:
-            The memory after it, and the action.
-        """
-
-
-class Random(Strategy):
-    """Actions drawn uniformly from the action space."""
-
-    action_space: Any = eqx.field(static=True)
-
-    def initial_memory(self, task: PyTree[Array]) -> None:
-        """Nothing to remember."""
-        return None
-
-    def act(self, memory: None, inputs: Any, key: PRNGKeyArray) -> tuple[None, Array]:
-        """Any action."""
-        return None, self.action_space.sample(key)
-
-
-class BanditStrategy(Strategy):
+class BanditIndexPolicy(Policy):
     """Count what every arm paid, and pull the arm of the highest score."""
 
     arms: int = eqx.field(static=True)
     score: bandit.Score
 
-    def initial_memory(self, task: PyTree[Array]) -> bandit.Counts:
+    def initial_carry(self, task: Any = None) -> bandit.Counts:
         """Nothing was pulled."""
         return bandit.Counts(jnp.zeros(self.arms), jnp.zeros(self.arms, jnp.int32))
 
-    def act(self, memory: bandit.Counts, inputs: Any, key: PRNGKeyArray) -> tuple[bandit.Counts, Array]:
+    def act(self, carry: bandit.Counts, inputs: Any, key: PRNGKeyArray) -> tuple[bandit.Counts, Array]:
         """Count the last pull, then choose."""
         pulled = (jnp.arange(self.arms) == inputs.previous_action) & ~inputs.start
-        counts = bandit.Counts(memory.paid + jnp.where(pulled, inputs.previous_reward, 0), memory.pulls + pulled)
+        counts = bandit.Counts(carry.paid + jnp.where(pulled, inputs.previous_reward, 0), carry.pulls + pulled)
         return counts, jnp.argmax(self.score(counts, key)).astype(jnp.int32)
 
 
-class PosteriorSamplingMemory(eqx.Module):
+class PosteriorSamplingCarry(eqx.Module):
     """Transitions and rewards seen, the plan for this episode, its time, and the last state."""
 
     visits: Float[Array, "states actions states"]
@@ -86,7 +50,7 @@ class PosteriorSamplingMemory(eqx.Module):
     state: Int[Array, ""]
 
 
-class PosteriorSampling(Strategy):
+class PosteriorSampling(Policy):
     """At every episode's start draw an MDP from the posterior and follow its optimal plan.
 
     Osband et al. 2013, https://arxiv.org/abs/1306.0940. The prior is the family's own.
@@ -94,11 +58,11 @@ class PosteriorSampling(Strategy):
 
     tasks: TabularMDP = eqx.field(static=True)
 
-    def initial_memory(self, task: PyTree[Array]) -> PosteriorSamplingMemory:
+    def initial_carry(self, task: Any = None) -> PosteriorSamplingCarry:
         """Nothing was seen."""
         states, actions, steps = self.tasks.states, self.tasks.actions, self.tasks.episode_length
         zero = jnp.zeros((), jnp.int32)
-        return PosteriorSamplingMemory(
+        return PosteriorSamplingCarry(
             jnp.zeros((states, actions, states)),
             jnp.zeros((states, actions)),
             jnp.zeros((states, actions)),
@@ -107,14 +71,14 @@ class PosteriorSampling(Strategy):
             zero,
         )
 
-    def act(self, memory: PosteriorSamplingMemory, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: PosteriorSamplingCarry, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Learn from the last step, plan if an episode begins, and follow the plan."""
         state, first = inputs.observation["observation"], inputs.observation["episode_start"][0] > 0
         action, reward = inputs.previous_action, inputs.previous_reward
         # What followed the last step of an episode is not shown, so only its reward is learned from.
-        visits = memory.visits.at[memory.state, action, state].add(jnp.where(first, 0.0, 1.0))
-        pulls = memory.pulls.at[memory.state, action].add(jnp.where(inputs.start, 0.0, 1.0))
-        paid = memory.paid.at[memory.state, action].add(jnp.where(inputs.start, 0, reward))
+        visits = carry.visits.at[carry.state, action, state].add(jnp.where(first, 0.0, 1.0))
+        pulls = carry.pulls.at[carry.state, action].add(jnp.where(inputs.start, 0.0, 1.0))
+        paid = carry.paid.at[carry.state, action].add(jnp.where(inputs.start, 0, reward))
 
         def draw_and_plan(carry):
             # The barrier keeps XLA from hoisting the draws out of the loop, as what is the same in each of its turns.
@@ -128,26 +92,26 @@ class PosteriorSampling(Strategy):
             return jnp.zeros_like(begins), finite_horizon_q(transition, mean, self.tasks.episode_length)
 
         # A loop of one turn or none. Under `vmap` a `cond` would plan at every step; this plans when an episode begins.
-        _, plan = jax.lax.while_loop(lambda carry: carry[0], draw_and_plan, (first, memory.plan))
-        time = jnp.where(first, 0, memory.time)
-        after = PosteriorSamplingMemory(visits, pulls, paid, plan, time + 1, state)
+        _, plan = jax.lax.while_loop(lambda carry: carry[0], draw_and_plan, (first, carry.plan))
+        time = jnp.where(first, 0, carry.time)
+        after = PosteriorSamplingCarry(visits, pulls, paid, plan, time + 1, state)
         return after, jnp.argmax(plan[time, state]).astype(jnp.int32)
 
 
-class KnownModel(Strategy):
+class KnownModel(Policy):
     """An oracle that follows the optimal plan of the MDP itself."""
 
     tasks: TabularMDP = eqx.field(static=True)
 
-    def initial_memory(self, task: PyTree[Array]) -> tuple[Array, Array]:
+    def initial_carry(self, task: Any = None) -> tuple[Array, Array]:
         """The plan, by value iteration, and the time."""
         model = self.tasks.model(task)
         plan = finite_horizon_q(model.transition, model.reward, self.tasks.episode_length)
         return plan, jnp.zeros((), jnp.int32)
 
-    def act(self, memory: tuple[Array, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: tuple[Array, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Follow it."""
-        plan, time = memory
+        plan, time = carry
         time = jnp.where(inputs.observation["episode_start"][0] > 0, 0, time)
         action = jnp.argmax(plan[time, inputs.observation["observation"]]).astype(jnp.int32)
         return (plan, time + 1), action
@@ -167,26 +131,26 @@ def spiral(size: int) -> np.ndarray:
     return np.array([turns[i % 4] for i, leg in enumerate(legs) for _ in range(leg)], np.int32)
 
 
-class Searcher(Strategy):
+class Searcher(Policy):
     """Walk the same spiral in every episode until the goal pays, then stay: the best that no memory of it allows."""
 
     tasks: DarkRoom = eqx.field(static=True)
 
-    def initial_memory(self, task: PyTree[Array]) -> tuple[Array, Array]:
+    def initial_carry(self, task: Any = None) -> tuple[Array, Array]:
         """Steps along the spiral, and whether the goal was found in this episode."""
         return jnp.zeros((), jnp.int32), jnp.zeros((), bool)
 
-    def act(self, memory: tuple[Array, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: tuple[Array, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """The next move of the spiral."""
         first = inputs.observation["episode_start"][0] > 0
-        time = jnp.where(first, 0, memory[0])
-        found = ~first & (memory[1] | (inputs.previous_reward > 0))
+        time = jnp.where(first, 0, carry[0])
+        found = ~first & (carry[1] | (inputs.previous_reward > 0))
         path = jnp.asarray(spiral(self.tasks.size))
         action = jnp.where(found | (time >= path.shape[0]), 0, path[jnp.minimum(time, path.shape[0] - 1)])
         return (time + 1, found), action.astype(jnp.int32)
 
 
-class ExplorerMemory(eqx.Module):
+class ExplorerCarry(eqx.Module):
     """Cells seen in this trial, the goal and whether it is known, and the last cell."""
 
     seen: Bool[Array, "size size"]
@@ -195,44 +159,44 @@ class ExplorerMemory(eqx.Module):
     cell: Int[Array, "2"]
 
 
-class Explorer(Strategy):
+class Explorer(Policy):
     """Go to the nearest cell that was not seen in this trial; once the goal is known, straight to it."""
 
     tasks: DarkRoom = eqx.field(static=True)
 
-    def initial_memory(self, task: PyTree[Array]) -> ExplorerMemory:
+    def initial_carry(self, task: Any = None) -> ExplorerCarry:
         """Nothing was seen."""
         size = self.tasks.size
         start = self.tasks.start()
-        return ExplorerMemory(jnp.zeros((size, size), bool), start, jnp.zeros((), bool), start)
+        return ExplorerCarry(jnp.zeros((size, size), bool), start, jnp.zeros((), bool), start)
 
-    def act(self, memory: ExplorerMemory, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: ExplorerCarry, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Explore or exploit."""
         cell, first = inputs.observation["observation"], inputs.observation["episode_start"][0] > 0
         # At an episode's start the reward is that of the last one's final cell, which its action tells.
-        before = jnp.where(first, self.tasks.move(memory.cell, inputs.previous_action), cell)
+        before = jnp.where(first, self.tasks.move(carry.cell, inputs.previous_action), cell)
         pays = (inputs.previous_reward > 0) & ~inputs.start
-        seen = memory.seen.at[cell[0], cell[1]].set(True).at[before[0], before[1]].set(True)
-        known, goal = memory.known | pays, jnp.where(pays, before, memory.goal)
+        seen = carry.seen.at[cell[0], cell[1]].set(True).at[before[0], before[1]].set(True)
+        known, goal = carry.known | pays, jnp.where(pays, before, carry.goal)
         rows = jnp.arange(self.tasks.size)
         distance = jnp.abs(rows[:, None] - cell[0]) + jnp.abs(rows[None, :] - cell[1])
         nearest = jnp.argmin(jnp.where(seen, 2 * self.tasks.size, distance))
         unseen = jnp.stack([nearest // self.tasks.size, nearest % self.tasks.size]).astype(jnp.int32)
-        return ExplorerMemory(seen, goal, known, cell), _toward(cell, jnp.where(known, goal, unseen))
+        return ExplorerCarry(seen, goal, known, cell), _toward(cell, jnp.where(known, goal, unseen))
 
 
-class GridOracle(Strategy):
+class GridOracle(Policy):
     """An oracle that walks from one hidden cell to the next."""
 
     tasks: Grid = eqx.field(static=True)
 
-    def initial_memory(self, task: PyTree[Array]) -> tuple[Array, Array]:
+    def initial_carry(self, task: Any = None) -> tuple[Array, Array]:
         """The hidden cells, and which of them comes next."""
         return task, jnp.zeros((), jnp.int32)
 
-    def act(self, memory: tuple[Array, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: tuple[Array, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Walk."""
-        goals, index = memory
+        goals, index = carry
         cell = inputs.observation["observation"]
         index = jnp.where(inputs.observation["episode_start"][0] > 0, 0, index)
         reached = jnp.all(cell == goals[index])
@@ -240,16 +204,16 @@ class GridOracle(Strategy):
         return (goals, index), _toward(cell, goals[index])
 
 
-class CartPoleOracle(Strategy):
+class CartPoleOracle(Policy):
     """An oracle that knows the projection: it recovers the positions, and velocities as their differences."""
 
-    def initial_memory(self, task: Any) -> tuple[Any, Array]:
+    def initial_carry(self, task: Any = None) -> tuple[Any, Array]:
         """The task, and the last positions."""
         return task, jnp.zeros(2)
 
-    def act(self, memory: tuple[Any, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: tuple[Any, Array], inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Push the cart to where the pole is about to fall."""
-        task, last = memory
+        task, last = carry
         scale = jnp.array([X_LIMIT, THETA_LIMIT])
         positions = task.projection.T @ inputs.observation["observation"] * scale
         first = inputs.observation["episode_start"][0] > 0
@@ -258,19 +222,19 @@ class CartPoleOracle(Strategy):
         return (task, positions), ((lean > 0) ^ task.swapped).astype(jnp.int32)
 
 
-class PointMassOracle(Strategy):
+class PointMassOracle(Policy):
     """An oracle that walks straight to the goal."""
 
-    def initial_memory(self, task: Float[Array, "2"]) -> Array:
+    def initial_carry(self, task: Any = None) -> Array:
         """The goal."""
         return task
 
-    def act(self, memory: Array, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
+    def act(self, carry: Array, inputs: Any, key: PRNGKeyArray) -> tuple[Any, Array]:
         """Walk."""
-        return memory, jnp.clip((memory - inputs.observation["observation"]) / STEP, -1, 1)
+        return carry, jnp.clip((carry - inputs.observation["observation"]) / STEP, -1, 1)
 
 
-def _bandit_strategies(tasks: Bandit, pulls: int) -> dict[str, Strategy]:
+def _bandit_strategies(tasks: Bandit, pulls: int) -> dict[str, Policy]:
     bernoulli = isinstance(tasks, BernoulliBandit)
     scores: dict[str, bandit.Score] = {
         "greedy": bandit.Greedy(bernoulli),
@@ -282,10 +246,10 @@ def _bandit_strategies(tasks: Bandit, pulls: int) -> dict[str, Strategy]:
         scores["Gittins index"] = bandit.gittins(pulls)
         if tasks.arms == 2:
             scores["Bayes-optimal"] = bandit.bayes_optimal(pulls)
-    return {name: BanditStrategy(tasks.arms, score) for name, score in scores.items()}
+    return {name: BanditIndexPolicy(tasks.arms, score) for name, score in scores.items()}
 
 
-def _own_strategies(tasks: TaskEnvironment, episodes: int) -> dict[str, Strategy]:
+def _own_strategies(tasks: TaskEnvironment, episodes: int) -> dict[str, Policy]:
     if isinstance(tasks, Bandit):
         return _bandit_strategies(tasks, episodes * tasks.episode_length)
     if isinstance(tasks, TabularMDP):
@@ -301,6 +265,6 @@ def _own_strategies(tasks: TaskEnvironment, episodes: int) -> dict[str, Strategy
     return {}
 
 
-def strategies(env: Trials, episodes: int) -> dict[str, Strategy]:
+def strategies(env: Trials, episodes: int) -> dict[str, Policy]:
     """The known strategies for trials of so many episodes, by name; "random" is always one."""
-    return {"random": Random(env.tasks.action_space), **_own_strategies(env.tasks, episodes)}
+    return {"random": RandomPolicy(env.tasks.action_space), **_own_strategies(env.tasks, episodes)}

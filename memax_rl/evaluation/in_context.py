@@ -34,7 +34,7 @@ LONGER = (2, 4)
 def play_trials(
     env: Trials,
     act: Act,
-    initial_memory: Callable[[Any], Any],
+    initial_carry: Callable[[Any], Any],
     key: PRNGKeyArray,
     *,
     tasks: int,
@@ -48,7 +48,7 @@ def play_trials(
 
     **Arguments:**
 
-    - `act`, `initial_memory`: how to act, and the memory before a trial, made from the task (which only an oracle may
+    - `act`, `initial_carry`: how to act, and the carry before a trial, made from the task (which only an oracle may
         look at).
     - `episodes`: episodes a trial, at most `most_episodes`, which sets the shape.
     - `wiped`: whether every episode looks to the agent like a trial's first: memory, previous action and previous
@@ -59,7 +59,7 @@ def play_trials(
 
     def start(key):
         stream = start_stream(env, params, None, key)
-        return dataclasses.replace(stream, carry=initial_memory(stream.environment.task))
+        return dataclasses.replace(stream, carry=initial_carry(stream.environment.task))
 
     def one(stream, keys):
         inputs, wipe = stream.inputs, wiped & (stream.environment.time == 0)
@@ -271,16 +271,15 @@ def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: in
     """Return the summary of every known strategy, on the tasks that the agent plays."""
     best = best_returns(env, key, tasks)
 
-    def measure(strategy):
-        def act(memory, inputs, key):
-            memory, action = strategy.act(memory, inputs, key)
-            return memory, from_environment(env.tasks.action_space, action), jnp.zeros(())
+    def measure(policy):
+        def act(carry, inputs, key):
+            carry, action = policy.act(carry, inputs, key)
+            return carry, from_environment(env.tasks.action_space, action), jnp.zeros(())
 
-        initial_memory = strategy.initial_memory
-        returns = play_trials(env, act, initial_memory, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
-        return returns
+        start = policy.initial_carry
+        return play_trials(env, act, start, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
 
-    played = {name: eqx.filter_jit(measure)(strategy) for name, strategy in strategies(env, episodes).items()}
+    played = {name: eqx.filter_jit(measure)(policy) for name, policy in strategies(env, episodes).items()}
     return {name: summarize_trials(np.asarray(r, np.float64)[None], best) for name, r in played.items()}
 
 

@@ -42,6 +42,34 @@ class Run:
         self.summary_path = self.folder / "summary.json"
         self.checkpoints = self.folder / "checkpoints"
 
+    def __repr__(self) -> str:
+        """Say what the run is and how far it came, from its files as they are; a damaged run has a repr too."""
+        try:
+            return f"Run({str(self.folder)!r}, {self._describe()})"
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+            return f"Run({str(self.folder)!r}, not readable: {_cut(str(error))})"
+
+    def _describe(self) -> str:
+        fields = read_fields(self.config_path)
+        network, first, total = fields["network"], int(fields["seed"]), int(fields["total_steps"])
+        memory = "+".join([block["memory"] for block in network["blocks"]] or [network["memory"]])
+        last = first + int(fields["num_seeds"]) - 1
+        seeds = f"{first}" if first == last else f"{first}-{last}"
+        steps = self._last_steps()
+        status = "finished" if self.summary_path.exists() and steps >= total else "unfinished"
+        return f"env={fields['env']!r}, memory={memory!r}, seeds={seeds}, steps={steps:,} of {total:,}, {status}"
+
+    def _last_steps(self) -> int:
+        """Return the most environment steps that a seed made; only the end of metrics.csv is read."""
+        if not self.metrics_path.exists():
+            return 0
+        column = self._metrics_header().index("env_steps")
+        with self.metrics_path.open("rb") as file:
+            file.seek(max(0, self.metrics_path.stat().st_size - 100_000))
+            # Without the header, or a line cut short, in front, and a line that is not written to its end.
+            lines = file.read().decode(errors="replace").split("\n")[1:-1]
+        return int(max((float(line.split(",")[column]) for line in lines), default=0))
+
     @classmethod
     def create(cls, folder: str | Path, config: TrainConfig) -> "Run":
         """Make a new run folder. Raises `RunError` if there is something in the folder already."""
