@@ -54,7 +54,7 @@ def register(
 # The other fields of `TrainConfig`, beside which an agent's settings stand.
 RESERVED = frozenset(
     [
-        *("env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
+        *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
         *("on_divergence", "network", "settings", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb"),
     ]
 )

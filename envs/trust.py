@@ -38,6 +38,30 @@ def may_import(package: str) -> bool:
     return allowed is None or package in allowed | _OURS or package in sys.modules
 
 
+def import_modules(modules: Iterable[str]) -> None:
+    """Import modules of one's own, which register environments, agents or memories, unless they are imported already.
+
+    Args:
+        modules: Their names.
+
+    Raises:
+        ValueError: If one may not be imported now, see `only_imports`, or cannot be found. What a module itself raises
+            goes on.
+    """
+    for module in modules:
+        if module in sys.modules:
+            continue
+        try:
+            import_package(module)
+        except ModuleNotFoundError as error:
+            if error.name and module.split(".")[0] != error.name.split(".")[0]:
+                raise ValueError(f"the module {module} needs {error.name}, which is not installed") from error
+            raise ValueError(
+                f"there is no module {module[:100]}; it is looked for in the current folder, beside the configuration "
+                "file, and where Python looks"
+            ) from None
+
+
 def import_package(package: str) -> None:
     """Import a package by name.
 

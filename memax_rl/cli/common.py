@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,14 @@ import click
 
 # What is longer echoes a value that was longer still.
 _LONGEST_MESSAGE = 1_000
+
+
+class PathType(click.Path):
+    """A path, which the command itself looks at; a shell completes it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        return Path(value)
 
 
 def answers(command: Callable[..., None]) -> Callable[..., int]:
@@ -68,9 +77,36 @@ def did_you_mean(text: str, known: Iterable[str], otherwise: str) -> str:
 
 def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--import` and `--trust`."""
-    allow = "A package that the environment of a run folder or configuration file may import, which runs its code."
-    command = click.option("--trust", is_flag=True, help="Let it import any package.")(command)
-    return click.option("--import", "imports", multiple=True, metavar="PACKAGE", help=allow)(command)
+    text = "Import what a run folder or configuration file names, whatever it is."
+    command = click.option("--trust", is_flag=True, help=text)(command)
+    return import_option(command)
+
+
+def import_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--import`."""
+    text = (
+        "A module with environments, agents or memories of your own, in this folder or installed; it is imported "
+        "first. Again for more."
+    )
+    return click.option("--import", "imports", multiple=True, metavar="MODULE", help=text)(command)
+
+
+def import_own(imports: Sequence[str], trust: bool = False, *folders: Path) -> None:
+    """Import the modules that the user named, from the current folder too, and from `folders`.
+
+    Where the console script runs, and with `python -m memax_rl`, the current folder is not searched by itself.
+
+    Raises:
+        ValueError: If there is no such module.
+    """
+    if imports or trust:
+        for folder in (os.getcwd(), *map(str, folders)):
+            if folder not in sys.path:
+                sys.path.append(folder)
+    from memax_rl.envs.trust import import_modules, only_imports
+
+    with only_imports(imports):
+        import_modules(imports)
 
 
 def greedy_option(command: Callable[..., Any]) -> Callable[..., Any]:

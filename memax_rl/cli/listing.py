@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from memax_rl.cli import catalog
-from memax_rl.cli.common import answers
+from memax_rl.cli.common import answers, import_option, import_own
 
 
 @click.command("list", short_help="List memories, environments, wrappers, agents or presets.")
@@ -17,9 +17,12 @@ from memax_rl.cli.common import answers
 @click.option(
     "-v", "--verbose", is_flag=True, help="With papers, options and costs, or with spaces, scores and options."
 )
+@import_option
 @answers
-def listing(what: str, verbose: bool) -> None:
+def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
     """List what can be named: memories, environments, wrappers, agents or presets."""
+    if imports:
+        import_own(imports)
     if what == "envs":
         _list_envs(verbose)
     elif what == "agents":

@@ -31,6 +31,9 @@ def build() -> dict[str, Any]:
 def fields_of(model: Any, prefix: str = "", topic: str = "run") -> Iterator[Field]:
     """Yield the fields of a settings model, those of its parts and of all agents included."""
     for key, info in model.model_fields.items():
+        if key == "imports":
+            # That is --import.
+            continue
         kind = info.annotation
         name = prefix + key.replace("_", "-")
         if kind is AgentSettings:

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import answers, greedy_option, report, trust_options
+from memax_rl.cli.common import PathType, answers, greedy_option, import_own, report, trust_options
 
-_RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+_RUN = click.argument("run", type=PathType(file_okay=False))
 _SEED = click.option("--seed", type=int, help="Seed of the episodes (default: the run's).")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-_OUT = click.option("--out", type=click.Path(path_type=Path), help="Write into this folder instead of the run's.")
+_OUT = click.option("--out", type=PathType(), help="Write into this folder instead of the run's.")
 
 
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +46,7 @@ def evaluate(
 
     --env-options.NAME VALUE changes an option of the environment, for example the length of a corridor.
     """
+    import_own(imports, trust)
     from memax_rl import evaluation
     from memax_rl.runs import Run
     from memax_rl.runs.config import override_env_options
@@ -79,6 +80,7 @@ def icl(
 
     Writes icl.json and icl.png into the run folder.
     """
+    import_own(imports, trust)
     from memax_rl.evaluation import in_context
 
     result = in_context.evaluate_in_context(
@@ -106,6 +108,7 @@ def inspect(
 
     Writes inspect.json, inspect.csv and inspect.png into the run folder.
     """
+    import_own(imports, trust)
     from memax_rl.evaluation import sensitivity
 
     result = sensitivity.inspect(run, steps=steps, rows=rows, seed=seed, imports=imports, trust=trust)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from memax_rl.cli import catalog
-from memax_rl.cli.common import answers, did_you_mean, trust_options
+from memax_rl.cli.common import PathType, answers, did_you_mean, import_own, trust_options
 
 # Names that are typed often, and the fields that they are short for.
 SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
@@ -69,7 +69,7 @@ class FieldType(click.ParamType):
         return [CompletionItem(value) for value in known if value.lower().startswith(incomplete.lower())]
 
 
-class ConfigType(click.Path):
+class ConfigType(PathType):
     """A YAML file or the name of a preset."""
 
     name = "config"
@@ -189,8 +189,8 @@ def _shown(default: Any) -> str:
     short_help="Train an agent; without options, the README's example.",
 )
 @click.option("--config", type=ConfigType(), help="A YAML file, or a preset of `memax-rl list presets`.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder to make (default: a new one in runs/).")
-@click.option("--resume", type=click.Path(path_type=Path), help="Continue the run in this folder.")
+@click.option("--out", type=PathType(), help="The run folder to make (default: a new one in runs/).")
+@click.option("--resume", type=PathType(), help="Continue the run in this folder.")
 @click.option("--check", is_flag=True, help="Say what would be trained, and make nothing.")
 @trust_options
 @click.option("--help-all", is_flag=True, expose_value=False, help="Show all fields, those of --agent too.")
@@ -198,7 +198,7 @@ def _shown(default: Any) -> str:
 @answers
 def train(
     ctx: click.Context,
-    config: str | None,
+    config: Path | None,
     out: Path | None,
     resume: Path | None,
     check: bool,
@@ -216,9 +216,11 @@ def train(
         raise ValueError("--resume continues a run as it is configured; it takes no other option")
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
+    import_own(imports, trust, *([config.resolve().parent] if config and config.is_file() else []))
     from memax_rl import agents, training
-    from memax_rl.envs.trust import only_imports
+    from memax_rl.envs.trust import import_modules, only_imports
     from memax_rl.runs import load_config, make_config, override
+    from memax_rl.runs.config import read_fields
 
     if resume is not None:
         run = training.train(resume=resume, progress=True, imports=imports, trust=trust)
@@ -229,12 +231,15 @@ def train(
     base = load_config(preset) if preset and not env else make_config({"agent": agent})
     # What is typed here may be imported; what a file says, only with --import or --trust.
     package = env.removeprefix("gym/").rpartition(":")[0] if env else ""
-    allowed = [*imports, *([package] if package else [])]
-    if allowed or trust:
-        # Where the console script runs, the current folder is not searched by itself.
+    if package and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    with only_imports(allowed, trust=trust):
-        chosen = override(base if config is None else load_config(config), typed)
+    with only_imports([*imports, *([package] if package else [])], trust=trust):
+        if trust and config is not None and config.is_file():
+            import_modules(read_fields(config).get("imports", ()))
+        if config is not None:
+            base = load_config(config)
+        modules = list(dict.fromkeys([*base.imports, *imports]))
+        chosen = override(base, [*([f"--imports={modules}"] if modules else []), *typed])
         if check:
             print("\n".join(training.check(chosen)))
             return

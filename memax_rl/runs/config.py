@@ -1,6 +1,7 @@
 """The configuration of a run: read from YAML, overridden field by field, written back complete."""
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from memax_rl import agents, envs
 from memax_rl.agents.base import AgentSettings
-from memax_rl.envs.trust import may_import, only_imports
+from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
@@ -32,6 +33,9 @@ class TrainConfig(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
     )
 
+    imports: tuple[str, ...] = ()
+    """Modules that register environments, agents or memories of one's own; they are imported first. A file that names
+    them is only used where the user names them too, by --import or --trust, because importing runs their code."""
     env: str = "popgym/RepeatPreviousEasy"
     """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
     env_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
@@ -81,6 +85,9 @@ class TrainConfig(BaseModel):
         """Take the section of the agent's name as its settings. Those of another agent would be ignored: refused."""
         if not isinstance(fields, dict):
             return fields
+        modules = fields.get("imports", ())
+        if isinstance(modules, list | tuple) and all(isinstance(module, str) for module in modules):
+            import_modules(modules)
         name = fields.get("agent", "ppo")
         name = name.lower() if isinstance(name, str) else str(name)
         model = agents.spec(name).settings
@@ -379,9 +386,11 @@ def _parse(text: str) -> Any:
     """Return a number where the text is one (YAML reads 1e-3 as a string), else what YAML makes of it."""
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
-            pass
+            continue
+        # 1e3 is a whole number, 1000.0 is not.
+        return int(value) if "." not in text and math.isfinite(value) else value
     try:
         return parse_yaml(text)
     except ValueError:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from memax_rl.envs.trust import only_imports
+from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.runs.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, load_config, read_fields
 from memax_rl.runs.files import append, write_atomically
@@ -124,8 +124,9 @@ class Run:
 
         **Raises:** `ValueError` if the file cannot be read or lacks a field: a run's own configuration is complete.
         """
-        fields = read_fields(self.config_path)
+        fields = self.fields()
         with self.trusted():
+            self._import_modules(fields)
             config = load_config(self.config_path)
         missing = sorted(_missing(config.model_dump(mode="json"), fields))
         if missing:
@@ -134,6 +135,26 @@ class Run:
                 "file was changed or cut short"
             )
         return config
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of the run's configuration, as they are in its file. It needs no module of one's own.
+
+        **Raises:** `ValueError` if the file cannot be read.
+        """
+        return read_fields(self.config_path)
+
+    def _import_modules(self, fields: Mapping[str, Any]) -> None:
+        """Import what the run was trained with, where the user allows it."""
+        modules = fields.get("imports") or []
+        names = [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else []
+        missing = [module for module in names if not may_import(module)]
+        if missing:
+            options = " ".join(f"--import {_cut(module)}" for module in missing)
+            raise RunError(
+                f"the run {self.folder} was trained with {_cut(', '.join(missing))}, which is not imported, because "
+                f"that runs its code; if you trust it, add {options} or --trust (from Python: import it, or trust=True)"
+            )
+        import_modules(names)
 
     def trusted(self) -> AbstractContextManager[None]:
         """Return a context in which the run causes no import but what the user allowed."""

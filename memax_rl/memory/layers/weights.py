@@ -71,9 +71,6 @@ _LARGEST_SIZE = 2**20
 
 def check_size(name: str, value: object, minimum: int = 1) -> int:
     """Return `value` if it is a whole number from `minimum` to 2**20, else raise `ValueError` naming the option."""
-    if isinstance(value, float) and value.is_integer():
-        # As YAML reads 1e3.
-        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
     if value > _LARGEST_SIZE:

@@ -1,0 +1,109 @@
+"""One's own module from the command line: `--import`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memax_rl.runs import Run, RunError
+
+MODULE = """
+import jax.numpy as jnp
+
+from memax_rl import envs, memory
+from memax_rl.envs import spaces
+from memax_rl.envs.base import Environment
+
+
+class Room(Environment):
+    @property
+    def default_params(self):
+        return None
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return spaces.Discrete(3)
+
+    def max_episode_steps(self, params):
+        return 2
+
+    def fixed_length(self, params):
+        return 2
+
+    def truncates(self, params):
+        return False
+
+    def is_truncated(self, state, params):
+        return jnp.zeros((), bool)
+
+    def reset_env(self, key, params):
+        return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+    def step_env(self, key, state, action, params):
+        return state + 1, state + 1, 1.0 * (action == 1), state == 1, {}
+
+
+envs.register("own/ImportedRoom", Room)
+memory.register("own_gru", memory.spec("gru"))
+"""
+FIELDS = ["--env", "own/ImportedRoom", "--memory", "own_gru", "--width", "8", "--total-steps", "200"]
+FIELDS += ["--ppo.num-envs", "8", "--ppo.rollout-length", "8", "--eval-episodes", "4"]
+
+
+def memax(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder, as its user does."""
+    command = [sys.executable, "-m", "memax_rl", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a module and a run that was trained with it."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "own_room.py").write_text(MODULE)
+    done = memax(folder, "train", "--import", "own_room", *FIELDS, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_keeps_the_name_of_the_module(home):
+    assert Run.open(home / "run").fields()["imports"] == ["own_room"]
+    assert len(Run.open(home / "run").metrics()) > 0, "results need no module"
+
+
+@pytest.mark.parametrize("command", [["evaluate", "run"], ["train", "--resume", "run"]], ids=" ".join)
+def test_a_run_is_used_with_the_module_that_the_user_names(home, command):
+    assert memax(home, *command, "--import", "own_room").returncode == 0
+    assert memax(home, *command, "--trust").returncode == 0
+    refused = memax(home, *command)
+    assert refused.returncode == 2
+    assert "add --import own_room or --trust" in refused.stderr.splitlines()[-1]
+
+
+def test_a_module_beside_the_configuration_file_is_found(home, tmp_path):
+    done = memax(tmp_path, "train", "--check", "--import", "own_room", "--config", str(home / "run" / "config.yaml"))
+    assert done.returncode == 2, "the run folder is not its home"
+    assert "there is no module own_room" in done.stderr
+    (home / "my.yaml").write_text((home / "run" / "config.yaml").read_text())
+    done = memax(tmp_path, "train", "--check", "--import", "own_room", "--config", str(home / "my.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert memax(tmp_path, "train", "--check", "--config", str(home / "my.yaml")).returncode == 2
+    assert memax(tmp_path, "train", "--check", "--trust", "--config", str(home / "my.yaml")).returncode == 0
+
+
+def test_lists_show_what_a_module_registers(home):
+    assert "own/ImportedRoom" in memax(home, "list", "envs", "--import", "own_room").stdout.split()
+    assert "own_gru" in memax(home, "list", "memories", "--import", "own_room").stdout.split()
+
+
+@pytest.mark.parametrize("modules", ["x", [1], {"a": 1}, None], ids=str)
+def test_imports_of_another_type_are_one_line(home, tmp_path, modules):
+    fields = yaml.safe_load((home / "run" / "config.yaml").read_text()) | {"imports": modules}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises((RunError, ValueError)):
+        Run.open(tmp_path / "run").config()
