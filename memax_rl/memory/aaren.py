@@ -16,13 +16,17 @@ State: per head m, u and w [head_size]. Reset: m = -inf, u = 0, w = 0. Given all
 and w follow linear recurrences whose decays exp(m - m') are at most 1.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_dtype, state_zeros
 from memax_rl.ops import Maps, elementwise_recurrence, linear, linear_recurrence
+
+State = tuple[Float[Array, " heads"], Float[Array, "heads width"]]
 
 
 def _maximum(weights, s, state):
@@ -39,7 +43,19 @@ _MAPS = Maps(lambda weights, s: s, lambda state: state[0], _combine, lambda elem
 
 
 class Aaren(Memory):
-    """Softmax attention to the whole episode, each head with one trained query."""
+    """Softmax attention over the whole episode, each head with one trained query that does not see the input.
+
+    For tasks that need an average of the episode, weighted by what each input is; the weight of a step never fades with
+    time.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: features of a head.
+    """
+
+    family: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.13956"
+    verified: ClassVar[str] = "attention with a constant query by torch's scaled_dot_product_attention"
 
     in_size: int
     out_size: int
@@ -68,20 +84,22 @@ class Aaren(Memory):
     def _read(self, wu):
         return linear((wu[:, :-1] / wu[:, -1:]).reshape(-1), self.w_o)
 
-    def initial_state(self):
-        """Return m = -inf and [w, u] = 0 for each head."""
+    def initial_state(self) -> State:
         heads, size = self.query.shape
         return jnp.full(heads, -jnp.inf, state_dtype(self.query)), state_zeros(self.query, (heads, size + 1))
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         m, wu = select(start, self.initial_state(), state)
         s, v = self._project(x)
         top = jnp.maximum(m, s)
         wu = wu * jnp.exp(m - top)[:, None] + v * jnp.exp(s - top)[:, None]
         return (top, wu), self._read(wu)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """The cumulative maximum, then one linear recurrence."""
         m, wu = state
         s, v = jax.vmap(self._project)(xs)

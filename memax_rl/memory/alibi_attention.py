@@ -13,13 +13,17 @@ State: rings of the last window - 1 keys and values, [window - 1, heads, head_si
 emptied.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, state_dtype
-from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
+from memax_rl.memory.layers.window import Heads, Ring, attend_scan, attend_step, empty_rings
+
+State = tuple[Ring, Ring]
 
 
 def _slopes(heads: int) -> np.ndarray:
@@ -30,7 +34,22 @@ def _slopes(heads: int) -> np.ndarray:
 
 
 class AlibiAttention(Memory):
-    """Multi-head attention over a window that prefers the recent, each head at its own scale."""
+    """Multi-head softmax attention over a window, with a penalty that grows with the distance (ALiBi).
+
+    Each head prefers the recent at its own scale. For exact recall within the window, where when something was seen
+    matters.
+
+    Args:
+        window: steps seen, the present one included.
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: features of a head.
+    """
+
+    family: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2108.12409"
+    verified: ClassVar[str] = (
+        "torch's scaled_dot_product_attention with Bloom's slopes; of other than 2^n heads: read against"
+    )
 
     in_size: int
     out_size: int
@@ -56,14 +75,16 @@ class AlibiAttention(Memory):
         dtype = state_dtype(self.heads.w_q)
         return -jnp.asarray(_slopes(self.heads.heads), dtype)[:, None] * jnp.arange(self.window, dtype=dtype)[None]
 
-    def initial_state(self):
-        """Return empty rings of keys and values."""
+    def initial_state(self) -> State:
         return empty_rings(self.heads, self.window)
 
-    def step(self, state, x, start):
-        """Push the new key and value, then attend to all in the rings."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         return attend_step(self.heads, state, x, start, bias=self._bias())
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All steps by `ops.window_attention`, one call a head."""
         return attend_scan(self.heads, state, xs, starts, self.window, bias=self._bias())

@@ -11,15 +11,31 @@ State: rings of the last window - 1 keys and values, [window - 1, heads, head_si
 emptied.
 """
 
-from jaxtyping import PRNGKeyArray
+from typing import ClassVar
+
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size
-from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
+from memax_rl.memory.layers.window import Heads, Ring, attend_scan, attend_step, empty_rings
+
+State = tuple[Ring, Ring]
 
 
 class Attention(Memory):
-    """Multi-head attention over a window. It sees a set: what came when is lost within the window."""
+    """Multi-head softmax attention over a window, without position encoding.
+
+    For exact recall of single steps within the window. Sees a set: the order of the steps in the window is lost.
+
+    Args:
+        window: steps seen, the present one included.
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: features of a head.
+    """
+
+    family: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1706.03762"
+    verified: ClassVar[str] = "torch's scaled_dot_product_attention"
 
     in_size: int
     out_size: int
@@ -40,14 +56,16 @@ class Attention(Memory):
         self.window = check_size("window", window)
         self.heads = Heads(in_size, out_size, heads, head_size, key)
 
-    def initial_state(self):
-        """Return empty rings of keys and values."""
+    def initial_state(self) -> State:
         return empty_rings(self.heads, self.window)
 
-    def step(self, state, x, start):
-        """Push the new key and value, then attend to all in the rings."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         return attend_step(self.heads, state, x, start)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All steps by `ops.window_attention`, one call a head."""
         return attend_scan(self.heads, state, xs, starts, self.window)

@@ -1,7 +1,7 @@
 """The contract that every memory model keeps."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, PyTree
@@ -18,7 +18,23 @@ class Memory(eqx.Module):
 
     A state has the dtype of the parameters, float32 at least: beside parameters and inputs of bfloat16 it is float32,
     and so is what is read from it.
+
+    A subclass states what `memax_rl.memory.spec` returns of it. Its options are the keyword arguments of its
+    constructor beside `in_size`, `out_size` and `key`; the section `Args:` of its docstring says what each means, with
+    its unit. Where the default is None the line ends with what that stands for, "None: out_size".
+
+    Attributes:
+        family: how it computes: "none", "diagonal", "matrix", "delta", "attention", "nonlinear" or "own".
+        paper: a link, or "no paper".
+        verified: against which code or equation its values, steps and gradients were compared; "read against" where the
+            code was read and not run.
+        in_size: size of an input.
+        out_size: size of an output.
     """
+
+    family: ClassVar[str] = "own"
+    paper: ClassVar[str] = "no paper"
+    verified: ClassVar[str] = ""
 
     in_size: eqx.AbstractVar[int]
     out_size: eqx.AbstractVar[int]

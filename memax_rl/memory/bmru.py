@@ -16,14 +16,17 @@ and 1 for its cumulative form.
 
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_dtype
 from memax_rl.ops import linear, linear_recurrence
+
+State = Float[Array, " state_size"]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -39,7 +42,19 @@ def _sign_jvp(slope, primals, tangents):
 
 
 class BMRU(Memory):
-    """Hysteresis: what is written stays for ever, until something as strong is written."""
+    """Bistable units: each holds +1 or -1 until an input above its threshold overwrites it.
+
+    For a few discrete facts that must be kept for any number of steps without fading. Gradients are surrogates.
+
+    Args:
+        state_size: state variables. None: out_size.
+        eps: share of the old value that a write keeps: 0 the unit proper, 1 its cumulative form.
+        surrogate: steepness of the derivative that replaces that of the unit step.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2601.09495"
+    verified: ClassVar[str] = "from the paper's text only"
 
     in_size: int
     out_size: int
@@ -83,18 +98,20 @@ class BMRU(Memory):
     def _read(self, h):
         return linear(self.alpha * h, self.w_o) + self.b_o
 
-    def initial_state(self):
-        """Return the trained signs."""
+    def initial_state(self) -> State:
         return _sign(self.first.astype(state_dtype(self.first)), self.surrogate)
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         h = jnp.where(start, self.initial_state(), state)
         z, write = self._gates(x)
         h = z * (write + self.eps * h) + (1 - z) * h
         return h, self._read(h)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """The recurrence is linear in h: `ops.linear_recurrence`, the trained signs as a write at a start."""
         zs, writes = jax.vmap(self._gates)(xs)
         decays, writes = 1 - zs + self.eps * zs, zs * writes

@@ -14,10 +14,11 @@ convolution; a start zeroes all.
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
@@ -34,9 +35,24 @@ from memax_rl.memory.layers.heads import (
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import delta_rule, linear
 
+State = tuple[Float[Array, "heads head_size head_size"], Float[Array, "lags width"]]
+
 
 class DeltaNet(Memory):
-    """The delta rule without decay."""
+    """Matrix memory that overwrites the value stored under a key (delta rule), without decay.
+
+    For associative recall where the value of a key changes over the episode; what is stored stays until it is
+    overwritten.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        negative_eigenvalues: let a step reflect the state, for parity and state tracking.
+    """
+
+    family: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2406.06484"
+    verified: ClassVar[str] = "fla (flash-linear-attention), delta rule"
 
     in_size: int
     out_size: int
@@ -75,20 +91,21 @@ class DeltaNet(Memory):
         beta = jax.nn.sigmoid(linear(x, self.w_beta) + self.b_beta)
         return 2 * beta if self.negative_eigenvalues else beta
 
-    def initial_state(self):
-        """Return S = 0 for each head, and no inputs in the convolution."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), self.conv.initial_state()
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         s, tail = state
         tail, qkv = self.conv.step(tail, linear(x, self.w_qkv), start)
         q, k, v = activated_qkv(self.heads, qkv)
         s = delta_step(jnp.where(start, 0, s), k, v, self._beta(x))
         return (s, tail), linear(rms_norm(jnp.einsum("hk,hkv->hv", q, s), self.norm), self.w_o)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.delta_rule`, one call a head."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         s, tail = state
         activated = functools.partial(activated_qkv, self.heads)
         tail, qkv = self.conv.scan(tail, linear(xs, self.w_qkv), starts, activated)

@@ -14,10 +14,11 @@ head_size], and the last three inputs of the convolution; a start zeroes all, be
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
@@ -34,9 +35,25 @@ from memax_rl.memory.layers.heads import (
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import delta_rule, linear
 
+State = tuple[Float[Array, "heads head_size head_size"], Float[Array, "lags width"]]
+
 
 class DeltaProduct(Memory):
-    """The delta rule with several keys and values an input."""
+    """Matrix memory with several delta-rule steps on each input.
+
+    For state tracking that one reflection a step cannot do, such as permutations; costs `substeps` times a DeltaNet.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        substeps: keys and values an input.
+        gated: decay before each input.
+        negative_eigenvalues: let a sub-step reflect the state.
+    """
+
+    family: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2502.10297"
+    verified: ClassVar[str] = "fla, gated delta product"
 
     in_size: int
     out_size: int
@@ -95,12 +112,12 @@ class DeltaProduct(Memory):
     def _read(self, reads, x):
         return linear(gated_norm(self.heads, self.norm, reads.reshape(-1), linear(x, self.w_g)), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head, and no inputs in the convolution."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), self.conv.initial_state()
 
-    def step(self, state, x, start):
-        """One input: the decay, then each sub-step in turn, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         s, tail = state
         tail, qkv = self.conv.step(tail, linear(x, self.w_qkv), start)
         q, ks, vs = _activated(self.substeps, self.heads, qkv)
@@ -110,7 +127,9 @@ class DeltaProduct(Memory):
             s = delta_step(s, k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """One `ops.delta_rule` a head over all sub-steps, which reads after the last one of each input."""
         s, tail = state
         activated = functools.partial(_activated, self.substeps, self.heads)

@@ -14,13 +14,17 @@ loop on a CPU and elsewhere a tree over pairs (sum of log gamma, logarithm of th
 a) then (g', a') to (g + g', logaddexp(a + g', a')).
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_dtype
 from memax_rl.ops import Maps, elementwise_recurrence, linear
+
+State = tuple[Float[Array, " state_size"]]
 
 
 def _cell(log_gamma, u, state):
@@ -50,7 +54,17 @@ _MAPS = Maps(_lift, _constant, _combine, _value)
 
 
 class DLSE(Memory):
-    """Log-sum-exp over the past with a decay for each unit, between 0.9 and 0.9999 at the start."""
+    """Log-sum-exp over the past with a decay for each unit, between 0.9 and 0.9999 at the start.
+
+    A smooth maximum: for "did this ever happen, and how strongly"; it counts repetitions and tells time as well.
+
+    Args:
+        state_size: state variables. None: out_size.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "no paper"
+    verified: ClassVar[str] = "torch.logcumsumexp (the recurrence; no paper is known to give the form)"
 
     in_size: int
     out_size: int
@@ -71,18 +85,19 @@ class DLSE(Memory):
         self.w_u, self.b_u = normal(keys[1], in_size, size), jnp.zeros(size)
         self.w_y, self.b_y = normal(keys[2], size, out_size, scale=0.25), jnp.zeros(out_size)
 
-    def initial_state(self):
-        """Return h = -inf."""
+    def initial_state(self) -> State:
         return (jnp.full(self.rate.shape, -jnp.inf, state_dtype(self.rate)),)
 
-    def step(self, state, x, start):
-        """One step of the recurrence."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = _cell(-jax.nn.softplus(self.rate), linear(x, self.w_u) + self.b_u, state)
         return state, linear(state[0], self.w_y) + self.b_y
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.elementwise_recurrence`."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         log_gamma, us = -jax.nn.softplus(self.rate), linear(xs, self.w_u) + self.b_u[None]
         initial = self.initial_state()
         (hs,) = elementwise_recurrence(_cell, log_gamma, us, state, starts, initial=initial, maps=_MAPS)

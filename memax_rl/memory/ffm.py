@@ -12,21 +12,36 @@ State: S complex [trace_size, context_size]. Reset: S = 0. At the start decay is
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_norm, each_row
 from memax_rl.memory.layers.weights import as_complex, check_size, matrix, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
 
+State = Complex[Array, "trace_size context_size"]
+
 _EPS = 1e-5
 
 
 class FFM(Memory):
-    """Traces of the gated input that fade at several rates and turn at several frequencies."""
+    """Traces of the gated input that decay at several rates and oscillate at several frequencies.
+
+    Made for reinforcement learning: few parameters, and the trace's phase tells how long ago something was seen.
+
+    Args:
+        trace_size: traces, each with a rate of decay.
+        context_size: frequencies of each trace.
+        max_period: longest period at the start, steps.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2310.04128"
+    verified: ClassVar[str] = "proroklab/ffm"
 
     in_size: int
     out_size: int
@@ -84,18 +99,19 @@ class FFM(Memory):
     def _biases(self):
         return self.b_m, self.b_g, self.b_s
 
-    def initial_state(self):
-        """Return S = 0."""
+    def initial_state(self) -> State:
         zeros = state_zeros(self.decay, (self.decay.shape[0], self.frequency.shape[0]))
         return as_complex(zeros, zeros)
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         s = self._gamma() * jnp.where(start, 0, state) + self._write(x)[:, None]
         return s, self._read(jnp.concatenate([s.real, s.imag]).reshape(-1), x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, on flat states."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         gamma = self._gamma().reshape(-1)
         us = jnp.repeat(jax.vmap(self._write)(xs), self.frequency.shape[0], axis=1)
         writes = jnp.stack([us, jnp.zeros_like(us)], axis=1)

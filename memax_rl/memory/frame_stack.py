@@ -10,15 +10,19 @@ that the output has the size asked for.
 State: a ring of the last window - 1 frames u, [window - 1, frame_size]. Reset: the ring is emptied.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal
-from memax_rl.memory.layers.window import empty_ring
+from memax_rl.memory.layers.window import Ring, empty_ring
 from memax_rl.ops import linear
 from memax_rl.ops._checks import check_starts
+
+State = Ring
 
 # Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient. Frames as
 # large as these go one by one: more at once take more memory and time.
@@ -26,7 +30,18 @@ _COLUMNS, _LARGE = 512, 128
 
 
 class FrameStack(Memory):
-    """A linear map of the last few inputs."""
+    """A linear map of the last few inputs, the classic of Atari.
+
+    Exact within the window and blind beyond it: a baseline for tasks of short memory.
+
+    Args:
+        window: inputs seen, the present one included.
+        frame_size: features kept of each input.
+    """
+
+    family: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "https://doi.org/10.1038/nature14236"
+    verified: ClassVar[str] = "a stack of inputs and a linear layer by torch"
 
     in_size: int
     out_size: int
@@ -44,16 +59,18 @@ class FrameStack(Memory):
         self.w_y = normal(key_y, window * frame_size, out_size).reshape(window, frame_size, out_size)
         self.b = jnp.zeros(out_size)
 
-    def initial_state(self):
-        """Return an empty ring of frames."""
+    def initial_state(self) -> State:
         return empty_ring(self.w_u, self.window - 1, self.w_u.shape[1])
 
-    def step(self, state, x, start):
-        """Push the new frame, then read all in the ring. What the ring lacks is zero."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state, frames = state.reset(start).push(linear(x, self.w_u))
         return state, linear(frames.reshape(-1), self.w_y.reshape(-1, self.out_size)) + self.b
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """A matrix product a group of lags, over all steps; the gradient forms the frames again."""
         length = xs.shape[0]
         check_starts(starts, length)

@@ -10,18 +10,33 @@ Nothing else bounds S, so the read is divided by its root mean square. State: pe
 head_size]; a start zeroes it.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, each_head, rms_norm
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear, linear_attention
 
+State = Float[Array, "heads head_size head_size"]
+
 
 class FWP(Memory):
-    """Additive fast weights."""
+    """Linear attention without divisor and decay: a matrix to which each step adds an outer product.
+
+    The simplest associative memory; stored values pile up and interfere in long episodes.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2102.11174"
+    verified: ClassVar[str] = "fla, linear attention without normalization"
 
     in_size: int
     out_size: int
@@ -52,18 +67,19 @@ class FWP(Memory):
     def _read(self, reads):
         return linear(rms_norm(reads, self.norm), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size))
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         q, k, v = self._project(x)
         s = jnp.where(start, 0, state) + k[:, :, None] * v[:, None, :]
         return s, self._read(jnp.einsum("hk,hkv->hv", q, s))
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_attention`, one call a head."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         q, k, v = jax.vmap(self._project)(xs)
         s, reads = each_head(linear_attention, (q, k, v, None), state, starts)
         return s, jax.vmap(self._read)(reads)

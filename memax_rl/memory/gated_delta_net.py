@@ -13,10 +13,11 @@ convolution; a start zeroes all.
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
@@ -33,9 +34,23 @@ from memax_rl.memory.layers.heads import (
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import delta_rule, linear
 
+State = tuple[Float[Array, "heads head_size head_size"], Float[Array, "lags width"]]
+
 
 class GatedDeltaNet(Memory):
-    """The delta rule with a decay a head and step."""
+    """Matrix memory with the delta rule and a decay for each head and step.
+
+    For associative recall where old associations must be both overwritten one by one and forgotten all at once.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        negative_eigenvalues: let a step reflect the state, for parity and state tracking.
+    """
+
+    family: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.06464"
+    verified: ClassVar[str] = "fla; transformers' Qwen3NextGatedDeltaNet, whole layer"
 
     in_size: int
     out_size: int
@@ -86,12 +101,12 @@ class GatedDeltaNet(Memory):
     def _read(self, reads, x):
         return linear(gated_norm(self.heads, self.norm, reads.reshape(-1), linear(x, self.w_g)), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head, and no inputs in the convolution."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), self.conv.initial_state()
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         s, tail = state
         tail, qkv = self.conv.step(tail, linear(x, self.w_qkv), start)
         q, k, v = activated_qkv(self.heads, qkv)
@@ -99,8 +114,9 @@ class GatedDeltaNet(Memory):
         s = delta_step(jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s), k, v, beta)
         return (s, tail), self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.delta_rule`, one call a head."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         s, tail = state
         activated = functools.partial(activated_qkv, self.heads)
         tail, qkv = self.conv.scan(tail, linear(xs, self.w_qkv), starts, activated)

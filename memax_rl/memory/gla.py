@@ -10,21 +10,36 @@ https://arxiv.org/abs/2312.06635.
 State: per head S [head_size, head_size]; a start zeroes it.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, each_head, rms_norm
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear, linear_attention
 
+State = Float[Array, "heads head_size head_size"]
+
 _RANK = 16
 _TEMPERATURE = 16
 
 
 class GLA(Memory):
-    """Linear attention with a decay a key channel."""
+    """Linear attention with a decay for each key channel that depends on the input.
+
+    For associative recall with learned forgetting.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2312.06635"
+    verified: ClassVar[str] = "fla, naive gated linear attention"
 
     in_size: int
     out_size: int
@@ -64,18 +79,19 @@ class GLA(Memory):
     def _read(self, reads, x):
         return linear(rms_norm(reads, self.norm) * jax.nn.silu(linear(x, self.w_g) + self.b_g), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size))
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         q, k, v, log_decay = self._project(x)
         s = jnp.exp(log_decay)[:, :, None] * jnp.where(start, 0, state) + k[:, :, None] * v[:, None, :]
         return s, self._read(jnp.einsum("hk,hkv->hv", q, s), x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_attention`, one call a head."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         q, k, v, log_decay = jax.vmap(self._project)(xs)
         s, reads = each_head(linear_attention, (q, k, v, log_decay), state, starts)
         return s, jax.vmap(self._read)(reads, xs)

@@ -10,13 +10,17 @@ map h -> clip(m h + c, low, high), and two such maps make a third,
 whose slope is m' m and whose bounds are those of the first under the second, swapped where m' is negative.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
 from memax_rl.ops import Maps, elementwise_recurrence, linear
+
+State = tuple[Float[Array, " out_size"]]
 
 
 def _cell(u, x, state):
@@ -55,7 +59,17 @@ _MAPS = Maps(_lift, _constant, _combine, _value)
 
 
 class IndRNN(Memory):
-    """Rectified units, each with one recurrent weight."""
+    """Rectified linear units, each with one recurrent weight.
+
+    Keeps a sum for thousands of steps where the weight is near 1; units do not exchange their states.
+
+    Args:
+        horizon: steps over which a state may at most double: |u| <= 2^(1 / horizon).
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1803.04831"
+    verified: ClassVar[str] = "Sunnydreamrain/IndRNN_pytorch"
 
     in_size: int
     out_size: int
@@ -75,17 +89,19 @@ class IndRNN(Memory):
         bound = 2 ** (1 / self.horizon)
         return jnp.clip(self.u, -bound, bound)
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return (state_zeros(self.u, self.out_size),)
 
-    def step(self, state, x, start):
-        """Reset if asked, then one cell."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = _cell(self._recurrent(), linear(x, self.w) + self.b, state)
         return state, state[0]
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All input products at once, then `ops.elementwise_recurrence`."""
         (hs,) = elementwise_recurrence(
             _cell, self._recurrent(), linear(xs, self.w) + self.b[None], state, starts, maps=_MAPS

@@ -20,15 +20,19 @@ https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of o
 so that a key s steps old is read through R^-s, and a query can single out a distance.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_head
 from memax_rl.memory.layers.rotary import turn
 from memax_rl.memory.layers.weights import check_between, check_size, matrix, state_zeros
 from memax_rl.ops import linear, linear_attention
+
+State = Float[Array, "heads head_size width"]
 
 _EPS = 1e-6
 
@@ -38,7 +42,19 @@ def _phi(u):
 
 
 class LinearTransformer(Memory):
-    """Linear attention with normalization by the sum of the keys."""
+    """Linear attention, normalized by the sum of the keys.
+
+    A mean of the whole episode by content; without `rotary_base` it does not know when something was seen.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        rotary_base: base of the rotary embedding of queries and keys, for instance 100; 0: none.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2006.16236"
+    verified: ClassVar[str] = "fla, naive linear attention; transformers' rotary embedding"
 
     in_size: int
     out_size: int
@@ -85,8 +101,7 @@ class LinearTransformer(Memory):
         ys = reads[..., :-1] / (reads[..., -1:] + _EPS)
         return linear(ys.reshape(*ys.shape[:-2], -1), self.w_o.T)
 
-    def initial_state(self):
-        """Return S = 0 and n = 0 for each head."""
+    def initial_state(self) -> State:
         return state_zeros(self.w_q, (self.heads, self.head_size, self.head_size + 1))
 
     def _turn(self, x, steps):
@@ -95,8 +110,9 @@ class LinearTransformer(Memory):
         turned = turn(columns, steps, self.rotary_base).reshape(*x.shape[:1], *x.shape[2:], self.head_size)
         return jnp.moveaxis(turned, -1, 1)
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         q, k, v = self._project(x)
         state = jnp.where(start, 0, state)
         if self.rotary_base:
@@ -105,8 +121,9 @@ class LinearTransformer(Memory):
         state = state + k[:, :, None] * v[:, None, :]
         return state, self._read(jnp.einsum("hd,hde->he", q, state))
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_attention`, one call a head."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         q, k, v = self._project(xs)
         if not self.rotary_base:
             state, reads = each_head(linear_attention, (q, k, v, None), state, starts)

@@ -9,17 +9,28 @@ https://arxiv.org/abs/1709.04057, section 3.1 with a tanh candidate.
 State: h [out_size]. Reset: h = 0.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear, linear_recurrence
 
+State = Float[Array, " out_size"]
+
 
 class LRNN(Memory):
-    """Exponential moving average of a candidate, the rate a function of the input."""
+    """Exponential moving average of a candidate, whose rate depends on the input.
+
+    The smallest gated linear recurrence: parallel in time, with learned forgetting.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1709.04057"
+    verified: ClassVar[str] = "fla, naive HGRN (the recurrence)"
 
     in_size: int
     out_size: int
@@ -39,18 +50,19 @@ class LRNN(Memory):
         pre_g = linear(x, self.w_g) + self.b_g
         return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(linear(x, self.w_i) + self.b_i)
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return state_zeros(self.b_g, self.out_size)
 
-    def step(self, state, x, start):
-        """One step of the recurrence."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         decay, write = self._gates(x)
         h = decay * jnp.where(start, 0, state) + write
         return h, h
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence`."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         decay, write = jax.vmap(self._gates)(xs)
         hs = linear_recurrence(decay, write, state, starts)
         return hs[-1], hs

@@ -11,22 +11,35 @@ of input and output agree, as in the paper, and a matrix otherwise. At the start
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
 
+State = Complex[Array, " state_size"]
+
 
 class LRU(Memory):
-    """Diagonal complex linear recurrence.
+    """Diagonal complex linear recurrence with fixed (input-independent) decays.
 
-    The defaults for `r_min`, `r_max` and `max_phase` remember for ten to a thousand steps: with them RepeatPreviousHard
-    is learned several times faster than with r_min = 0.5.
+    For long dependencies at regular delays; parallel in time. The defaults of `r_min`, `r_max` and `max_phase` remember
+    for ten to a thousand steps: with them RepeatPreviousHard is learned several times faster than with r_min = 0.5.
+
+    Args:
+        state_size: complex state variables. None: out_size.
+        r_min: smallest modulus of the decay at the start.
+        r_max: largest modulus of the decay at the start.
+        max_phase: largest phase of the decay at the start, radians.
     """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2303.06349"
+    verified: ClassVar[str] = "NicolasZucchet/minimal-LRU"
 
     in_size: int
     out_size: int
@@ -79,18 +92,19 @@ class LRU(Memory):
         skip = x * self.d if self.d.ndim == 1 else linear(x, self.d)
         return linear(h.real, self.c_re.T) - linear(h.imag, self.c_im.T) + skip
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         zeros = state_zeros(self.nu_log, self.nu_log.shape)
         return as_complex(zeros, zeros)
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         h = self._decay() * jnp.where(start, 0, state) + self._write(x)
         return h, self._read(h, x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, real and imaginary parts side by side."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma_log), 2)[:, None]
         writes = linear(xs, into.T).reshape(len(xs), 2, -1)
         decay = self._decay()

@@ -17,16 +17,19 @@ S for one chunk of time at once, and again for the gradient.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import rms_norm
 from memax_rl.memory.layers.rematerialization import scan_chunks
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
+
+State = tuple[Float[Array, "heads head_size head_size"], ...]
 
 _CHUNK = 32
 
@@ -42,7 +45,18 @@ def _product(w, s):
 
 
 class M2RNN(Memory):
-    """Gated nonlinear recurrence on matrices, read by a query."""
+    """Gated nonlinear recurrence on a matrix for each head, read by a query.
+
+    For associative recall and state tracking at once; sequential in time, and the costliest of the nonlinear models.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+    """
+
+    family: ClassVar[str] = "nonlinear"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2603.14360"
+    verified: ClassVar[str] = "open-lm-engine's _m2rnn_torch (the recurrence); the layer around it: read against theirs"
 
     in_size: int
     out_size: int
@@ -88,19 +102,21 @@ class M2RNN(Memory):
         gated = (read + self.d * v).reshape(-1) * jax.nn.silu(linear(x, self.w_g))
         return linear(rms_norm(gated[None], self.norm), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head."""
+    def initial_state(self) -> State:
         return (state_zeros(self.norm, (self.heads, self.head_size, self.head_size)),)
 
-    def step(self, state, x, start):
-        """Reset if asked, then one cell and its reading."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         q, k, v, f = self._inputs(x)
         state = (jnp.where(start, 0, state[0]),)
         inputs = f[:, None, None], k[:, :, None] * v[:, None, :]
         state = nonlinear_step(_cell, _product, self.w, inputs, state)
         return state, self._read(jnp.einsum("hkv,hk->hv", state[0], q), v, x)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All input products at once, then the sequential recurrence, chunk by chunk."""
         qs, ks, vs, fs = jax.vmap(self._inputs)(xs)
 

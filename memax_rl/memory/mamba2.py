@@ -12,10 +12,11 @@ head S [state_size, head_size], and the last three inputs of the convolution; a 
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
@@ -23,9 +24,23 @@ from memax_rl.memory.layers.heads import check_heads, decay_rates, rms_norm
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import linear, linear_attention
 
+State = tuple[Float[Array, "heads state_size head_size"], Float[Array, "lags width"]]
+
 
 class Mamba2(Memory):
-    """Linear attention with a decay a head and step, keys and queries shared by the heads."""
+    """State space model with one decay for each head and step; the heads share keys and queries.
+
+    A large state at low cost: for long episodes with much to remember.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: columns of a head's state.
+        state_size: rows of a head's state.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.21060"
+    verified: ClassVar[str] = "transformers' Mamba2Mixer, whole layer; the bias of the convolution: read against it"
 
     in_size: int
     out_size: int
@@ -77,12 +92,12 @@ class Mamba2(Memory):
         y = (reads + self.d[:, None] * u).reshape(1, -1) * jax.nn.silu(linear(x, self.w_z))[None]
         return linear(rms_norm(y, self.norm), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head, and no inputs in the convolution."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.state_size, self.head_size)), self.conv.initial_state()
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         s, tail = state
         tail, xbc = self.conv.step(tail, linear(x, self.w_xbc), start)
         u, b, c = _activated(self.heads, self.head_size, self.b_conv, xbc)
@@ -91,8 +106,9 @@ class Mamba2(Memory):
         s = jnp.exp(log_decay)[:, None, None] * jnp.where(start, 0, s) + write
         return (s, tail), self._read(jnp.einsum("n,hnp->hp", c, s), u, x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_attention`; the heads share queries and keys."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         s, tail = state
         activated = functools.partial(_activated, self.heads, self.head_size)
         tail, (u, b, c) = self.conv.scan(tail, linear(xs, self.w_xbc), starts, activated, self.b_conv)

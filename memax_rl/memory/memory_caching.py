@@ -17,9 +17,11 @@ segments. A start empties all. As in TTT-Linear, a tape chunk of at most `segmen
 one segment that begins without a start, before its first start.
 """
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
@@ -28,9 +30,24 @@ from memax_rl.memory.layers.weights import check_size, normal, select, state_zer
 from memax_rl.ops import linear
 from memax_rl.ops._chunks import scan_chunks, segments
 
+State = tuple[Any, Any, Int[Array, ""], Int[Array, ""]]
+
 
 class MemoryCaching(Memory):
-    """Linear attention that can look back at the states of earlier segments."""
+    """Linear attention in segments; the states of earlier segments are cached and read with gates.
+
+    For recall of when as well as what: a query selects a segment, then a key in it.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        segment_size: steps a segment.
+        cached: segments whose state is kept.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2602.24281"
+    verified: ClassVar[str] = "from the paper's text only, at second hand"
 
     in_size: int
     out_size: int
@@ -76,8 +93,7 @@ class MemoryCaching(Memory):
     def _read(self, reads):
         return linear(rms_norm(reads, self.norm), self.w_o)
 
-    def initial_state(self):
-        """Return an empty cache, S = 0, and no steps."""
+    def initial_state(self) -> State:
         shape = (self.heads, self.cached, self.head_size)
         empty = state_zeros(self.norm, (*shape, self.head_size)), state_zeros(self.norm, shape)
         present = (
@@ -86,8 +102,9 @@ class MemoryCaching(Memory):
         )
         return empty, present, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
 
-    def step(self, state, x, start):
-        """Close the segment if it is full, then write, then read from all segments."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         cache, present, phase, held = select(start, self.initial_state(), state)
         full = phase == self.segment_size
         cache = select(full, jax.vmap(self._push)(cache, present), cache)
@@ -114,7 +131,9 @@ class MemoryCaching(Memory):
         )
         return s_old[1:], means[1:]
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """In chunks of at most one segment's size."""
         cache, present, phase, held = state
         begins, last_phase = unit_begins(phase, starts, self.segment_size)

@@ -15,10 +15,11 @@ and G [head_size, head_size], and the last three inputs of the convolution; a st
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
@@ -26,9 +27,26 @@ from memax_rl.memory.layers.heads import check_heads, rms_norm, unit
 from memax_rl.memory.layers.weights import check_size, normal, state_zeros
 from memax_rl.ops import conjugate_gradients, linear, linear_attention, regularized_solve
 
+State = tuple[
+    Float[Array, "heads head_size head_size"], Float[Array, "heads head_size head_size"], Float[Array, "lags width"]
+]
+
 
 class MesaNet(Memory):
-    """Regularized least squares over the decayed past."""
+    """Reads by regularized least squares over the decayed past.
+
+    The best linear prediction of values from keys, for associative recall with similar keys and in-context regression;
+    costs `iterations` products with the state at each step.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        iterations: steps of conjugate gradients.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2506.05233"
+    verified: ClassVar[str] = "fla, naive_mesa_net_exact"
 
     in_size: int
     out_size: int
@@ -81,13 +99,13 @@ class MesaNet(Memory):
     def _read(self, reads):
         return linear(rms_norm(reads, self.norm), self.w_o)
 
-    def initial_state(self):
-        """Return H = G = 0 for each head, and no inputs in the convolution."""
+    def initial_state(self) -> State:
         zeros = state_zeros(self.norm, (self.heads, self.head_size, self.head_size))
         return zeros, zeros, self.conv.initial_state()
 
-    def step(self, state, x, start):
-        """One step of both recurrences and one solve, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         h, g, tail = state
         tail, qk = self.conv.step(tail, linear(x, self.w_qk), start)
         q, k = _activated(self.heads, qk)
@@ -99,7 +117,9 @@ class MesaNet(Memory):
         p = conjugate_gradients(lambda p: jnp.einsum("hk,hkj->hj", p, h), self._regularizer(), q, self.iterations)
         return (h, g, tail), self._read(jnp.einsum("hk,hkv->hv", p, g))
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All solutions first, then they query G by `ops.linear_attention`, one call a head."""
         h, g, tail = state
         tail, (q, k) = self.conv.scan(tail, linear(xs, self.w_qk), starts, functools.partial(_activated, self.heads))

@@ -10,13 +10,17 @@ gate behind the recurrent product rather than before it, so that both products o
 State: h [out_size]. Reset: h = 0.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
+
+State = tuple[Float[Array, " out_size"], ...]
 
 
 def _cell(gates, state):
@@ -33,7 +37,14 @@ def _product(weights, h):
 
 
 class MGU(Memory):
-    """GRU with one gate, with orthogonal recurrent matrices. `u` holds U_f and U_n, one below the other."""
+    """Minimal gated unit: a GRU with one gate. `u` holds U_f and U_n side by side.
+
+    Two thirds of the weights of a GRU; sequential in time.
+    """
+
+    family: ClassVar[str] = "nonlinear"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1603.09420"
+    verified: ClassVar[str] = "torch.gru_cell with tied gates, but for the deviation that its file states"
 
     in_size: int
     out_size: int
@@ -54,17 +65,18 @@ class MGU(Memory):
     def _inputs(self, x):
         return linear(x, self.w_f.T) + self.b_f, linear(x, self.w_n.T) + self.b_n, None
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return (state_zeros(self.b_f, self.out_size),)
 
-    def step(self, state, x, start):
-        """Reset if asked, then one cell."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = nonlinear_step(_cell, _product, (self.u, self.c_n), self._inputs(x), state)
         return state, state[0]
 
-    def scan(self, state, xs, starts):
-        """All input products at once, then the sequential recurrence."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         weights = self.u, self.c_n
         return nonlinear_recurrence(_cell, _product, weights, jax.vmap(self._inputs)(xs), state, starts)

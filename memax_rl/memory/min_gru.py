@@ -8,17 +8,28 @@ Feng et al. 2024, Were RNNs All We Needed?, https://arxiv.org/abs/2410.01201, in
 State: h [out_size].
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import matrix, state_zeros
 from memax_rl.ops import linear, linear_recurrence
 
+State = Float[Array, " out_size"]
+
 
 class MinGRU(Memory):
-    """Input-gated diagonal recurrence."""
+    """GRU whose gates see the input only: a diagonal linear recurrence.
+
+    Parallel in time, at a GRU's size of state; what is written cannot depend on the state.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.01201"
+    verified: ClassVar[str] = "lucidrains/minGRU-pytorch, form in log space"
 
     in_size: int
     out_size: int
@@ -41,18 +52,19 @@ class MinGRU(Memory):
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
         return 1 - z, z * candidate
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return state_zeros(self.b_z, self.out_size)
 
-    def step(self, state, x, start):
-        """One step of the recurrence."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         decay, write = self._gates(x)
         h = decay * jnp.where(start, 0, state) + write
         return h, h
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence`."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         decay, write = jax.vmap(self._gates)(xs)
         hs = linear_recurrence(decay, write, state, starts)
         return hs[-1], hs

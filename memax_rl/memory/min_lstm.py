@@ -10,17 +10,28 @@ space.
 State: h [out_size]. Reset: h = 0.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear, linear_recurrence
 
+State = Float[Array, " out_size"]
+
 
 class MinLSTM(Memory):
-    """Input-gated diagonal recurrence whose two gates sum to one."""
+    """LSTM whose gates see the input only, with forget and input gates that sum to one.
+
+    Parallel in time; close to MinGRU, with separate control of forgetting and writing.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.01201"
+    verified: ClassVar[str] = "lucidrains' minLSTM, form in log space"
 
     in_size: int
     out_size: int
@@ -46,18 +57,19 @@ class MinLSTM(Memory):
         # f / (f + i) in logarithms: both gates may be too small to divide.
         return jax.nn.sigmoid(f - i), jax.nn.sigmoid(i - f) * candidate
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return state_zeros(self.b_f, self.out_size)
 
-    def step(self, state, x, start):
-        """One step of the recurrence."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         decay, write = self._gates(x)
         h = decay * jnp.where(start, 0, state) + write
         return h, h
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.linear_recurrence`."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         decay, write = jax.vmap(self._gates)(xs)
         hs = linear_recurrence(decay, write, state, starts)
         return hs[-1], hs

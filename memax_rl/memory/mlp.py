@@ -3,17 +3,28 @@
 y = W_2 gelu(W_1 x + b_1) + b_2
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal
 from memax_rl.ops import linear
 
+State = tuple[()]
+
 
 class MLP(Memory):
-    """Two dense layers, applied to each step by itself."""
+    """Two dense layers, applied to each step by itself.
+
+    No memory: the control in a comparison, which shows what a task needs no memory for.
+    """
+
+    family: ClassVar[str] = "none"
+    paper: ClassVar[str] = "no paper"
+    verified: ClassVar[str] = "a linear layer and its activation by torch"
 
     in_size: int
     out_size: int
@@ -31,16 +42,17 @@ class MLP(Memory):
     def _apply(self, x):
         return linear(jax.nn.gelu(linear(x, self.w_1) + self.b_1), self.w_2) + self.b_2
 
-    def initial_state(self):
-        """Return the empty state."""
+    def initial_state(self) -> State:
         return ()
 
-    def step(self, state, x, start):
-        """Apply the layers to one input."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         del start
         return state, self._apply(x)
 
-    def scan(self, state, xs, starts):
-        """Apply the layers to all inputs."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         del starts
         return state, jax.vmap(self._apply)(xs)

@@ -22,18 +22,35 @@ convolution of 4 before q and k, gates that see q, k and v, a trained skip from 
 a SiLU gate of its own projection in place of o.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, check_norm, each_head, each_row, layer_norm
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear, linear_attention
 
+State = tuple[Float[Array, "heads head_size width"], Float[Array, " heads"]]
+
 
 class MLSTM(Memory):
-    """Linear attention with a forget gate, an exponential input gate and a divisor."""
+    """Linear attention with a forget gate, an exponential input gate and a divisor.
+
+    For associative recall where a late and strong input must outweigh all earlier ones; parallel in time.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+    """
+
+    family: ClassVar[str] = "matrix"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.04517"
+    verified: ClassVar[str] = (
+        "NX-AI's xlstm and xlstm-jax, cell and norm of each head; the gate: read against xlstm_large"
+    )
 
     in_size: int
     out_size: int
@@ -78,14 +95,14 @@ class MLSTM(Memory):
             jax.nn.log_sigmoid(linear(x, self.w_f) + self.b_f),
         )
 
-    def initial_state(self):
-        """Return C = 0, n = 0 and m = 0 for each head."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size + 1)), state_zeros(
             self.norm, self.heads
         )
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         c, m = (jnp.where(start, 0, s) for s in state)
         q, k, v, i_log, f_log = self._project(x)
         m_new = jax.lax.stop_gradient(jnp.maximum(f_log + m, i_log))
@@ -94,7 +111,9 @@ class MLSTM(Memory):
         h = _gated(self.norm, self.b_o, jnp.einsum("hk,hkv->hv", q, c), m_new, linear(x, self.w_o))
         return (c, m_new), linear(h, self.w_y)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All m by an associative scan; then both gates are known and the rest is `ops.linear_attention`."""
         c, m0 = state
         q, k, v, i_log, f_log = jax.vmap(self._project)(xs)

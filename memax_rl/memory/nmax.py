@@ -11,13 +11,17 @@ tree over pairs (product of decays, maximum), which compose as (d, m) then (d', 
 for any decay >= 0.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_size, normal, select, state_zeros
 from memax_rl.ops import Maps, elementwise_recurrence, linear
+
+State = tuple[Float[Array, " state_size"]]
 
 
 def _cell(decay, u, state):
@@ -47,7 +51,17 @@ _MAPS = Maps(_lift, _constant, _combine, _value)
 
 
 class NMax(Memory):
-    """Maximum over the past with a decay for each unit, between 0.9 and 0.9999 at the start."""
+    """Maximum over the past with a decay for each unit, between 0.9 and 0.9999 at the start.
+
+    For "did this ever happen": a peak is kept exactly, however often smaller inputs follow.
+
+    Args:
+        state_size: state variables. None: out_size.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "no paper"
+    verified: ClassVar[str] = "torch.cummax (the recurrence; no paper is known to give the form)"
 
     in_size: int
     out_size: int
@@ -67,18 +81,19 @@ class NMax(Memory):
         self.w_u, self.b_u = normal(keys[1], in_size, size), jnp.zeros(size)
         self.w_y, self.b_y = normal(keys[2], size, out_size), jnp.zeros(out_size)
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return (state_zeros(self.logit, self.logit.shape),)
 
-    def step(self, state, x, start):
-        """One step of the recurrence."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = _cell(jax.nn.sigmoid(self.logit), linear(x, self.w_u) + self.b_u, state)
         return state, linear(state[0], self.w_y) + self.b_y
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.elementwise_recurrence`."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         decay, us = jax.nn.sigmoid(self.logit), linear(xs, self.w_u) + self.b_u[None]
         (hs,) = elementwise_recurrence(_cell, decay, us, state, starts, maps=_MAPS)
         return (hs[-1],), linear(hs, self.w_y) + self.b_y[None]

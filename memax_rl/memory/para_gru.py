@@ -12,13 +12,17 @@ State: h [out_size]. Reset: h = 0. `scan` is a loop on a CPU, which is faster th
 elsewhere.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, select, state_zeros
 from memax_rl.ops import elementwise_recurrence, linear
+
+State = tuple[Float[Array, " out_size"]]
 
 
 def _cell(a, x, state):
@@ -30,7 +34,17 @@ def _cell(a, x, state):
 
 
 class ParaGRU(Memory):
-    """GRU with diagonal recurrent weights. Gates are in the order z, r, n."""
+    """GRU with diagonal recurrent weights. Gates are in the order z, r, n.
+
+    Nonlinear in the state and still parallel in time, by Newton's method on accelerators.
+
+    Args:
+        solver: 'sequential' or 'newton'. None: sequential on a CPU, Newton's method elsewhere.
+    """
+
+    family: ClassVar[str] = "nonlinear"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2510.21450"
+    verified: ClassVar[str] = "apple/ml-pararnn, recurrence_step, by both solvers"
 
     in_size: int
     out_size: int
@@ -52,17 +66,19 @@ class ParaGRU(Memory):
     def _inputs(self, x):
         return tuple(linear(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return (state_zeros(self.b[0], self.out_size),)
 
-    def step(self, state, x, start):
-        """Reset if asked, then one cell."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = _cell(self.a, self._inputs(x), state)
         return state, state[0]
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All input products at once, then `ops.elementwise_recurrence`."""
         inputs = jax.vmap(self._inputs)(xs)
         (hs,) = elementwise_recurrence(_cell, self.a, inputs, state, starts, method=self.solver)

@@ -16,13 +16,17 @@ State: h, c [out_size]. Reset: h = c = 0. The Jacobian of a step is a 2 x 2 matr
 loop on a CPU, which is faster there, and Newton's method elsewhere.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import normal, select, state_zeros
 from memax_rl.ops import elementwise_recurrence, linear
+
+State = tuple[Float[Array, " out_size"], Float[Array, " out_size"]]
 
 
 def _cell(weights, x, state):
@@ -38,8 +42,16 @@ def _cell(weights, x, state):
 class ParaLSTM(Memory):
     """LSTM with diagonal recurrent weights, coupled gates and peepholes.
 
-    Gates are in the order f, n, o; the forget bias starts at 1.
+    Nonlinear in the state and still parallel in time, by Newton's method on accelerators. Gates are in the order f, n,
+    o; the forget bias starts at 1.
+
+    Args:
+        solver: 'sequential' or 'newton'. None: sequential on a CPU, Newton's method elsewhere.
     """
+
+    family: ClassVar[str] = "nonlinear"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2510.21450"
+    verified: ClassVar[str] = "apple/ml-pararnn, recurrence_step, by both solvers"
 
     in_size: int
     out_size: int
@@ -63,17 +75,19 @@ class ParaLSTM(Memory):
     def _inputs(self, x):
         return tuple(linear(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
-    def initial_state(self):
-        """Return h = c = 0."""
+    def initial_state(self) -> State:
         return state_zeros(self.b[0], self.out_size), state_zeros(self.b[0], self.out_size)
 
-    def step(self, state, x, start):
-        """Reset if asked, then one cell."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = _cell((self.a, self.p), self._inputs(x), state)
         return state, state[0]
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All input products at once, then `ops.elementwise_recurrence`."""
         inputs = jax.vmap(self._inputs)(xs)
         hs, cs = elementwise_recurrence(_cell, (self.a, self.p), inputs, state, starts, method=self.solver)

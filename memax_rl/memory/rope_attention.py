@@ -12,12 +12,16 @@ were before turning. State: rings of the last window - 1 keys and values, [windo
 Reset: the rings are emptied.
 """
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from typing import ClassVar
+
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.rotary import turn
 from memax_rl.memory.layers.weights import check_size
-from memax_rl.memory.layers.window import Heads, attend_scan, attend_step, empty_rings
+from memax_rl.memory.layers.window import Heads, Ring, attend_scan, attend_step, empty_rings
+
+State = tuple[Ring, Ring]
 
 _BASE = 10_000.0
 
@@ -27,7 +31,19 @@ def _turn(x: Float[Array, "T heads head_size"], first: int) -> Float[Array, "T h
 
 
 class RopeAttention(Memory):
-    """Multi-head attention over a window that sees how far back each key lies."""
+    """Multi-head softmax attention over a window, with rotary position embedding.
+
+    For exact recall within the window, by content and by how many steps ago.
+
+    Args:
+        window: steps seen, the present one included.
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: features of a head.
+    """
+
+    family: ClassVar[str] = "attention"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2104.09864"
+    verified: ClassVar[str] = "torch's scaled_dot_product_attention with transformers' rotary embedding"
 
     in_size: int
     out_size: int
@@ -50,14 +66,16 @@ class RopeAttention(Memory):
         if head_size % 2:
             raise ValueError(f"head_size must be even, because features turn in pairs, got {head_size}")
 
-    def initial_state(self):
-        """Return empty rings of keys and values."""
+    def initial_state(self) -> State:
         return empty_rings(self.heads, self.window)
 
-    def step(self, state, x, start):
-        """Push the new key and value, then attend to all in the rings."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         return attend_step(self.heads, state, x, start, turn=_turn)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All steps by `ops.window_attention`, one call a head."""
         return attend_scan(self.heads, state, xs, starts, self.window, turn=_turn)

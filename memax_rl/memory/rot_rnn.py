@@ -14,14 +14,17 @@ agree, else a matrix.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
+
+State = Float[Array, "heads pairs 2"]
 
 
 def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
@@ -42,7 +45,20 @@ def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
 
 
 class RotRNN(Memory):
-    """Heads of pairs that turn and fade."""
+    """Linear recurrence by rotations, with one decay for each head.
+
+    As the LRU for long dependencies at regular delays, with a state whose size stays that of the input by construction.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: state variables of a head, even.
+        gamma_min: smallest decay of a head at the start.
+        gamma_max: largest decay of a head at the start.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2407.07239"
+    verified: ClassVar[str] = "the paper's equations with a dense matrix gamma P Theta P^T"
 
     in_size: int
     out_size: int
@@ -100,12 +116,12 @@ class RotRNN(Memory):
     def _skip(self, x):
         return x * self.d if self.d.ndim == 1 else linear(x, self.d)
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         return state_zeros(self.theta, (*self.theta.shape, 2))
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         into, out = self._matrices()
         a, b = jnp.moveaxis(jnp.where(start, 0, state), -1, 0)
         cos, sin = jnp.cos(self.theta), jnp.sin(self.theta)
@@ -113,8 +129,9 @@ class RotRNN(Memory):
         h = self._gamma()[:, None, None] * turned + jnp.einsum("i,hip->hp", x, into).reshape(state.shape)
         return h, jnp.einsum("hp,hpo->o", h.reshape(h.shape[0], -1), out) + self._skip(x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, both parts of the pairs side by side."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         into, out = self._matrices()
         # All heads in one matrix product.
         into = into.reshape(into.shape[0], into.shape[1], -1, 2).transpose(3, 0, 2, 1).reshape(-1, self.in_size)

@@ -15,22 +15,36 @@ zeroes both.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, check_norm, each_head, unit
 from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import generalized_delta_rule, linear
 
+State = tuple[Float[Array, "heads head_size head_size"], Float[Array, " in_size"]]
+
 _RANK = 16
 _FASTEST = math.exp(-0.5)
 
 
 class RWKV7(Memory):
-    """The generalized delta rule."""
+    """Matrix memory with the generalized delta rule: decay for each channel, separate strengths of removal and writing.
+
+    For associative recall and state tracking over long episodes; parallel in time.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+    """
+
+    family: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2503.14456"
+    verified: ClassVar[str] = "fla, RWKV-7 recurrence"
 
     in_size: int
     out_size: int
@@ -92,22 +106,23 @@ class RWKV7(Memory):
         y = normal_reads.reshape(-1) * self.norm + self.norm_bias + own.reshape(-1)
         return linear(y * g.reshape(-1), self.w_o)
 
-    def initial_state(self):
-        """Return S = 0 for each head and a previous input of zero."""
+    def initial_state(self) -> State:
         return state_zeros(self.norm, (self.heads, self.head_size, self.head_size)), state_zeros(
             self.norm, self.in_size
         )
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         s, x_prev = (jnp.where(start, 0, u) for u in state)
         r, k, v, kappa, a, log_decay, g = self._project(x, x_prev)
         removed = (a * kappa)[:, :, None] * jnp.einsum("hk,hkv->hv", kappa, s)[:, None, :]
         s = jnp.exp(log_decay)[:, :, None] * s - removed + k[:, :, None] * v[:, None, :]
         return (s, x.astype(s.dtype)), self._read(jnp.einsum("hk,hkv->hv", r, s), r, k, v, g)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.generalized_delta_rule`, one call a head."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         s, x_prev = state
         x_prev = jnp.where(starts[:, None], 0, jnp.concatenate([x_prev[None], xs[:-1]]))
         r, k, v, kappa, a, log_decay, g = jax.vmap(self._project)(xs, x_prev)

@@ -13,15 +13,18 @@ a matrix.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
+
+State = Complex[Array, " half"]
 
 
 def _hippo(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +38,19 @@ def _hippo(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class S5(Memory):
-    """Diagonal complex state space model with a step size for each state variable."""
+    """Diagonal complex state space model, started from HiPPO, with a step size for each state variable.
+
+    For long dependencies and smooth signals; parallel in time. Its decays do not depend on the input.
+
+    Args:
+        state_size: state variables, even: conjugate pairs. None: out_size, rounded up to even.
+        dt_min: smallest step size at the start.
+        dt_max: largest step size at the start.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2208.04933"
+    verified: ClassVar[str] = "lindermanlab/S5 (zero-order hold, clipped eigenvalues)"
 
     in_size: int
     out_size: int
@@ -92,19 +107,20 @@ class S5(Memory):
         skip = x * self.d if self.d.ndim == 1 else linear(x, self.d)
         return 2 * (linear(h.real, self.c_re.T) - linear(h.imag, self.c_im.T)) + skip
 
-    def initial_state(self):
-        """Return h = 0."""
+    def initial_state(self) -> State:
         zeros = state_zeros(self.lam_re, self.lam_re.shape)
         return as_complex(zeros, zeros)
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         lam, scale = self._discrete()
         h = lam * jnp.where(start, 0, state) + self._write(x, scale)
         return h, self._read(h, x)
 
-    def scan(self, state, xs, starts):
-        """The recurrence over all steps by `ops.complex_diagonal_recurrence`, real and imaginary parts side by side."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         lam, scale = self._discrete()
         # The factor meets B, not every step.
         b_re, b_im, re, im = self.b_re, self.b_im, scale.real[:, None], scale.imag[:, None]

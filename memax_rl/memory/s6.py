@@ -14,19 +14,35 @@ State: h and the last three inputs of the convolution. Reset: both zero.
 """
 
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.conv import ShortConvolution
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
 from memax_rl.ops import linear, selective_scan
 
+State = tuple[Float[Array, "inner state_size"], Float[Array, "lags inner"]]
+
 
 class S6(Memory):
-    """Diagonal state space model whose step size, input and output maps depend on the input."""
+    """The Mamba layer: a diagonal state space model whose step size, input and output maps depend on the input.
+
+    For selective memory: it can ignore noise for long and keep what matters.
+
+    Args:
+        state_size: state variables of each channel.
+        expand: channels for each output.
+        dt_min: smallest step size at the start.
+        dt_max: largest step size at the start.
+    """
+
+    family: ClassVar[str] = "diagonal"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2312.00752"
+    verified: ClassVar[str] = "transformers' MambaMixer, whole layer"
 
     in_size: int
     out_size: int
@@ -78,12 +94,12 @@ class S6(Memory):
         dt = jax.nn.softplus(linear(linear(u, self.w_down), self.w_up) + self.dt_bias)
         return dt, linear(u, self.w_b), linear(u, self.w_c)
 
-    def initial_state(self):
-        """Return h = 0 and an empty convolution."""
+    def initial_state(self) -> State:
         return state_zeros(self.d, self.a_log.shape), self.conv.initial_state()
 
-    def step(self, state, x, start):
-        """One step of the recurrence, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         h, tail = state
         tail, u = self.conv.step(tail, linear(x, self.w_u), start)
         u = _activated(self.b_conv, u)
@@ -92,7 +108,9 @@ class S6(Memory):
         h = decay * jnp.where(start, 0, h) + (dt * u)[:, None] * b[None, :]
         return (h, tail), linear((h @ c + self.d * u) * jax.nn.silu(linear(x, self.w_z)), self.w_y)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """All products with weights at once, then the recurrence by `ops.selective_scan`."""
         h, tail = state
         tail, us = self.conv.scan(tail, linear(xs, self.w_u), starts, _activated, self.b_conv)

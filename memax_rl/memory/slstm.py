@@ -18,15 +18,18 @@ State: h, c, n, m [out_size]. Reset: all zero.
 """
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_row, layer_norm
 from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
+
+State = tuple[Float[Array, " out_size"], ...]
 
 
 def _cell(gates, state):
@@ -52,10 +55,18 @@ def _normed(heads, weight, h):
 
 
 class SLSTM(Memory):
-    """Scalar-memory xLSTM cell.
+    """Scalar-memory xLSTM cell: an LSTM with exponential input gates and a normalizer.
 
-    Gates are in the order z, i, f, o; the forget biases are spread over [3, 6] at the start.
+    For state tracking with revisable decisions; sequential in time. Gates are in the order z, i, f, o; the forget
+    biases are spread over [3, 6] at the start.
+
+    Args:
+        heads: blocks of the recurrent matrices. None: out_size // 32 where that divides out_size, else 1.
     """
+
+    family: ClassVar[str] = "nonlinear"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.04517"
+    verified: ClassVar[str] = "NX-AI/xlstm, pointwise cell; the norm behind it: read against blocks/slstm"
 
     in_size: int
     out_size: int
@@ -85,17 +96,18 @@ class SLSTM(Memory):
     def _inputs(self, x):
         return tuple(linear(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
 
-    def initial_state(self):
-        """Return h = c = n = m = 0."""
+    def initial_state(self) -> State:
         return tuple(state_zeros(self.norm, self.out_size) for _ in range(4))
 
-    def step(self, state, x, start):
-        """Reset if asked, then one cell."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
         state = nonlinear_step(_cell, _product, self.r, self._inputs(x), state)
         return state, _normed(len(self.r[0]), self.norm, state[0])
 
-    def scan(self, state, xs, starts):
-        """All input products at once, then the sequential recurrence."""
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         state, hs = nonlinear_recurrence(_cell, _product, self.r, jax.vmap(self._inputs)(xs), state, starts)
         return state, each_row(functools.partial(_normed, len(self.r[0])), (hs,), self.norm)

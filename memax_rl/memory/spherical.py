@@ -12,10 +12,12 @@ Two reflections are a rotation in the plane of their keys, none if the keys agre
 `ops.delta_rule`.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, unit
@@ -23,9 +25,24 @@ from memax_rl.memory.layers.weights import check_size, normal, state_dtype
 from memax_rl.ops import linear
 from memax_rl.ops._chunks import chunk_size, scan_chunks, segments, unit_lower_solve
 
+State = Float[Array, "heads head_size"]
+
 
 class Spherical(Memory):
-    """Products of reflections that depend on the input."""
+    """A vector for each head that each input rotates, by products of reflections.
+
+    For tracking of states that compose as rotations do (parity, position, order); its length is constant, nothing
+    fades.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: size of a head's vector.
+        reflections: reflections an input; two are a rotation.
+    """
+
+    family: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "https://arxiv.org/abs/1612.00188"
+    verified: ClassVar[str] = "fla, delta rule with beta 2 and no values"
 
     in_size: int
     out_size: int
@@ -68,18 +85,20 @@ class Spherical(Memory):
     def _read(self, h, x):
         return linear(h.reshape(-1), self.w_o) + linear(x, self.w_d)
 
-    def initial_state(self):
-        """Return the trained h_0 of each head."""
+    def initial_state(self) -> State:
         return self.h_0.astype(state_dtype(self.h_0))
 
-    def step(self, state, x, start):
-        """One reflection after the other."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         h = jnp.where(start, self.initial_state(), state)
         for k in self._keys(x):
             h = h - 2 * k * jnp.sum(k * h, axis=-1, keepdims=True)
         return h, self._read(h, x)
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """The reflections of a chunk by one triangular system a head."""
         length = self.reflections * len(starts)
         keys = jax.vmap(self._keys)(xs).reshape(length, self.heads, self.head_size).astype(state.dtype)

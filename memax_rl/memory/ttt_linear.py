@@ -25,9 +25,11 @@ base is one of three: the incoming one, the W that the incoming mini-batch ends 
 `scan` uses.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_heads, check_norm
@@ -35,6 +37,8 @@ from memax_rl.memory.layers.phase import unit_begins
 from memax_rl.memory.layers.weights import check_between, check_size, normal, state_dtype
 from memax_rl.ops import linear
 from memax_rl.ops._chunks import scan_chunks, segments
+
+State = tuple[Float[Array, "heads rows head_size"], Float[Array, "heads rows head_size"], Int[Array, ""]]
 
 
 def _layer_norm(z):
@@ -54,7 +58,22 @@ def _places(phase, starts, size):
 
 
 class TTTLinear(Memory):
-    """A linear model as the state, trained on the way."""
+    """A linear model as the state, trained by gradient descent on each input.
+
+    For associative recall and in-context regression; near to the delta rule, with a norm in the inner model.
+
+    Args:
+        heads: number of heads. None: out_size // head_size, at least 1.
+        head_size: rows and columns of a head's state.
+        batch_size: steps whose gradients share one base.
+        rate: learning rate of the inner model.
+    """
+
+    family: ClassVar[str] = "delta"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2407.04620"
+    verified: ClassVar[str] = (
+        "ttt-lm-jax, TTTLinearBase without rotary embedding, whole layer; fla's chunk_ttt_linear_ref"
+    )
 
     in_size: int
     out_size: int
@@ -123,13 +142,13 @@ class TTTLinear(Memory):
     def _read(self, reads):
         return linear(_layer_norm(reads.reshape(-1)) * self.norm + self.norm_bias, self.w_o)
 
-    def initial_state(self):
-        """Return base = W_0 and total = 0 for each head, and no steps in the mini-batch."""
+    def initial_state(self) -> State:
         w_0 = self.w_0.astype(state_dtype(self.w_0))
         return w_0, jnp.zeros_like(w_0), jnp.zeros((), jnp.int32)
 
-    def step(self, state, x, start):
-        """One step of gradient descent, then the read, as in the paper."""
+    def step(
+        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
+    ) -> tuple[State, Float[Array, " out_size"]]:
         base, total, phase = state
         shares, full = self._shares(), phase == self.batch_size
         base = jnp.where(start, self.w_0, jnp.where(full, base - shares[-1] * total, base))
@@ -142,7 +161,9 @@ class TTTLinear(Memory):
         z = jnp.einsum("hk,hkv->hv", _with_one(q), base - shares[phase - 1] * total)
         return (base, total, phase), self._read(q + self._inner(self.inner_weight, self.inner_bias, z))
 
-    def scan(self, state, xs, starts):
+    def scan(
+        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
+    ) -> tuple[State, Float[Array, "T out_size"]]:
         """In chunks of one mini-batch's size: all gradients of a chunk at once, reads in the dual form."""
         base, total, phase = state
         shares = self._shares()
