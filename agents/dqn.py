@@ -12,37 +12,28 @@ burn-in, no padding. One unroll of the network over the tape gives Q at t and, o
 memory that has seen all that came before. A second unroll over the next observations would never see the first one.
 """
 
-import math
 from collections.abc import Callable
-from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 import rlax
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field, model_validator
 
 from memax_rl.agents.base import AgentSettings
+from memax_rl.agents.epsilon_greedy import epsilon_greedy
 from memax_rl.agents.optimizer import Schedule, clip, make_schedule
-from memax_rl.envs import spaces
 from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
+from memax_rl.rollout.collect import collect_steps
 from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.returns import lambda_returns, n_step_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
-from memax_rl.rollout.streams import (
-    Finished,
-    RolloutState,
-    as_metrics,
-    episode_metrics,
-    first_unusable,
-    start_stream,
-    step_stream,
-)
+from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
 
 
@@ -108,10 +99,8 @@ class DQNConfig(AgentSettings):
     @model_validator(mode="after")
     def _check_target(self) -> "DQNConfig":
         if self.q_lambda is not None and self.n_step > 1:
-            raise ValueError(
-                f"set either n_step or q_lambda, not both; got n_step={self.n_step} and q_lambda={self.q_lambda}. For "
-                "n-step returns set dqn.q_lambda to null"
-            )
+            got = f"n_step={self.n_step} and q_lambda={self.q_lambda}"
+            raise ValueError(f"set either n_step or q_lambda, got {got}; for n-step returns set dqn.q_lambda to null")
         if self.watkins and self.q_lambda is None:
             raise ValueError("watkins is about lambda-returns; set q_lambda as well")
         return self
@@ -131,22 +120,6 @@ class DQNState(eqx.Module):
     gradient_steps: Int[Array, ""]
 
 
-class Sizes(NamedTuple):
-    """What follows from the settings and the environment.
-
-    **Arguments:**
-
-    - `slots`: of a tape.
-    - `steps`, `gradient_steps`: in an update.
-    - `capacity`: slots of the replay for each environment.
-    """
-
-    slots: int
-    steps: int
-    gradient_steps: int
-    capacity: int
-
-
 def unroll(network: QNetwork, tape: Tape) -> QValues:
     """Return the action values of all slots, from one pass of the network over tapes that begin at a start."""
 
@@ -156,8 +129,8 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
 
     action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
     rows = tape.start.shape[0]
-    memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (rows, *leaf.shape)), network.initial_state())
-    return network.scan(memory, AgentInput(tape.observation, action, reward, tape.start))[1]
+    carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (rows, *leaf.shape)), network.initial_state())
+    return network.scan(carry, AgentInput(tape.observation, action, reward, tape.start))[1]
 
 
 class DQN:
@@ -165,15 +138,14 @@ class DQN:
 
     It trains on one device.
 
-    **Arguments:**
+    Args:
+        env, env_params: From `memax_rl.envs.make`.
+        make_network: (observation space, action space, key) -> network.
+        config: Settings; `tape_length` may be None.
+        total_steps: Environment steps over which the schedules run.
 
-    - `env`, `env_params`: from `memax_rl.envs.make`.
-    - `make_network`: (observation space, action space, key) -> network.
-    - `config`: settings.
-    - `total_steps`: environment steps over which the schedules run.
-
-    **Raises:** `ValueError` for continuous actions, an episode that does not fit onto a tape, or sizes that do not fit
-    each other.
+    Raises:
+        ValueError: For continuous actions, an episode longer than a tape, or sizes that do not fit each other.
     """
 
     name = "dqn"
@@ -192,10 +164,18 @@ class DQN:
         total_steps: int,
     ):
         self.env, self.env_params, self.make_network = env, env_params, make_network
-        # Taken once: spaces compare by identity, and they are static parts of the network.
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         check_discrete(self.action_space)
-        self.sizes = resolve(config, env, env_params)
+        self.sizes = replays.replay_size(
+            env,
+            env_params,
+            num_envs=config.num_envs,
+            batch_size=config.batch_size,
+            tape_length=config.tape_length,
+            samples_per_insert=config.samples_per_insert,
+            buffer_size=config.buffer_size,
+            learning_starts=config.learning_starts,
+        )
         self.overlong_hint = f"set dqn.tape_length, now {self.sizes.slots}, to more than the longest episode"
         self.config = config.model_copy(update={"tape_length": self.sizes.slots})
         self.transient_fields: tuple[str, ...] = () if config.save_replay else ("replay",)
@@ -211,12 +191,10 @@ class DQN:
         """Return the state before training."""
         network_key, stream_key, key = jax.random.split(key, 3)
         network = self.make_network(self.observation_space, self.action_space, network_key)
-        memory = network.initial_state()
-        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(
-            jax.random.split(stream_key, self.config.num_envs)
-        )
+        streams = self._start(network, stream_key)
         one = jax.tree.map(lambda leaf: leaf[0], streams)
-        slot = jax.eval_shape(lambda: self._step(network, jnp.zeros(()), one, jax.random.split(key))[1])
+        act, keys = self.act(network), jax.random.split(key)
+        slot = _unscored(jax.eval_shape(lambda: step_stream(self.env, self.env_params, act, one, keys)[1]))
         return DQNState(
             network=network,
             target=jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, network),
@@ -235,10 +213,13 @@ class DQN:
         The replay keeps what it has of the open episodes, but for their last transitions: what followed is not known.
         """
         # A constant that no other use of this key has.
-        keys = jax.random.split(jax.random.fold_in(state.key, 2**30), self.config.num_envs)
-        memory = state.network.initial_state()
-        streams = jax.vmap(lambda k: start_stream(self.env, self.env_params, memory, k))(keys)
+        streams = self._start(state.network, jax.random.fold_in(state.key, 2**30))
         return eqx.tree_at(lambda s: (s.streams, s.replay), state, (streams, replays.abandon(state.replay)))
+
+    def _start(self, network: QNetwork, key: PRNGKeyArray) -> RolloutState:
+        carry = network.initial_state()
+        start = jax.vmap(lambda k: start_stream(self.env, self.env_params, carry, k))
+        return start(jax.random.split(key, self.config.num_envs))
 
     def update(self, state: DQNState) -> tuple[DQNState, dict[str, Float[Array, ""]]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.
@@ -268,38 +249,12 @@ class DQN:
         }
         return after, as_metrics(metrics)
 
-    def act(self, network: QNetwork, greedy: bool = False) -> Callable[..., tuple[Any, Array, Array]]:
-        """Return how the network plays: (memory, inputs, key) -> (memory, action, log-probability).
+    def act(self, network: QNetwork, greedy: bool = False) -> Act:
+        """Return how the network plays: (carry, inputs, key) -> (carry, action, log-probability).
 
         Greedily, or with the epsilon of the schedule's end.
         """
-        return self._explore(network, 0.0 if greedy else self.config.epsilon_end)
-
-    # Collecting
-
-    def _explore(self, network: QNetwork, epsilon: Float[Array, ""] | float) -> Callable[..., tuple[Any, Array, Array]]:
-        """Return how the network plays with a probability of epsilon for an action drawn evenly from all."""
-        space = self.action_space
-        values = jnp.array(space.nvec if isinstance(space, spaces.MultiDiscrete) else (space.n,))
-
-        def act(memory, inputs, key):
-            memory, q = network.step(memory, inputs)
-            # One call for all draws, because the hashing of a key is what they cost.
-            uniform = jax.random.uniform(key, (1 + len(values),))
-            drawn = jnp.minimum((uniform[1:] * values).astype(jnp.int32), values - 1)
-            best = q.mode()
-            action = jnp.where(uniform[0] < epsilon, drawn.reshape(best.shape), best)
-            chosen = jnp.where(jnp.all(action == best), 1 - epsilon, 0)
-            return memory, action, jnp.log(chosen + epsilon / jnp.prod(values))
-
-        return act
-
-    def _step(
-        self, network: QNetwork, epsilon: Float[Array, ""], stream: RolloutState, keys: Key[Array, "2"]
-    ) -> tuple[RolloutState, Tape, Finished]:
-        stream, slot, finished = step_stream(self.env, self.env_params, self._explore(network, epsilon), stream, keys)
-        # Q-learning has no use for how probable an action was.
-        return stream, eqx.tree_at(lambda t: t.log_prob, slot, None), finished
+        return epsilon_greedy(network, self.action_space, 0.0 if greedy else self.config.epsilon_end)
 
     def epsilons(self, env_steps: StepCount) -> Float[Array, " num_envs"]:
         """Return the probability of a random action for each environment (Horgan et al. 2018, section 4.1)."""
@@ -313,27 +268,19 @@ class DQN:
     def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[RolloutState, Tape, Replay, dict[str, Array]]:
         """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""
         epsilon = self.epsilons(state.env_steps)
-
-        def body(streams, keys):
-            streams, slot, finished = jax.vmap(self._step, in_axes=(None, 0, 0, 0))(
-                state.network, epsilon, streams, keys
-            )
-            return streams, (slot, finished)
-
         keys = jax.random.split(key, (self.sizes.steps, self.config.num_envs, 2))
-        streams, (slots, finished) = jax.lax.scan(body, state.streams, keys)
-        new = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), slots)
+        streams, new, metrics = collect_steps(
+            self.env,
+            self.env_params,
+            lambda epsilon: epsilon_greedy(state.network, self.action_space, epsilon),
+            epsilon,
+            state.streams,
+            keys,
+            tape_length=self.sizes.slots,
+        )
+        new = _unscored(new)
         replay = replays.add(state.replay, new, streams.inputs.observation, streams.inputs.start)
-        # No tape from the episode's start holds such a transition with its next observation.
-        beyond = slots.valid & ~slots.terminated & (finished.episode_length >= self.sizes.slots)
-        metrics = {
-            **episode_metrics(finished),
-            "env_steps": jnp.sum(slots.valid),
-            "epsilon": jnp.mean(epsilon),
-            "tape/overlong": jnp.sum(beyond),
-            "env/unusable": first_unusable(slots, axis=0),
-        }
-        return streams, new, replay, metrics
+        return streams, new, replay, metrics | {"epsilon": jnp.mean(epsilon)}
 
     # Learning
 
@@ -443,6 +390,11 @@ class DQN:
         return loss, jax.lax.stop_gradient((error, metrics))
 
 
+def _unscored(tape: Tape) -> Tape:
+    """Return the slots without the actions' log-probabilities, for which Q-learning has no use."""
+    return eqx.tree_at(lambda t: t.log_prob, tape, None)
+
+
 def _on_slots(f: Callable[..., Array], *args: Any) -> Array:
     return jax.vmap(jax.vmap(f))(*args)
 
@@ -450,49 +402,6 @@ def _on_slots(f: Callable[..., Array], *args: Any) -> Array:
 def _next(x: Array) -> Array:
     """Return x of the next slot; zero at the last."""
     return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
-
-
-def resolve(config: DQNConfig, env: Any, env_params: Any) -> Sizes:
-    """Return the sizes that follow from the settings.
-
-    **Raises:** `ValueError` if an episode cannot fit onto a tape, the replay is too small for the rest, or the
-    samples_per_insert would need very long updates.
-    """
-    fixed = env.fixed_length(env_params)
-    longest = fixed + env.truncates(env_params) if fixed is not None else env.max_episode_steps(env_params)
-    slots = config.tape_length
-    if slots is None:
-        if longest is None:
-            raise ValueError(
-                "tape_length is not set and the environment states no longest episode; set dqn.tape_length to more "
-                "than the longest episode"
-            )
-        # A round number, so that the gradient steps of an update are soon a whole number.
-        slots = 32 * math.ceil(max(128, longest + 1) / 32)
-    elif longest is not None and slots < longest:
-        raise ValueError(
-            f"tape_length={slots} is shorter than the longest episode, {longest} slots; set dqn.tape_length to "
-            f"{longest + 1} or more"
-        )
-    # gradient steps in an update / steps in it, in lowest terms.
-    ratio = Fraction(config.samples_per_insert).limit_denominator(1000) * config.num_envs / (config.batch_size * slots)
-    gradient_steps, steps = ratio.numerator, ratio.denominator
-    capacity = config.buffer_size // config.num_envs
-    if steps + slots > capacity:
-        raise ValueError(
-            f"buffer_size={config.buffer_size} gives each of {config.num_envs} environments {capacity} slots, which "
-            f"do not hold a tape of {slots} slots and the {steps} steps of an update; set dqn.buffer_size to "
-            f"{(steps + slots) * config.num_envs} or more, or dqn.samples_per_insert, batch_size and num_envs to "
-            "rounder numbers"
-        )
-    # In the worst case every other slot is a final observation, and the oldest episode has lost its start.
-    surely = config.num_envs * (capacity - slots) // 2
-    if config.learning_starts > surely:
-        raise ValueError(
-            f"learning_starts={config.learning_starts} is more than a replay of {config.buffer_size} slots surely "
-            f"holds, {surely} transitions; set dqn.learning_starts lower or dqn.buffer_size higher"
-        )
-    return Sizes(slots, steps, gradient_steps, capacity)
 
 
 def make(settings: DQNConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> DQN:

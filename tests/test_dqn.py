@@ -8,6 +8,7 @@ import pytest
 from _probes import Probe, Recall
 
 from memax_rl.agents.dqn import DQN, DQNConfig, unroll
+from memax_rl.agents.epsilon_greedy import epsilon_greedy
 from memax_rl.envs import make, spaces
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
 from memax_rl.networks.encoder import AgentInput
@@ -238,7 +239,7 @@ def test_epsilon_is_how_often_the_action_is_random(space, key):
 
     @jax.jit
     def actions(epsilon):
-        act = agent._explore(network, epsilon)
+        act = epsilon_greedy(network, space, epsilon)
         run = jax.vmap(lambda k: act(network.initial_state(), inputs, k)[1:])
         return run(jax.random.split(key, 20_000))
 
@@ -388,7 +389,7 @@ def test_mistakes_in_the_settings_are_explained(key):
         _agent(Probe(), buffer_size=100, samples_per_insert=1.0)
     with pytest.raises(ValueError, match=r"learning_starts=900 is more than a replay of 256 slots surely holds"):
         _agent(Probe(), learning_starts=900)
-    with pytest.raises(ValueError, match="set either n_step or q_lambda"):
+    with pytest.raises(ValueError, match="set either n_step or q_lambda, got n_step=2"):
         DQNConfig(n_step=2, q_lambda=0.5)
     with pytest.raises(ValueError, match="watkins is about lambda-returns"):
         DQNConfig(watkins=True, q_lambda=None)

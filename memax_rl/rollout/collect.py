@@ -8,6 +8,7 @@ How a row is filled (`Rollout`):
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -113,6 +114,49 @@ def collect(
     }
     before = (streams.inputs.previous_action, streams.inputs.previous_reward)
     return Collected(after, left, RolloutBatch(row, streams.carry, before, after.inputs), metrics)
+
+
+def collect_steps(
+    env: Any,
+    env_params: Any,
+    make_act: Callable[[Array], Act],
+    exploration: Array,
+    streams: RolloutState,
+    keys: Key[Array, "steps streams 2"],
+    *,
+    tape_length: int,
+) -> tuple[RolloutState, Tape, dict[str, Array]]:
+    """Take the same number of steps in all streams, for a replay.
+
+    Args:
+        env, env_params: The environment.
+        make_act: From how much a stream explores to how the agent acts there.
+        exploration: [streams], for `make_act`.
+        streams: The streams before.
+        keys: Two for each step of each stream, see `step_stream`.
+        tape_length: Slots of the tapes that are sampled later.
+
+    Returns:
+        The streams after it, the slots [streams, steps], and metrics.
+    """
+
+    def step(exploration, stream, keys):
+        return step_stream(env, env_params, make_act(exploration), stream, keys)
+
+    def body(streams, keys):
+        streams, slot, finished = jax.vmap(step)(exploration, streams, keys)
+        return streams, (slot, finished)
+
+    streams, (slots, finished) = jax.lax.scan(body, streams, keys)
+    # No tape from the episode's start holds such a transition with its next observation.
+    beyond = slots.valid & ~slots.terminated & (finished.episode_length >= tape_length)
+    metrics = {
+        **episode_metrics(finished),
+        "env_steps": jnp.sum(slots.valid),
+        "tape/overlong": jnp.sum(beyond),
+        "env/unusable": first_unusable(slots, axis=0),
+    }
+    return streams, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), slots), metrics
 
 
 def rollout_size(

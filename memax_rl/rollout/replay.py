@@ -32,7 +32,9 @@ over a drawn tape is the sum of target(t) * f(t) over all stored transitions, wh
 - "priority": none; the weight is (1 / P(t))^beta, scaled as Schaul et al. 2016 do. beta = 1 is "transition" again.
 """
 
-from typing import Literal
+import math
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -316,3 +318,76 @@ def reprioritize(replay: Replay, sample: Sample, error: Float[Array, "rows slots
     # Never 0, so that everything stays reachable.
     raised = cleared.at[sample.stream[:, None], index].max(jnp.maximum(priority, 1e-6), mode="drop")
     return eqx.tree_at(lambda r: r.priority, replay, raised)
+
+
+class ReplaySize(NamedTuple):
+    """Sizes that follow from the settings of a replay and the environment.
+
+    Attributes:
+        slots: Slots of a tape.
+        steps: Steps that each environment takes in an update.
+        gradient_steps: Gradient steps in an update.
+        capacity: Slots of the replay for each environment.
+    """
+
+    slots: int
+    steps: int
+    gradient_steps: int
+    capacity: int
+
+
+def replay_size(
+    env: Any,
+    env_params: Any,
+    *,
+    num_envs: int,
+    batch_size: int,
+    tape_length: int | None,
+    samples_per_insert: float,
+    buffer_size: int,
+    learning_starts: int,
+) -> ReplaySize:
+    """Return the slots of a tape, chosen where `tape_length` is None, and the steps and gradient steps of an update.
+
+    Raises:
+        ValueError: If an episode cannot fit onto a tape, or the replay is too small for the rest.
+    """
+    slots = _tape_length(env, env_params, tape_length)
+    # gradient steps in an update / steps in it, in lowest terms.
+    ratio = Fraction(samples_per_insert).limit_denominator(1000) * num_envs / (batch_size * slots)
+    gradient_steps, steps = ratio.numerator, ratio.denominator
+    capacity = buffer_size // num_envs
+    if steps + slots > capacity:
+        raise ValueError(
+            f"buffer_size={buffer_size} gives each of {num_envs} environments {capacity} slots, which do not hold a "
+            f"tape of {slots} slots and the {steps} steps of an update; set dqn.buffer_size to "
+            f"{(steps + slots) * num_envs} or more, or dqn.samples_per_insert, batch_size and num_envs to rounder "
+            "numbers"
+        )
+    # In the worst case every other slot is a final observation, and the oldest episode has lost its start.
+    surely = num_envs * (capacity - slots) // 2
+    if learning_starts > surely:
+        raise ValueError(
+            f"learning_starts={learning_starts} is more than a replay of {buffer_size} slots surely holds, {surely} "
+            "transitions; set dqn.learning_starts lower or dqn.buffer_size higher"
+        )
+    return ReplaySize(slots, steps, gradient_steps, capacity)
+
+
+def _tape_length(env: Any, env_params: Any, slots: int | None) -> int:
+    fixed = env.fixed_length(env_params)
+    longest = fixed + env.truncates(env_params) if fixed is not None else env.max_episode_steps(env_params)
+    if slots is None:
+        if longest is None:
+            raise ValueError(
+                "tape_length is not set and the environment states no longest episode; set dqn.tape_length to more "
+                "than the longest episode"
+            )
+        # A round number, so that the gradient steps of an update are soon a whole number.
+        return 32 * math.ceil(max(128, longest + 1) / 32)
+    if longest is not None and slots < longest:
+        raise ValueError(
+            f"tape_length={slots} is shorter than the longest episode, {longest} slots; set dqn.tape_length to "
+            f"{longest + 1} or more"
+        )
+    return slots

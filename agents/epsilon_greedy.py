@@ -1,0 +1,28 @@
+"""Epsilon-greedy exploration on action values."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from memax_rl.envs import spaces
+from memax_rl.networks import QNetwork
+from memax_rl.rollout.streams import Act
+
+
+def epsilon_greedy(
+    network: QNetwork, space: spaces.Discrete | spaces.MultiDiscrete, epsilon: Float[Array, ""] | float
+) -> Act:
+    """Return how the network plays with a probability of epsilon for an action drawn evenly from all of the space."""
+    values = jnp.array(space.nvec if isinstance(space, spaces.MultiDiscrete) else (space.n,))
+
+    def act(carry, inputs, key):
+        carry, q = network.step(carry, inputs)
+        # One call for all draws, because the hashing of a key is what they cost.
+        uniform = jax.random.uniform(key, (1 + len(values),))
+        drawn = jnp.minimum((uniform[1:] * values).astype(jnp.int32), values - 1)
+        best = q.mode()
+        action = jnp.where(uniform[0] < epsilon, drawn.reshape(best.shape), best)
+        chosen = jnp.where(jnp.all(action == best), 1 - epsilon, 0)
+        return carry, action, jnp.log(chosen + epsilon / jnp.prod(values))
+
+    return act
