@@ -253,7 +253,7 @@ def answer(arguments: list[str]) -> tuple[int | None, str, float]:
     """Run the command line in this process. Return its status, what it printed to stderr, and the seconds."""
     out, err, begun = io.StringIO(), io.StringIO(), time.monotonic()
     # What stands still ends the script, with the stacks of all threads.
-    faulthandler.dump_traceback_later(12 * SECONDS, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(12 * SECONDS, exit=True, file=sys.__stderr__ or 2)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status: int | None = memax(arguments)
