@@ -89,19 +89,6 @@ def leaves(space: Space) -> list[Any]:
     return [space]
 
 
-class NormalizedBox(Box):
-    """A Box of real numbers that the network is to normalize by running statistics before it sees them.
-
-    Attributes:
-        clip: Normalized components are clipped to plus and minus this.
-    """
-
-    def __init__(self, box: Box, clip: float):
-        """Mark a box."""
-        super().__init__(box.low, box.high, box.shape, box.dtype)
-        self.clip = clip
-
-
 def describe(space: Space) -> str:
     """A space in a few words: `Discrete(4)`, `MultiDiscrete(3 x 104)`, `Box(2)`, `Tuple(Discrete(2), Discrete(4))`."""
     if isinstance(space, Tuple):

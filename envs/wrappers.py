@@ -363,15 +363,6 @@ class ObservationWrapper(Wrapper):
         return where(active, self.observe(_key(key, 2), first, params), obs), state
 
 
-def _map_boxes(space: Any, change: Any) -> Any:
-    """Return the space with every Box of real numbers in it replaced by `change(box)`."""
-    if isinstance(space, spaces.Tuple):
-        return spaces.Tuple(tuple(_map_boxes(part, change) for part in space.spaces))
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({name: _map_boxes(part, change) for name, part in space.spaces.items()})
-    return change(space) if _is_real(space) else space
-
-
 def _is_real(space: Any) -> bool:
     return isinstance(space, spaces.Box) and jnp.issubdtype(space.dtype, jnp.floating) and len(space.shape) < 3
 
@@ -558,38 +549,6 @@ class VelocityOnlyConfig(WrapperConfig):
         return _preset(env, params, env_id, self.name, _VELOCITIES), params
 
 
-class NormalizeObservation(Wrapper):
-    """Asks the network to normalize what it observes: its spaces say so (see `spaces.NormalizedBox`).
-
-    The environment itself changes nothing, because the statistics must be the same for all streams of a seed.
-    """
-
-    def __init__(self, inner: Environment, clip: float, params: Any):
-        super().__init__(inner)
-        self.space = _map_boxes(inner.observation_space(params), lambda box: spaces.NormalizedBox(box, clip))
-
-    def observation_space(self, params: Any) -> Any:
-        """The inner space, its boxes marked."""
-        return self.space
-
-
-class NormalizeObservationConfig(WrapperConfig):
-    """The network sees real observations minus their running mean, over their running standard deviation.
-
-    The statistics are of all observations learned from so far. They are part of the network, so checkpoints hold them
-    and evaluation uses them as they are; they change once an update, after the learning.
-    """
-
-    name: Literal["normalize_observation"] = "normalize_observation"
-    clip: float = Field(default=10.0, gt=0)
-    """Normalized components are clipped to plus and minus this."""
-
-    def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
-        """Put the wrapper around the environment."""
-        _need_a_box(self.name, env.observation_space(params), env_id)
-        return NormalizeObservation(env, self.clip, params), params
-
-
 AnyWrapper = Annotated[
     TimeLimitConfig
     | FrameSkipConfig
@@ -599,8 +558,7 @@ AnyWrapper = Annotated[
     | MaskObservationConfig
     | SelectKeysConfig
     | PositionOnlyConfig
-    | VelocityOnlyConfig
-    | NormalizeObservationConfig,
+    | VelocityOnlyConfig,
     Field(discriminator="name"),
 ]
 
@@ -614,7 +572,6 @@ CONFIGS: dict[str, type[WrapperConfig]] = {
     "select_keys": SelectKeysConfig,
     "position_only": PositionOnlyConfig,
     "velocity_only": VelocityOnlyConfig,
-    "normalize_observation": NormalizeObservationConfig,
 }
 
 
@@ -623,8 +580,6 @@ def wrap(env: Any, params: Any, env_id: str, wrappers: Sequence[WrapperConfig]) 
 
     **Raises:** `ValueError` if a wrapper does not fit what it is put around.
     """
-    for index, config in enumerate(wrappers):
-        if isinstance(config, NormalizeObservationConfig) and index < len(wrappers) - 1:
-            raise ValueError("env_wrappers: normalize_observation must be the last, because the network does it")
+    for config in wrappers:
         env, params = config.wrap(env, params, env_id)
     return env, params

@@ -19,7 +19,7 @@ SMALL = {
 }
 # Fewer slots in a row than an episode may last, so that rows are of all sorts: what is open at the end is carried over.
 ROWS = {"num_envs": 4, "rollout_length": 220, "update_epochs": 2, "num_minibatches": 1}
-NORMALIZED = {"env_wrappers": [{"name": "normalize_observation"}]}
+NORMALIZED = {"network": {"memory": "min_gru", "width": 8, "normalize_observation": True}}
 
 
 def _after(updates: int, fields: dict, on: int):

@@ -16,7 +16,7 @@ from memax_rl.agents.ppo import PPO, PPOConfig, evaluate_rows
 from memax_rl.envs import base, spaces, wrappers
 from memax_rl.envs.registry import _OWN
 from memax_rl.networks import NetworkConfig, make_actor_critic, make_q_network
-from memax_rl.networks.encoder import RunningNormalizer
+from memax_rl.networks.encoder import NormalizedBox, RunningNormalizer
 from memax_rl.runs import make_config, override
 from memax_rl.runs.config import TrainConfig
 
@@ -252,7 +252,6 @@ def test_mistakes_are_explained():
         (cart_pole, [{"name": "mask_observation", "keep": [4]}], "different components from 0 to 3"),
         (cart_pole, [{"name": "select_keys", "drop": ["x"]}], "needs a Dict to observe"),
         (cart_pole, [{"name": "position_only"}, {"name": "velocity_only"}], "must come before a wrapper"),
-        (cart_pole, [{"name": "normalize_observation"}, {"name": "frame_skip", "frames": 2}], "must be the last"),
     ]:
         with pytest.raises(ValueError, match=message):
             wrappers.wrap(*envs.make(env_id), env_id, make_config({"env_wrappers": configs}).env_wrappers)
@@ -312,10 +311,9 @@ def test_wrappers_on_the_command_line():
 
 
 def normalizing_agent(key, fill: Literal["whole_episodes", "truncated_bptt"] = "whole_episodes", passes: int = 2):
-    env, params = wrappers.wrap(
-        Counter(4), Counter(4).default_params, "own/Counter", make_config({"env_wrappers": [NORMALIZE]}).env_wrappers
-    )
-    network = NetworkConfig(memory="gru", width=8, separate_value=True)
+    env = Counter(4)
+    params = env.default_params
+    network = NetworkConfig(memory="gru", width=8, separate_value=True, normalize_observation=True, normalize_clip=5.0)
 
     def make_network(observation_space, action_space, key):
         return make_actor_critic(network, observation_space, action_space, key=key)
@@ -327,11 +325,8 @@ def normalizing_agent(key, fill: Literal["whole_episodes", "truncated_bptt"] = "
     return agent, agent.init(key)
 
 
-NORMALIZE = {"name": "normalize_observation", "clip": 5.0}
-
-
 def test_statistics_are_those_of_everything_seen(key):
-    box = spaces.NormalizedBox(spaces.Box(-jnp.inf, jnp.inf, (3,)), 2.0)
+    box = NormalizedBox(spaces.Box(-jnp.inf, jnp.inf, (3,)), 2.0)
     normalizer = RunningNormalizer(box)
     np.testing.assert_array_equal(normalizer(jnp.array([-5.0, 0.5, 5.0])), [-2, 0.5, 2])
     x = jax.random.normal(key, (90, 3)) * jnp.array([[1.0, 10.0, 0.1]]) + jnp.array([[0.0, 50.0, -1.0]])
@@ -370,6 +365,11 @@ def test_an_update_learns_through_the_statistics_that_it_acted_with(key):
     assert abs(float(metrics["approx_kl"])) < 1e-6
 
 
+def test_normalizing_needs_real_numbers(key):
+    with pytest.raises(ValueError, match=r"normalize_observation needs a Box of real numbers to observe, got Discrete"):
+        make_actor_critic(NetworkConfig(normalize_observation=True), spaces.Discrete(3), spaces.Discrete(2), key=key)
+
+
 def test_statistics_change_once_an_update_and_by_nothing_else(key):
     agent, state = normalizing_agent(key)
     _, _, rows, _ = eqx.filter_jit(agent.collect)(state, jax.random.split(state.key, 3)[1])
@@ -386,12 +386,11 @@ def test_statistics_change_once_an_update_and_by_nothing_else(key):
 
 def test_statistics_of_dqn_are_those_of_what_was_collected(key):
     """In the network that acts and in the target network: else the two would see the same observation differently."""
-    env, params = wrappers.wrap(
-        Counter(4), Counter(4).default_params, "own/Counter", make_config({"env_wrappers": [NORMALIZE]}).env_wrappers
-    )
+    env = Counter(4)
+    params = env.default_params
 
     def make_network(observation_space, action_space, key):
-        network = NetworkConfig(memory="gru", width=8)
+        network = NetworkConfig(memory="gru", width=8, normalize_observation=True)
         return make_q_network(network, observation_space, action_space, dueling=True, key=key)
 
     settings = DQNConfig(

@@ -379,8 +379,8 @@ def test_what_people_type_is_understood():
     assert (config.network.memory, config.total_steps, config.agent) == ("gru", 1_000_000, "ppo")
     assert override(TrainConfig(), ["--total-steps", "2.5k"]).total_steps == 2500
     assert override(TrainConfig(), ["--total-steps", "1e6"]).total_steps == 1_000_000
-    config = override(TrainConfig(), ["--env", "gymnax/CartPole-v1", "--env-wrappers", "normalize_observation"])
-    assert [wrapper.name for wrapper in config.env_wrappers] == ["normalize_observation"]
+    config = override(TrainConfig(), ["--env", "gymnax/CartPole-v1", "--env-wrappers", "position_only"])
+    assert [wrapper.name for wrapper in config.env_wrappers] == ["position_only"]
     assert make_config(yaml.safe_load(dump_config(config))) == config
 
 

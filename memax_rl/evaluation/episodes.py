@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memax_rl import envs
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
 from memax_rl.envs.baselines.scores import find_scores
-from memax_rl.envs.wrappers import NormalizeObservationConfig
 from memax_rl.evaluation.statistics import summarize
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
@@ -104,9 +103,8 @@ def evaluate_state(
         returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
     if (failed := failure(env)) is not None:
         raise EnvironmentFailure(failed)
-    # A wrapper makes another task of it; a normalized observation is the same task.
-    is_plain = all(isinstance(wrapper, NormalizeObservationConfig) for wrapper in config.env_wrappers)
-    is_plain = is_plain and not config.env_options.get("arguments")
+    # A wrapper makes another task of it.
+    is_plain = not config.env_wrappers and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
     per_seed = [float(np.mean(r)) for r in returns]
     return {

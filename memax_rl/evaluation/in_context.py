@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memax_rl import envs
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
-from memax_rl.envs.wrappers import NormalizeObservationConfig
 from memax_rl.networks import from_environment
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent
@@ -170,8 +169,7 @@ def _check_trials(config: Any) -> int:
     """Return the episodes a trial that a run was trained on. Raises `ValueError` if its trials cannot be played."""
     if config.env.startswith("gym/"):
         raise _no_trials(config.env)
-    # The network itself normalizes; the trials are the same.
-    others = [w.name for w in config.env_wrappers if not isinstance(w, NormalizeObservationConfig)]
+    others = [wrapper.name for wrapper in config.env_wrappers]
     if others:
         raise ValueError(
             f"the run was trained with env_wrappers {', '.join(others)}, and trials are played without; train it "

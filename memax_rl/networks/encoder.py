@@ -121,7 +121,7 @@ def image_codes(space: Any, settings: ImageSettings = AUTO) -> tuple[int, ...] |
     **Raises:** `ValueError` if "codes" are asked for and the bounds are not those of few whole numbers.
     """
     axes = image_axes(space, settings)
-    if axes is None or settings.kind == "pixels" or isinstance(space, spaces.NormalizedBox):
+    if axes is None or settings.kind == "pixels" or isinstance(space, NormalizedBox):
         return None
     low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
     whole = bool(jnp.issubdtype(space.dtype, jnp.integer)) and np.isfinite(low).all() and np.isfinite(high).all()
@@ -226,6 +226,35 @@ class Embedding(eqx.Module):
         return self.quotients[x // rows] + self.rests[x % rows]
 
 
+class NormalizedBox(spaces.Box):
+    """A Box of real numbers that are normalized by running statistics before anything else sees them.
+
+    Attributes:
+        clip: Normalized components are clipped to plus and minus this.
+    """
+
+    def __init__(self, box: spaces.Box, clip: float):
+        super().__init__(box.low, box.high, box.shape, box.dtype)
+        self.clip = clip
+
+
+def mark_normalized(leaves: list[Any], clip: float | None) -> list[Any]:
+    """Return the simple spaces with every Box of real numbers of fewer than three axes marked; none where `clip` is None.
+
+    Raises:
+        ValueError: If there is none to mark.
+    """
+    if clip is None:
+        return leaves
+    real = [
+        isinstance(x, spaces.Box) and bool(jnp.issubdtype(x.dtype, jnp.floating)) and len(x.shape) < 3 for x in leaves
+    ]
+    if not any(real):
+        shown = ", ".join(map(spaces.describe, leaves))
+        raise ValueError(f"network.normalize_observation needs a Box of real numbers to observe, got {shown}")
+    return [NormalizedBox(x, clip) if is_real else x for x, is_real in zip(leaves, real, strict=True)]
+
+
 class RunningNormalizer(eqx.Module):
     """(x - mean) / standard deviation of all x that `update` was given, clipped. Before the first `update`, x clipped.
 
@@ -235,7 +264,7 @@ class RunningNormalizer(eqx.Module):
     moments: RunningMeanStd
     clip: float = eqx.field(static=True)
 
-    def __init__(self, space: spaces.NormalizedBox):
+    def __init__(self, space: NormalizedBox):
         self.moments = RunningMeanStd(space.shape)
         self.clip = space.clip
 
@@ -270,15 +299,15 @@ class Encoder(eqx.Module):
         previous_reward: bool,
         start: bool,
         images: ImageSettings = AUTO,
+        normalize: float | None = None,
         key: PRNGKeyArray,
     ):
-        self.observation_spaces = tuple(leaf_spaces(observation_space))
+        self.observation_spaces = tuple(mark_normalized(leaf_spaces(observation_space), normalize))
         self.action_space = action_space
         self.include = (previous_action, previous_reward, start)
         self.images = images
         self.normalizers = tuple(
-            RunningNormalizer(space) if isinstance(space, spaces.NormalizedBox) else None
-            for space in self.observation_spaces
+            RunningNormalizer(space) if isinstance(space, NormalizedBox) else None for space in self.observation_spaces
         )
         *part_keys, key = jax.random.split(key, len(self.observation_spaces) + 1)
         self.parts = tuple(
@@ -347,7 +376,7 @@ def _scale(space: Any, x: Array, settings: ImageSettings) -> Array:
     if not isinstance(space, spaces.Box):
         return x
     # The bounds of a normalized box say nothing of what the normalizer makes of it.
-    by = None if isinstance(space, spaces.NormalizedBox) else scaling(space, settings)
+    by = None if isinstance(space, NormalizedBox) else scaling(space, settings)
     x = x.astype(jnp.float32)
     return x if by is None else (x - by[0]) / by[1]
 
@@ -358,15 +387,16 @@ def _flat(space: Any, x: Array, settings: ImageSettings = AUTO) -> Float[Array, 
     return one_hot(space, x)
 
 
-def describe_inputs(space: Space, images: ImageSettings = AUTO) -> list[str]:
+def describe_inputs(space: Space, images: ImageSettings = AUTO, normalize: float | None = None) -> list[str]:
     """Return a line for each array of an observation: where it is in a Dict or Tuple, and what the network makes of it.
 
-    **Raises:** `ValueError` as `image_codes` does.
+    Raises:
+        ValueError: As `image_codes` and `mark_normalized` do.
     """
     lines = []
-    for name, leaf in zip(_leaf_names(space), leaf_spaces(space), strict=True):
+    for name, leaf in zip(_leaf_names(space), mark_normalized(leaf_spaces(space), normalize), strict=True):
         by, axes, codes = scaling(leaf, images), image_axes(leaf, images), image_codes(leaf, images)
-        if isinstance(leaf, spaces.NormalizedBox):
+        if isinstance(leaf, NormalizedBox):
             how = "normalized by running statistics"
         elif isinstance(leaf, spaces.Box):
             how = "as it is" if by is None else "mapped from its bounds to [0, 1]"

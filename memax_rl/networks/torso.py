@@ -79,6 +79,11 @@ class NetworkConfig(BaseModel):
     numbers has three to 32 values."""
     channels: Literal["auto", "first", "last"] = "auto"
     """Which axis of an image holds its channels. auto: the smaller one of the first and the last."""
+    normalize_observation: bool = False
+    """Show real observations minus their running mean, over their running standard deviation. The statistics are of all
+    observations learned from so far; they are part of the network and change once an update, after the learning."""
+    normalize_clip: float = Field(default=10.0, gt=0)
+    """Normalized observations are clipped to plus and minus this."""
     previous_action: bool = True
     """Show the agent its previous action, zero at an episode's start."""
     previous_reward: bool = True
@@ -123,6 +128,11 @@ class NetworkConfig(BaseModel):
     def image_settings(self) -> ImageSettings:
         """How the encoder reads images."""
         return ImageSettings(self.images, self.channels)
+
+    @property
+    def clip(self) -> float | None:
+        """Where normalized observations are clipped, or None where none are normalized."""
+        return self.normalize_clip if self.normalize_observation else None
 
     @property
     def stack(self) -> tuple[BlockConfig, ...]:
@@ -220,6 +230,7 @@ def make_torso(config: NetworkConfig, observation_space: Space, action_space: Sp
             previous_reward=config.previous_reward,
             start=config.start,
             images=config.image_settings,
+            normalize=config.clip,
             key=encoder_key,
         ),
         blocks=tuple(Block(config, block, key=k) for block, k in zip(config.stack, block_keys, strict=True)),

@@ -111,7 +111,7 @@ def check(config: TrainConfig) -> list[str]:
     agent = make_agent(config)
     try:
         shapes = eqx.filter_eval_shape(agent.init, seed_keys(config)[0])
-        lines = describe_inputs(agent.observation_space, config.network.image_settings)
+        lines = describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip)
         weights = sum(x.size for x in jax.tree.leaves(eqx.filter(shapes.network, is_shape)))
         return [
             f"{config.agent} on {config.env}, memory {config.network.memory}, {config.total_steps:,} steps a seed",
@@ -129,7 +129,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
     check_logs(config)
     agent = make_agent(config)
     if progress:
-        for line in describe_inputs(agent.observation_space, config.network.image_settings):
+        for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
             print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
