@@ -16,13 +16,13 @@ NOT_IMPORTED = {"chex", "popgym"}
 
 def imported(source: str) -> set[str]:
     """Return the distributions that a source text imports, anywhere in it."""
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module.partition(".")[0])
-    names -= {*sys.stdlib_module_names, "memax_rl"}
+    names -= sys.stdlib_module_names | {"memax_rl"}
     return {DISTRIBUTIONS.get(name, name.lower()) for name in names}
 
 
