@@ -239,7 +239,7 @@ class NormalizedBox(spaces.Box):
 
 
 def mark_normalized(leaves: list[Any], clip: float | None) -> list[Any]:
-    """Return the simple spaces with every Box of real numbers of fewer than three axes marked; none where `clip` is None.
+    """Return the simple spaces, every Box of real numbers of fewer than three axes marked unless `clip` is None.
 
     Raises:
         ValueError: If there is none to mark.

@@ -91,10 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(name) / str(i)
             folder.mkdir()
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_MEGABYTES}m", "tmpfs", str(folder)], check=True)
-            stopped, problem = case(folder, rng.uniform(0, 2))
-            if not problem and not same(expected, outcome(folder / "run")):
-                problem = "it ended otherwise than undisturbed"
-            subprocess.run(["umount", str(folder)], check=True)
+            try:
+                stopped, problem = case(folder, rng.uniform(0, 2))
+                if not problem and not same(expected, outcome(folder / "run")):
+                    problem = "it ended otherwise than undisturbed"
+            finally:
+                subprocess.run(["umount", "--lazy", str(folder)], check=True)
             full += stopped
             if problem:
                 wrong += 1
