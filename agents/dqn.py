@@ -23,9 +23,8 @@ import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field, model_validator
 
-from memax_rl.agents.base import AgentSettings
-from memax_rl.agents.epsilon_greedy import epsilon_greedy
-from memax_rl.agents.optimizer import Schedule, clip, make_schedule
+from memax_rl.agents.epsilon_greedy import epsilon_greedy, per_environment
+from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
 from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
@@ -37,8 +36,8 @@ from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream
 from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
 
 
-class DQNConfig(AgentSettings):
-    """Settings of DQN."""
+class DQNConfig(OptimizerSettings):
+    """Settings of DQN, with those of its optimizer."""
 
     num_envs: int = Field(default=16, ge=1, le=2**20)
     """Environments in parallel."""
@@ -69,14 +68,6 @@ class DQNConfig(AgentSettings):
     """Environment steps over which epsilon falls, linearly. None: a quarter of the run."""
     epsilon_per_env: bool = False
     """Give environment i of N the epsilon to the power of 1 + 7 i / (N - 1): some explore, others exploit."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Adam's step size at the start."""
-    lr_schedule: Schedule = "linear"
-    """How the step size falls over the run, to zero at the end."""
-    adam_eps: float = Field(default=1e-8, gt=0)
-    """Adam's epsilon."""
-    max_grad_norm: float = Field(default=0.5, gt=0)
-    """The gradient is scaled down to this global norm."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount factor."""
     n_step: int = Field(default=1, ge=1, le=10_000)
@@ -166,7 +157,7 @@ class DQN:
         self.env, self.env_params, self.make_network = env, env_params, make_network
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         check_discrete(self.action_space)
-        self.sizes = replays.replay_size(
+        sizes = self.sizes = replays.replay_size(
             env,
             env_params,
             num_envs=config.num_envs,
@@ -179,13 +170,12 @@ class DQN:
         self.overlong_hint = f"set dqn.tape_length, now {self.sizes.slots}, to more than the longest episode"
         self.config = config.model_copy(update={"tape_length": self.sizes.slots})
         self.transient_fields: tuple[str, ...] = () if config.save_replay else ("replay",)
-        steps = config.num_envs * self.sizes.steps
-        check_counts(total_steps, steps, self.sizes.gradient_steps, "num_envs * steps collected")
+        check_counts(total_steps, config.num_envs * sizes.steps, sizes.gradient_steps, "num_envs * steps collected")
         self.total_steps = total_steps
         self.epsilon_decay_steps = config.epsilon_decay_steps or max(total_steps // 4, 1)
         self.schedule = make_schedule(config.lr_schedule, config.learning_rate)
         self.epsilon_schedule = optax.linear_schedule(config.epsilon_start, config.epsilon_end, 1)
-        self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
+        self.optimizer = make_optimizer(config)
 
     def init(self, key: PRNGKeyArray) -> DQNState:
         """Return the state before training."""
@@ -250,20 +240,14 @@ class DQN:
         return after, as_metrics(metrics)
 
     def act(self, network: QNetwork, greedy: bool = False) -> Act:
-        """Return how the network plays: (carry, inputs, key) -> (carry, action, log-probability).
-
-        Greedily, or with the epsilon of the schedule's end.
-        """
+        """Return how the network plays (see `Agent.act`): greedily, or with the epsilon of the schedule's end."""
         return epsilon_greedy(network, self.action_space, 0.0 if greedy else self.config.epsilon_end)
 
     def epsilons(self, env_steps: StepCount) -> Float[Array, " num_envs"]:
-        """Return the probability of a random action for each environment (Horgan et al. 2018, section 4.1)."""
-        num_envs = self.config.num_envs
-        fraction = env_steps.fraction_of(self.epsilon_decay_steps)
-        epsilon = jnp.broadcast_to(jnp.asarray(self.epsilon_schedule(fraction), jnp.float32), (num_envs,))
-        if not self.config.epsilon_per_env:
-            return epsilon
-        return epsilon ** (1 + 7 * jnp.arange(num_envs) / max(num_envs - 1, 1))
+        """Return the probability of a random action for each environment."""
+        epsilon = jnp.asarray(self.epsilon_schedule(env_steps.fraction_of(self.epsilon_decay_steps)), jnp.float32)
+        epsilon = jnp.broadcast_to(epsilon, (self.config.num_envs,))
+        return per_environment(epsilon) if self.config.epsilon_per_env else epsilon
 
     def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[RolloutState, Tape, Replay, dict[str, Array]]:
         """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""

@@ -26,3 +26,12 @@ def epsilon_greedy(
         return carry, action, jnp.log(chosen + epsilon / jnp.prod(values))
 
     return act
+
+
+def per_environment(epsilon: Float[Array, " num_envs"]) -> Float[Array, " num_envs"]:
+    """Return another epsilon for each environment, some that explore and some that exploit.
+
+    Horgan et al. 2018, https://arxiv.org/abs/1803.00933, section 4.1.
+    """
+    num_envs = len(epsilon)
+    return epsilon ** (1 + 7 * jnp.arange(num_envs) / max(num_envs - 1, 1))

@@ -23,8 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from pydantic import Field
 
 from memax_rl import sharding
-from memax_rl.agents.base import AgentSettings
-from memax_rl.agents.optimizer import Schedule, clip, make_schedule
+from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
 from memax_rl.networks import ActionDistribution, ActorCritic, NetworkConfig, make_actor_critic
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.networks.normalization import RunningMeanStd
@@ -35,8 +34,8 @@ from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream
 from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
 
 
-class PPOConfig(AgentSettings):
-    """Settings of PPO."""
+class PPOConfig(OptimizerSettings):
+    """Settings of PPO, with those of its optimizer."""
 
     num_envs: int | None = Field(default=None, ge=1, le=2**20)
     """Environments in parallel, one row of the tape each. None: so many that an update has about
@@ -50,13 +49,9 @@ class PPOConfig(AgentSettings):
     num_minibatches: int = Field(default=8, ge=1, le=2**20)
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
     learning_rate: float = Field(default=1.5e-3, gt=0)
-    """Adam's step size at the start."""
-    lr_schedule: Schedule = "linear"
-    """How the step size falls over the run, to zero at the end."""
-    adam_eps: float = Field(default=1e-5, gt=0)
-    """Adam's epsilon."""
-    max_grad_norm: float = Field(default=0.5, gt=0)
-    """The gradient is scaled down to this global norm."""
+    """Step size at the start."""
+    optimizer_eps: float = Field(default=1e-5, gt=0)
+    """What is added to the root of the mean square of gradients. For adam, adamw, nadam, radam, rmsprop."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount factor."""
     gae_lambda: float = Field(default=0.9, ge=0, le=1)
@@ -169,7 +164,7 @@ class PPO:
         gradient_steps = config.update_epochs * config.num_minibatches
         check_counts(total_steps, self.num_envs * self.slots, gradient_steps, "num_envs * rollout_length")
         self.schedule = make_schedule(config.lr_schedule, config.learning_rate)
-        self.optimizer = optax.scale_by_adam(eps=config.adam_eps)
+        self.optimizer = make_optimizer(config)
 
     def init(self, key: PRNGKeyArray) -> PPOState:
         """Return the state before training."""
