@@ -116,15 +116,15 @@ def evaluate_rows(
 class PPO:
     """PPO behind the agent protocol (`memax_rl.agents.base.Agent`).
 
-    **Arguments:**
+    Args:
+        env, env_params: From `memax_rl.envs.make`.
+        make_network: (observation space, action space, key) -> network.
+        config: Settings; `num_envs` and `rollout_length` may be None.
+        total_steps: Environment steps over which the learning-rate schedule runs.
+        devices: How many share the rows; if more than one, `update` runs inside `memax_rl.sharding.over_devices`.
 
-    - `env`, `env_params`: from `memax_rl.envs.make`.
-    - `make_network`: (observation space, action space, key) -> network.
-    - `config`: settings; `num_envs` and `rollout_length` may be None.
-    - `total_steps`: environment steps over which the learning-rate schedule runs.
-    - `devices`: how many share the rows; if more than one, `update` runs inside `memax_rl.sharding.over_devices`.
-
-    **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
+    Raises:
+        ValueError: If an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
 
     name = "ppo"

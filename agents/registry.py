@@ -9,12 +9,11 @@ from memax_rl.agents.base import AgentSettings, MakeAgent
 class AgentSpec(NamedTuple):
     """An agent that can be trained by name.
 
-    **Arguments:**
-
-    - `settings`: the model of its settings, the section of its name in a configuration.
-    - `make`: makes it.
-    - `preset`: what `memax-rl train --agent NAME` trains when it is told nothing else, or None.
-    - `summary`: one line for `memax-rl list agents`.
+    Attributes:
+        settings: The model of its settings, the section of its name in a configuration.
+        make: Makes it.
+        preset: What `memax-rl train --agent NAME` trains when it is told nothing else, or None.
+        summary: One line for `memax-rl list agents`.
     """
 
     settings: type[AgentSettings]
@@ -34,13 +33,13 @@ def register(
 ) -> None:
     """Make an agent of one's own known by a name, for configurations and the command line, in this process.
 
-    **Arguments:**
+    Args:
+        name: Lower-case letters, digits and underscores; its settings stand under this name in a configuration.
+        settings, make, preset, summary: See `AgentSpec`.
 
-    - `name`: lower-case letters, digits and underscores; its settings stand under this name in a configuration.
-    - `settings`, `make`, `preset`, `summary`: see `AgentSpec`.
-
-    **Raises:** `ValueError` if the name is not of that form or a field of `TrainConfig`; `TypeError` if `settings` is
-    no subclass of `memax_rl.agents.AgentSettings`.
+    Raises:
+        ValueError: If the name is not of that form or a field of `TrainConfig`.
+        TypeError: If `settings` is no subclass of `memax_rl.agents.AgentSettings`.
     """
     if not (name.isidentifier() and name == name.lower()):
         raise ValueError(f"name: expected lower-case letters, digits and underscores, got {name!r}")

@@ -87,7 +87,8 @@ class WrapperConfig(BaseModel, abc.ABC):
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Return the environment and its parameters with the wrapper in place.
 
-        **Raises:** `ValueError` if it does not fit the environment.
+        Raises:
+            ValueError: If it does not fit the environment.
         """
 
 
@@ -578,7 +579,8 @@ CONFIGS: dict[str, type[WrapperConfig]] = {
 def wrap(env: Any, params: Any, env_id: str, wrappers: Sequence[WrapperConfig]) -> tuple[Any, Any]:
     """Return an environment with wrappers around it, the first of them innermost, and its parameters.
 
-    **Raises:** `ValueError` if a wrapper does not fit what it is put around.
+    Raises:
+        ValueError: If a wrapper does not fit what it is put around.
     """
     for config in wrappers:
         env, params = config.wrap(env, params, env_id)

@@ -112,22 +112,20 @@ def train(
         out: The run folder to make; by default a new one under runs/.
         resume: The folder of an interrupted run to continue, instead of a configuration.
         progress: Whether to show a progress bar.
-        imports: Packages that the environment of a resumed run may import; see docs/runs.md.
-        trust: Whether the environment of a resumed run may import any package.
+        imports: Modules of one's own, imported first; also packages that a resumed run may import (docs/runs.md).
+        trust: Whether a resumed run may import any package.
         env: The environment, one of `memax_rl.envs.names()`, or gym/ID for any environment of Gymnasium.
         env_options: Options of the environment, see `memax_rl.envs.options(env)`.
         env_wrappers: Wrappers, the innermost first, each a name or a mapping with a key "name".
         agent: The agent, one of `memax_rl.agents.names()`.
-        seed: The first seed.
-        num_seeds: How many runs, of seeds seed, seed + 1, ..., train together.
+        seed, num_seeds: The first seed, and how many runs, of seeds seed, seed + 1, ..., train together.
         devices: Devices that share the batch of each update.
         total_steps: Environment steps of each seed, also as "1M"; the run ends with the first update that reaches them.
         on_divergence: What to do when one of several seeds diverges.
         network: Settings of the network, such as memory and width.
         checkpoint_interval: Seconds between checkpoints.
         eval_episodes: Fresh episodes to evaluate each seed on at the end; 0 for none.
-        tensorboard: Whether to log to TensorBoard too, in the run folder.
-        wandb: The project of Weights & Biases to log to, or None.
+        tensorboard, wandb: Whether to log to TensorBoard, and to which project of Weights & Biases.
         **agent_settings: Settings of the agent under its name, such as `ppo={"gamma": 0.9}`.
 
     Returns:
@@ -136,8 +134,7 @@ def train(
     Raises:
         ValueError: If the configuration is wrong.
         RunError: If a folder cannot be used.
-        TrainingError: If the loss is no longer finite, an episode is longer than the tape, or an environment on the
-            host fails.
+        TrainingError: If training cannot go on.
         KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
     """
     given = {name: value for name, value in locals().items() if value is not _UNSET}

@@ -70,10 +70,9 @@ def local_shard(tree: T, devices: int, axis: int = 0) -> T:
 def over_devices(run: Callable[..., Any], devices: int, shared_out: Sequence[str], axis: int) -> Callable[..., Any]:
     """Return `run(state, *arguments) -> (state, *results)` as a program on several devices.
 
-    **Arguments:**
-
-    - `shared_out`: the fields of the state whose arrays are shared out along `axis`; all else is the same everywhere.
-        `run` returns two results beside the state.
+    Args:
+        shared_out: The fields of the state whose arrays are shared out along `axis`; all else is the same everywhere.
+            `run` returns two results beside the state.
     """
 
     def everywhere(state, *arguments):

@@ -32,12 +32,11 @@ class HostError(RuntimeError):
 class Transition(NamedTuple):
     """What `copies` environments answer; each array has a leading axis of them.
 
-    **Arguments:**
-
-    - `observation`: leaves of the observation to act on next, encoded as by `encode`.
-    - `final`: leaves of the last observation; they differ from `observation` only where an episode has ended.
-    - `reward`: float32.
-    - `terminated`, `truncated`: bool.
+    Attributes:
+        observation: Leaves of the observation to act on next, encoded as by `encode`.
+        final: Leaves of the last observation; they differ from `observation` only where an episode has ended.
+        reward: Float32.
+        terminated, truncated: Bool.
     """
 
     observation: tuple[np.ndarray, ...]
@@ -66,11 +65,10 @@ class Keys(gymnasium.ObservationWrapper):
 class Maker(NamedTuple):
     """Makes one environment. Worker processes get it pickled.
 
-    **Arguments:**
-
-    - `spec`, `arguments`: for `gymnasium.make`.
-    - `keep`: keys of a Dict observation to show; None for all.
-    - `drop`: keys of a Dict observation to leave out.
+    Attributes:
+        spec, arguments: For `gymnasium.make`.
+        keep: Keys of a Dict observation to show; None for all.
+        drop: Keys of a Dict observation to leave out.
     """
 
     spec: EnvSpec
@@ -120,7 +118,8 @@ def _leaves(space: spaces.Space, value: Any) -> list[Any]:
 def encoded(space: spaces.Space) -> tuple[tuple[int, ...], np.dtype]:
     """Return shape and dtype of the array that stands for a value of a simple space.
 
-    **Raises:** `ValueError` for a space that no array of a fixed shape can stand for.
+    Raises:
+        ValueError: For a space that no array of a fixed shape can stand for.
     """
     if isinstance(space, spaces.Discrete) and int(space.n) <= _INT32.max:
         return (), np.dtype(np.int32)
@@ -503,12 +502,11 @@ class Pool:
 class Host:
     """All copies of one environment. `begin` and `run` are called from compiled code, so they must not raise.
 
-    **Arguments:**
-
-    - `name`: what messages call the environment.
-    - `maker`: makes one environment.
-    - `processes`: worker processes; 0 is this one.
-    - `timeout`: seconds that the workers have for one step of all their copies.
+    Args:
+        name: What messages call the environment.
+        maker: Makes one environment.
+        processes: Worker processes; 0 is this one.
+        timeout: Seconds that the workers have for one step of all their copies.
 
     `failure` holds the first thing that went wrong, or None. After that nothing is run any more: every step answers at
     once that the episode has terminated, so that what is compiled comes to its end soon.

@@ -71,9 +71,8 @@ class Gittins(Score):
     Whittle 1980, as in Lattimore and Szepesvari 2020, "Bandit Algorithms", section 35.4. Discounted and without an end
     the index is optimal; with an end it is not, but close to it.
 
-    **Arguments:**
-
-    - `table`: [pulls to come - 1, ones, zeros].
+    Attributes:
+        table: [pulls to come - 1, ones, zeros].
     """
 
     table: Float[Array, "horizon horizon horizon"]
@@ -113,10 +112,9 @@ def gittins(pulls: int, grid: int = 200) -> Gittins:
 class BayesOptimal(Score):
     """The optimal choice between two Bernoulli arms with prior U(0, 1), by dynamic programming.
 
-    **Arguments:**
-
-    - `second`: whether to pull the second arm; one flat table over (pulls of both, pulls of the first, ones of each).
-    - `offset`: where in it the numbers of pulls of both and of the first arm begin.
+    Attributes:
+        second: Whether to pull the second arm; one flat table over (pulls of both, pulls of the first, ones of each).
+        offset: Where in it the numbers of pulls of both and of the first arm begin.
     """
 
     second: Bool[Array, " states"]

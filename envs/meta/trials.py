@@ -93,6 +93,28 @@ class TrialState(eqx.Module):
     barren: Bool[Array, ""] | None = None
 
 
+def _check_bonus(space: Any, novelty_bonus: float, unrewarded_fraction: float) -> None:
+    if not 0 <= novelty_bonus < math.inf:
+        raise ValueError(f"novelty_bonus must be a finite number of at least 0, got {novelty_bonus}")
+    if novelty_bonus and not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        raise ValueError(
+            f"novelty_bonus={novelty_bonus} needs observations that can be counted, Discrete or "
+            f"MultiDiscrete, got {space!r}; set it to 0"
+        )
+    if novelty_bonus and _count(space) > COUNTABLE:
+        raise ValueError(
+            f"novelty_bonus={novelty_bonus} needs at most {COUNTABLE:,} different observations, and "
+            f"{spaces.describe(space)} has {_count(space):.1e}; set it to 0"
+        )
+    if not 0 <= unrewarded_fraction < 1:
+        raise ValueError(f"unrewarded_fraction must be at least 0 and below 1, got {unrewarded_fraction}")
+    if unrewarded_fraction and not novelty_bonus:
+        raise ValueError(
+            f"unrewarded_fraction={unrewarded_fraction} with novelty_bonus=0: nothing could be learned from these "
+            "trials; set novelty_bonus too"
+        )
+
+
 class Trials(Environment):
     """Trials of the tasks of one split.
 
@@ -146,25 +168,7 @@ class Trials(Environment):
         self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
         self.split, self.split_seed = split, split_seed
         self.discount_across_episodes = discount_across_episodes
-        if not 0 <= novelty_bonus < math.inf:
-            raise ValueError(f"novelty_bonus must be a finite number of at least 0, got {novelty_bonus}")
-        if novelty_bonus and not isinstance(tasks.observation_space, spaces.Discrete | spaces.MultiDiscrete):
-            raise ValueError(
-                f"novelty_bonus={novelty_bonus} needs observations that can be counted, Discrete or "
-                f"MultiDiscrete, got {tasks.observation_space!r}; set it to 0"
-            )
-        if novelty_bonus and _count(tasks.observation_space) > COUNTABLE:
-            raise ValueError(
-                f"novelty_bonus={novelty_bonus} needs at most {COUNTABLE:,} different observations, and "
-                f"{spaces.describe(tasks.observation_space)} has {_count(tasks.observation_space):.1e}; set it to 0"
-            )
-        if not 0 <= unrewarded_fraction < 1:
-            raise ValueError(f"unrewarded_fraction must be at least 0 and below 1, got {unrewarded_fraction}")
-        if unrewarded_fraction and not novelty_bonus:
-            raise ValueError(
-                f"unrewarded_fraction={unrewarded_fraction} with novelty_bonus=0: nothing could be learned from these "
-                "trials; set novelty_bonus too"
-            )
+        _check_bonus(tasks.observation_space, novelty_bonus, unrewarded_fraction)
         self.novelty_bonus = novelty_bonus
         self.unrewarded_fraction = unrewarded_fraction if split == "train" else 0.0
 

@@ -26,12 +26,12 @@ def play(
 
     One episode each, rather than a number of steps, because short episodes would be counted more often than long ones.
 
-    **Arguments:**
+    Args:
+        act, memory: How the agent acts, and its initial memory.
+        max_steps: Give up after so many steps.
 
-    - `act`, `memory`: how the agent acts, and its initial memory.
-    - `max_steps`: give up after so many steps.
-
-    **Returns:** return and length of each episode, and whether it ended within `max_steps`.
+    Returns:
+        Return and length of each episode, and whether it ended within `max_steps`.
     """
     start_key, key = jax.random.split(key)
     start = jax.vmap(lambda k: start_stream(env, env_params, memory, k))(jax.random.split(start_key, episodes))
@@ -71,38 +71,14 @@ def evaluate_state(
 
     `env`, `env_params` replace the agent's own environment if given; `config` says which one it is.
     """
-    greedy = agent.evaluates_greedily if greedy is None else greedy
+    greedy = bool(agent.evaluates_greedily if greedy is None else greedy)
     if env is None:
         env, env_params = agent.env, agent.env_params
     # Far from the keys of training, which are those of small seeds.
     keys = jax.random.split(
         jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )[np.array(seeds) - config.seed]
-    max_steps = env.max_episode_steps(env_params) or 10_000
-
-    @eqx.filter_jit
-    def run(networks, keys):
-        def one(network, key):
-            return play(
-                env,
-                env_params,
-                agent.act(network, greedy),
-                network.initial_state(),
-                key,
-                episodes=episodes,
-                max_steps=max_steps + 1,
-            )
-
-        if host_of(env) is None:
-            return eqx.filter_vmap(one)(networks, keys)
-        # On the host one seed after the other: JAX takes no call to it into a loop whose end differs by seed.
-        arrays, static = eqx.partition(networks, eqx.is_array)
-        return jax.lax.map(lambda x: one(eqx.combine(x[0], static), x[1]), (arrays, keys))
-
-    with closing_new_copies(env):
-        returns, lengths, ended = (np.asarray(x) for x in run(networks, keys))
-    if (failed := failure(env)) is not None:
-        raise EnvironmentFailure(failed)
+    returns, lengths, ended = _play_seeds(agent, networks, keys, env, env_params, episodes, greedy)
     # A wrapper makes another task of it.
     is_plain = not config.env_wrappers and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
@@ -124,6 +100,29 @@ def evaluate_state(
     }
 
 
+def _play_seeds(agent, networks, keys, env, env_params, episodes: int, greedy: bool) -> list[np.ndarray]:
+    """Return what `play` returns, of each seed."""
+    max_steps = env.max_episode_steps(env_params) or 10_000
+
+    @eqx.filter_jit
+    def run(networks, keys):
+        def one(network, key):
+            act, carry = agent.act(network, greedy), network.initial_state()
+            return play(env, env_params, act, carry, key, episodes=episodes, max_steps=max_steps + 1)
+
+        if host_of(env) is None:
+            return eqx.filter_vmap(one)(networks, keys)
+        # On the host one seed after the other: JAX takes no call to it into a loop whose end differs by seed.
+        arrays, static = eqx.partition(networks, eqx.is_array)
+        return jax.lax.map(lambda x: one(eqx.combine(x[0], static), x[1]), (arrays, keys))
+
+    with closing_new_copies(env):
+        played = [np.asarray(x) for x in run(networks, keys)]
+    if (failed := failure(env)) is not None:
+        raise EnvironmentFailure(failed)
+    return played
+
+
 def evaluate(
     folder: str | Path,
     *,
@@ -136,24 +135,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play fresh episodes with the agents of a run and return statistics of their returns.
 
-    **Arguments:**
+    Args:
+        folder: The run folder.
+        episodes: Fresh episodes for each of the run's seeds.
+        greedy: Whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN). By
+            default DQN does and PPO does not.
+        seed: Of the episodes; by default the run's own.
+        env_options: Options of the environment, in place of those of training.
+        imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
-    - `folder`: the run folder.
-    - `episodes`: fresh episodes for each of the run's seeds.
-    - `greedy`: whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN).
-        By default DQN does and PPO does not.
-    - `seed`: of the episodes; by default the run's own.
-    - `env_options`: options of the environment, in place of those of training.
-    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
+    Returns:
+        A dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals, and in `"over"`
+        what they are over: the mean returns of the runs (one a seed) if there are several, else the episodes.
+        `"return_over_episodes"` holds the same of all episodes pooled; `"chance"` and `"best"` the mean returns of
+        random actions and of a strong scripted strategy, None where unknown.
 
-    **Returns:** a dict ready for JSON: `"return"` holds mean, median and interquartile mean with 95 % intervals, and in
-    `"over"` what they are over: the mean returns of the runs (one a seed) if there are several, else the episodes.
-    `"return_over_episodes"` holds the same of all episodes pooled; `"chance"` and `"best"` the mean returns of random
-    actions and of a strong scripted strategy, None where unknown.
-
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if `episodes` is below 1, or
-    the options are wrong or give another observation or action space than the agent was trained for;
-    `EnvironmentFailure` if an environment on the host fails.
+    Raises:
+        RunError: If the folder is no run or has no sound checkpoint.
+        ValueError: If `episodes` is below 1, or the options are wrong or give another observation or action space than
+            the agent was trained for.
+        EnvironmentFailure: If an environment on the host fails.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")

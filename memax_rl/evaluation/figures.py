@@ -13,10 +13,9 @@ _CHARACTERS = 112
 def make_figure(panels: int, title: str, legend: list[Any], caption: str, ratios: tuple[float, ...] = ()) -> Any:
     """Return a figure of so many panels in a row, and its axes, with title, legend and caption.
 
-    **Arguments:**
-
-    - `legend`: handles with labels, as matplotlib's `Line2D`.
-    - `ratios`: widths of the panels against each other; by default equal.
+    Args:
+        legend: Handles with labels, as matplotlib's `Line2D`.
+        ratios: Widths of the panels against each other; by default equal.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -45,13 +45,12 @@ def play_trials(
 
     The same key gives the same tasks, whoever plays.
 
-    **Arguments:**
-
-    - `act`, `initial_carry`: how to act, and the carry before a trial, made from the task (which only an oracle may
-        look at).
-    - `episodes`: episodes a trial, at most `most_episodes`, which sets the shape.
-    - `wiped`: whether every episode looks to the agent like a trial's first: memory, previous action and previous
-        reward are reset.
+    Args:
+        act, initial_carry: How to act, and the carry before a trial, made from the task (which only an oracle may look
+            at).
+        episodes: Episodes a trial, at most `most_episodes`, which sets the shape.
+        wiped: Whether every episode looks to the agent like a trial's first: memory, previous action and previous
+            reward are reset.
     """
     params = TrialParams(episodes=episodes, max_steps_in_episode=most_episodes * env.tasks.episode_length)
     start_key, key = jax.random.split(key)
@@ -143,7 +142,8 @@ def summarize_trials(
 def trained_episodes(env: Any, env_name: str) -> int:
     """Return how many episodes a trial had in training.
 
-    **Raises:** `ValueError` if the environment has no trials, or trials of one episode only.
+    Raises:
+        ValueError: If the environment has no trials, or trials of one episode only.
     """
     if not isinstance(env, Trials):
         raise _no_trials(env_name)
@@ -191,61 +191,41 @@ def evaluate_in_context(
 ) -> dict[str, Any]:
     """Play trials with the agents of a run and return how they adapt.
 
-    **Arguments:**
+    Args:
+        folder: The run folder.
+        tasks: Tasks of each split, the same ones for every seed of the run and for every strategy.
+        episodes: Episodes a trial; by default as many as in training.
+        longer: Also play trials so many times as long, on held-out tasks.
+        greedy: Whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN). By
+            default DQN does and PPO does not.
+        seed: Of the tasks; by default the run's own.
+        imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
-    - `folder`: the run folder.
-    - `tasks`: tasks of each split, the same ones for every seed of the run and for every strategy.
-    - `episodes`: episodes a trial; by default as many as in training.
-    - `longer`: also play trials so many times as long, on held-out tasks.
-    - `greedy`: whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN).
-        By default DQN does and PPO does not.
-    - `seed`: of the tasks; by default the run's own.
-    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
+    Returns:
+        A dict ready for JSON. `"train"` and `"test"` hold what `summarize_trials` returns, for the agent and for
+        `"wiped"`; `"test"` also for every known strategy; `"longer"` for the agent in longer trials.
 
-    **Returns:** a dict ready for JSON. `"train"` and `"test"` hold what `summarize_trials` returns, for the agent and
-    for `"wiped"`; `"test"` also for every known strategy; `"longer"` for the agent in longer trials.
-
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if an argument is out of
-    range, or the run was not trained on trials of several episodes, or with wrappers that change them.
+    Raises:
+        RunError: If the folder is no run or has no sound checkpoint.
+        ValueError: If an argument is out of range, or the run was not trained on trials of several episodes, or with
+            wrappers that change them.
     """
-    if tasks < 2:
-        raise ValueError(f"tasks must be at least 2, got {tasks}")
-    if episodes is not None and episodes < 2:
-        raise ValueError(f"episodes must be at least 2, or there is no adaptation to see, got {episodes}")
+    _check_size(tasks, episodes)
     run = Run.open(folder, imports, trust)
     config = run.config()
     trained = _check_trials(config)
     agent, networks, seeds = load_agent(run)
     greedy = agent.evaluates_greedily if greedy is None else greedy
     episodes = trained if episodes is None else episodes
-    networks, network_static = eqx.partition(networks, eqx.is_array)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
-    most = episodes * max((1, *longer))
-
-    def split(name: str, **options: Any) -> Trials:
-        if "split" not in envs.options(config.env):
-            # A family of one's own: registered without options, so its trials of the other split are made from it.
-            own = envs.make(config.env)[0]
-            return own.to_measure(name, options.get("num_tasks", own.num_tasks))
-        # Barren trials are there to learn from, not to be measured.
-        return envs.make(config.env, **(config.env_options | {"split": name, "unrewarded_fraction": 0.0} | options))[0]
-
-    @eqx.filter_jit
-    def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:
-        network = eqx.combine(network, network_static)
-        act = agent.act(network, greedy)
-        memory = network.initial_state()
-        return play_trials(
-            env, act, lambda _: memory, key, tasks=tasks, episodes=episodes, most_episodes=most, wiped=wiped
-        )
+    play = _make_play(agent, networks, greedy, key, tasks, episodes * max((1, *longer)))
 
     def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
-        one = [jax.tree.map(lambda leaf, s=s: leaf[s], networks) for s in range(len(seeds))]
-        played = [np.asarray(play(env, network, jnp.asarray(n), jnp.asarray(wiped)))[:, :n] for network in one]
+        played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
         return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
 
     # Training tasks are those trained on; of the held-out ones there are as many as there are.
-    train, test = split("train"), split("test", num_tasks=None)
+    train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
     known = _measure_strategies(test, key, tasks, episodes)
     return {
         "env": config.env,
@@ -263,6 +243,42 @@ def evaluate_in_context(
         "strategies": known,
         "longer": {str(n): measure(test, n * episodes) for n in longer},
     }
+
+
+def _check_size(tasks: int, episodes: int | None) -> None:
+    if tasks < 2:
+        raise ValueError(f"tasks must be at least 2, got {tasks}")
+    if episodes is not None and episodes < 2:
+        raise ValueError(f"episodes must be at least 2, or there is no adaptation to see, got {episodes}")
+
+
+def _trials(config: Any, split: str, **options: Any) -> Trials:
+    """Return the trials of a split."""
+    if "split" not in envs.options(config.env):
+        # A family of one's own: registered without options, so its trials of the other split are made from it.
+        own = envs.make(config.env)[0]
+        return own.to_measure(split, options.get("num_tasks", own.num_tasks))
+    # Trials without rewards are there to learn from, not to be measured.
+    return envs.make(config.env, **(config.env_options | {"split": split, "unrewarded_fraction": 0.0} | options))[0]
+
+
+def _make_play(agent: Any, networks: Any, greedy: bool, key: PRNGKeyArray, tasks: int, most: int) -> Any:
+    """Return (trials, seed's place, episodes, wiped) -> returns [tasks, most]; one compilation for each trials."""
+    networks, static = eqx.partition(networks, eqx.is_array)
+
+    @eqx.filter_jit
+    def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:
+        network = eqx.combine(network, static)
+        act, carry = agent.act(network, greedy), network.initial_state()
+        return play_trials(
+            env, act, lambda _: carry, key, tasks=tasks, episodes=episodes, most_episodes=most, wiped=wiped
+        )
+
+    def play_seed(env: Trials, place: int, episodes: int, wiped: bool) -> np.ndarray:
+        network = jax.tree.map(lambda leaf: leaf[place], networks)
+        return np.asarray(play(env, network, jnp.asarray(episodes), jnp.asarray(wiped)))
+
+    return play_seed
 
 
 def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: int) -> dict[str, Any]:

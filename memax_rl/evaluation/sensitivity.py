@@ -222,30 +222,27 @@ def inspect(
 ) -> dict[str, Any]:
     """Return how value and policy of a run depend on the past, averaged over its seeds.
 
-    **Arguments:**
+    Args:
+        folder: The run folder.
+        steps: Slots to look at from an episode's start; by default as long as an episode can be, at most 256.
+        rows: Fresh episodes for each seed, at least 2.
+        seed: Of the episodes; by default the run's own.
+        imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
-    - `folder`: the run folder.
-    - `steps`: slots to look at from an episode's start; by default as long as an episode can be, at most 256.
-    - `rows`: fresh episodes for each seed, at least 2.
-    - `seed`: of the episodes; by default the run's own.
-    - `imports`, `trust`: packages that the run's environment may import, or whether it may import any (docs/runs.md).
+    Returns:
+        A dict ready for JSON; `"lags"` holds, for each lag, `"policy_gradient"`, `"value_gradient"`, `"action_change"`,
+        each with a 95 % bootstrap interval over episodes and seeds under the same name with `_low` and `_high`, and the
+        number of `"pairs"` of steps the gradients are a mean of; without what the first step of an episode showed. Of
+        that, `"first_step"` holds the same in bins of lags `"from"` to `"to"`. `"reach"` says within which lag nine
+        tenths of the summed gradient, or change, of `"lags"` lie.
 
-    **Returns:** a dict ready for JSON; `"lags"` holds, for each lag, `"policy_gradient"`, `"value_gradient"`,
-    `"action_change"`, each with a 95 % bootstrap interval over episodes and seeds under the same name with `_low` and
-    `_high`, and the number of `"pairs"` of steps the gradients are a mean of; without what the first step of an episode
-    showed. Of that, `"first_step"` holds the same in bins of lags `"from"` to `"to"`. `"reach"` says within which lag
-    nine tenths of the summed gradient, or change, of `"lags"` lie.
-
-    **Raises:** `RunError` if the folder is no run or has no sound checkpoint; `ValueError` if an argument is out of
-    range, there are too few pairs of steps, or the run's agent has no policy and value to look into (dqn);
-    `EnvironmentFailure` if an environment on the host fails.
+    Raises:
+        RunError: If the folder is no run or has no sound checkpoint.
+        ValueError: If an argument is out of range, there are too few pairs of steps, or the run's agent has no policy
+            and value to look into (dqn).
+        EnvironmentFailure: If an environment on the host fails.
     """
-    if rows < 2:
-        raise ValueError(f"rows must be at least 2, because the input of one replaces another's, got {rows}")
-    if rows > _MOST_ROWS or (steps or 0) > _MOST_STEPS:
-        raise ValueError(f"rows must be at most {_MOST_ROWS} and steps at most {_MOST_STEPS}, got {rows} and {steps}")
-    if steps is not None and steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}")
+    _check_size(rows, steps)
     run = Run.open(folder, imports, trust)
     config = run.config()
     if config.agent != "ppo":
@@ -278,6 +275,15 @@ def inspect(
         "lags": [{"lag": entry.pop("from"), **{k: v for k, v in entry.items() if k != "to"}} for entry in lags],
         "first_step": first,
     }
+
+
+def _check_size(rows: int, steps: int | None) -> None:
+    if rows < 2:
+        raise ValueError(f"rows must be at least 2, because the input of one replaces another's, got {rows}")
+    if rows > _MOST_ROWS or (steps or 0) > _MOST_STEPS:
+        raise ValueError(f"rows must be at most {_MOST_ROWS} and steps at most {_MOST_STEPS}, got {rows} and {steps}")
+    if steps is not None and steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}")
 
 
 def _measure(

@@ -35,14 +35,14 @@ def summarize(
 ) -> dict[str, Any]:
     """Return mean, median and interquartile mean, each with a percentile bootstrap interval.
 
-    **Arguments:**
+    Args:
+        over: `"runs"`: of the mean returns of the runs (seeds), as Agarwal et al. define it; runs are drawn with
+            replacement. With fewer than about five runs the interval is too narrow. `"episodes"`: of the returns of all
+            episodes, pooled; runs are drawn, and episodes within each drawn run. By default over runs if there are
+            several, else over episodes.
 
-    - `over`: `"runs"`: of the mean returns of the runs (seeds), as Agarwal et al. define it; runs are drawn with
-        replacement. With fewer than about five runs the interval is too narrow. `"episodes"`: of the returns of all
-        episodes, pooled; runs are drawn, and episodes within each drawn run. By default over runs if there are several,
-        else over episodes.
-
-    **Returns:** `{"over": ..., "mean": {"value", "low", "high"}, "median": ..., "iqm": ...}`.
+    Returns:
+        `{"over": ..., "mean": {"value", "low", "high"}, "median": ..., "iqm": ...}`.
     """
     rng = np.random.default_rng(seed)
     seeds, episodes = returns.shape

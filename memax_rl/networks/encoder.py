@@ -68,11 +68,10 @@ def nvec(space: spaces.MultiDiscrete) -> tuple[int, ...]:
 class ImageSettings(NamedTuple):
     """How images among the observations are read.
 
-    **Arguments:**
-
-    - `kind`: "pixels", measures of brightness; "codes", numbers of things, one-hot for each channel; "auto": codes
-        where a Box of whole numbers has three to 32 values.
-    - `channels`: which axis of three holds the channels, "first" or "last"; "auto": the smaller one.
+    Attributes:
+        kind: "pixels", measures of brightness; "codes", numbers of things, one-hot for each channel; "auto": codes
+            where a Box of whole numbers has three to 32 values.
+        channels: Which axis of three holds the channels, "first" or "last"; "auto": the smaller one.
     """
 
     kind: Literal["auto", "pixels", "codes"] = "auto"
@@ -118,7 +117,8 @@ def image_axes(space: Any, settings: ImageSettings = AUTO) -> tuple[tuple[int, .
 def image_codes(space: Any, settings: ImageSettings = AUTO) -> tuple[int, ...] | None:
     """Return how many values each channel of an image of codes has; None for any other space.
 
-    **Raises:** `ValueError` if "codes" are asked for and the bounds are not those of few whole numbers.
+    Raises:
+        ValueError: If "codes" are asked for and the bounds are not those of few whole numbers.
     """
     axes = image_axes(space, settings)
     if axes is None or settings.kind == "pixels" or isinstance(space, NormalizedBox):

@@ -36,15 +36,15 @@ def complex_diagonal_recurrence(
 
     **Cost.** As `linear_recurrence`.
 
-    **Arguments:**
+    Args:
+        re, im: The decay.
+        b: What is written in each step, real parts and imaginary parts.
+        h0: The state before the first step; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        method: As for `linear_recurrence`.
 
-    - `re`, `im`: the decay.
-    - `b`: what is written in each step, real parts and imaginary parts.
-    - `h0`: the state before the first step; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `method`: as for `linear_recurrence`.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
     if re.shape != im.shape or b.shape[1:] != (2, *re.shape) or h0.shape != b.shape[1:]:
         raise ValueError(

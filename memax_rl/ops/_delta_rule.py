@@ -66,20 +66,19 @@ def delta_rule(
     **Cost.** O(T * (chunk * (dk + dv) + chunk^2 + dk * dv)) multiply-adds, T / chunk dependent steps, and
     besides inputs, outputs and their gradients one state a chunk and O(T * (dv + chunk)) memory.
 
-    **Arguments:**
+    Args:
+        q, k, v: Queries, keys, values. With |k| = 1 the state stays bounded for beta in [0, 2]. With R = T / r queries,
+            for a whole r, only every r-th step is read.
+        beta: How far the value under k is moved towards v; 1 overwrites it.
+        log_decay: The logarithm of the decay, at most 0, or None for no decay. What is below -80 counts as -80.
+        state: S before the first step; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        chunk: Steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+        method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+            mode; by default the fast form, for first derivatives in reverse mode.
 
-    - `q`, `k`, `v`: queries, keys, values. With |k| = 1 the state stays bounded for beta in [0, 2]. With R = T / r
-        queries, for a whole r, only every r-th step is read.
-    - `beta`: how far the value under k is moved towards v; 1 overwrites it.
-    - `log_decay`: the logarithm of the decay, at most 0, or None for no decay. What is below -80 counts as
-        -80.
-    - `state`: S before the first step; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
-    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
-        mode; by default the fast form, for first derivatives in reverse mode.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, `chunk` is below 1 or T is no multiple of R.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, `chunk` is below 1 or T is no multiple of R.
     """
     length, reads = k.shape[0], q.shape[0]
     check_starts(starts, length)
@@ -233,10 +232,10 @@ def generalized_delta_rule(
     **Cost.** As `linear_attention` with a decay per channel, about four times its scores, plus O(T *
     chunk^2).
 
-    **Arguments:** as for `linear_attention`; the state stays bounded where diag(decay) + b a^T does not
-    expand.
+    The arguments are those of `linear_attention`; the state stays bounded where diag(decay) + b a^T does not expand.
 
-    **Raises:** `ValueError` if `starts` is not `bool[T]` or `chunk` is below 1.
+    Raises:
+        ValueError: If `starts` is not `bool[T]` or `chunk` is below 1.
     """
     length = k.shape[0]
     check_starts(starts, length)

@@ -37,12 +37,11 @@ _RESIDUAL = 1e-6
 class Maps(NamedTuple):
     """How the cell's maps compose, for the method "associative".
 
-    **Arguments:**
-
-    - `lift`: (weights, x) -> the map h -> cell(weights, x, h) as a pytree of arrays.
-    - `constant`: h -> the map whose value is always h.
-    - `combine`: (earlier map, later map) -> map; associative.
-    - `value`: a map whose value is always h -> h.
+    Attributes:
+        lift: (weights, x) -> the map h -> cell(weights, x, h) as a pytree of arrays.
+        constant: H -> the map whose value is always h.
+        combine: (earlier map, later map) -> map; associative.
+        value: A map whose value is always h -> h.
     """
 
     lift: Callable[[PyTree, PyTree], PyTree]
@@ -71,29 +70,22 @@ def elementwise_recurrence(
     `combine`; `"newton"` O(log T) an iteration, of which there are few where states forget and up to T where
     they do not.
 
-    **Arguments:**
+    Args:
+        cell: Element-wise; closes over no traced arrays.
+        weights, inputs: What the cell takes beside the state; `inputs` with time first.
+        state: H_0; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        initial: The state at a start flag; zeros by default.
+        method: By default sequential on a CPU, and elsewhere `"associative"` where `maps` are given, else `"newton"`.
+            Or `"reference"`, a plain `jax.lax.scan` that is differentiable any number of times and in forward mode.
+        maps: How the cell's maps compose.
 
-    - `cell`: element-wise; closes over no traced arrays.
-    - `weights`, `inputs`: what the cell takes beside the state; `inputs` with time first.
-    - `state`: h_0; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `initial`: the state at a start flag; zeros by default.
-    - `method`: by default sequential on a CPU, and elsewhere `"associative"` where `maps` are given, else
-        `"newton"`. Or `"reference"`, a plain `jax.lax.scan` that is differentiable any number of times and in
-        forward mode.
-    - `maps`: how the cell's maps compose.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, or `method` is unknown or needs `maps`.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, or `method` is unknown or needs `maps`.
     """
     length = jax.tree.leaves(inputs)[0].shape[0]
     check_starts(starts, length)
-    if method is None:
-        parallel = "newton" if maps is None else "associative"
-        method = "sequential" if jax.default_backend() == "cpu" else parallel
-    if method not in ("sequential", "newton", "associative", "reference"):
-        raise ValueError(f"method must be 'sequential', 'newton', 'tree', 'reference' or None, got {method!r}")
-    if method == "associative" and maps is None:
-        raise ValueError("method 'tree' needs maps, the composition of the cell's maps in closed form")
+    method = _choose(method, maps)
     weights, inputs, state = widened((weights, inputs, state))
     if initial is None:
         initial = tuple(map(jnp.zeros_like, state))
@@ -113,6 +105,18 @@ def elementwise_recurrence(
     values = jax.vmap(cell, in_axes=(None, 0, 0))(weights, inputs, before)
     jacobian = jax.vmap(functools.partial(_jacobian, cell, frozen[0]))(frozen[1], before)
     return _attach(method == "sequential", values, state, jacobian, hs, starts)
+
+
+def _choose(method: str | None, maps: Maps | None) -> str:
+    """Return the method, chosen by the backend where it is None. Raises `ValueError` as `elementwise_recurrence`."""
+    if method is None:
+        parallel = "newton" if maps is None else "associative"
+        return "sequential" if jax.default_backend() == "cpu" else parallel
+    if method not in ("sequential", "newton", "associative", "reference"):
+        raise ValueError(f"method must be 'sequential', 'newton', 'associative', 'reference' or None, got {method!r}")
+    if method == "associative" and maps is None:
+        raise ValueError("method 'associative' needs maps, the composition of the cell's maps in closed form")
+    return method
 
 
 def _before(hs: State, state: State, starts: Array, initial: State) -> State:

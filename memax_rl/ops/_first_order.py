@@ -29,9 +29,8 @@ def no_second(op: str, arrays: T) -> T:
 
     A first derivative does not differentiate the rules themselves, a second one does.
 
-    **Arguments:**
-
-    - `op`: the name of the op, for the message.
+    Args:
+        op: The name of the op, for the message.
     """
     return _on_floats(_fixed_p, op, arrays)
 
@@ -44,9 +43,8 @@ def no_forward(op: str, arrays: T) -> T:
 def define(function: Any, op: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
     """Give a `jax.custom_vjp` its two rules, with a guard against second derivatives in both.
 
-    **Arguments:**
-
-    - `op`: the name of the op, for the message.
+    Args:
+        op: The name of the op, for the message.
     """
 
     def guarded(rule: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,8 @@ def linear(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array
 
     **Cost.** n * m multiply-adds a vector, and twice as many for the derivatives.
 
-    **Raises:** `ValueError` if the vectors have not as many entries as `w` has rows.
+    Raises:
+        ValueError: If the vectors have not as many entries as `w` has rows.
     """
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"x must have the shape [..., n] and w [n, m], got {list(x.shape)} and {list(w.shape)}")

@@ -47,19 +47,18 @@ def linear_attention(
     + chunk / 16)) exponentials; T / chunk dependent steps; besides inputs, outputs and their gradients one
     state a chunk and O(chunk * (chunk + dk + dv)) memory.
 
-    **Arguments:**
+    Args:
+        q, k, v: Queries, keys, values.
+        log_decay: The logarithm of the decay, at most 0: one a step, one a step and key channel, or None for no decay.
+            What is below -80 counts as -80.
+        state: S before the first step; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        chunk: Steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+        method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+            mode; by default the fast form, for first derivatives in reverse mode.
 
-    - `q`, `k`, `v`: queries, keys, values.
-    - `log_decay`: the logarithm of the decay, at most 0: one a step, one a step and key channel, or None for
-        no decay. What
-      is below -80 counts as -80.
-    - `state`: S before the first step; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
-    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
-        mode; by default the fast form, for first derivatives in reverse mode.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]` or `chunk` is below 1.
+    Raises:
+        ValueError: If `starts` is not `bool[T]` or `chunk` is below 1.
     """
     length = k.shape[0]
     check_starts(starts, length)

@@ -36,18 +36,18 @@ def linear_recurrence(
     **Cost.** O(T * prod(shape)) memory. `"sequential"` does T dependent steps, `"associative"` (an associative scan)
     O(log T) of them at about twice the arithmetic.
 
-    **Arguments:**
+    Args:
+        a: The decay, real or complex: one a step, [T, ...], or one for all steps, [...], which is faster than the same
+            broadcast.
+        b: What is written in each step.
+        h0: The state before the first step; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        method: `"sequential"` or `"associative"`. By default sequential on a CPU, where a loop over time is several
+            times faster than a tree, and associative elsewhere. Or `"reference"`, a plain `jax.lax.scan`, which is
+            differentiable any number of times and in forward mode.
 
-    - `a`: the decay, real or complex: one a step, [T, ...], or one for all steps, [...], which is faster than the same
-        broadcast.
-    - `b`: what is written in each step.
-    - `h0`: the state before the first step; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `method`: `"sequential"` or `"associative"`. By default sequential on a CPU, where a loop over time is several
-        times faster than a tree, and associative elsewhere. Or `"reference"`, a plain `jax.lax.scan`, which is
-        differentiable any number of times and in forward mode.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
     method = check_method(method)
     if a.shape not in (b.shape, b.shape[1:]) or h0.shape != b.shape[1:]:

@@ -45,20 +45,20 @@ def nonlinear_recurrence(
     states and inputs) memory. Keep gates as separate arrays in `inputs`: slices of one wide array inside the loop are
     several times as slow on a CPU.
 
-    **Arguments:**
+    Args:
+        cell: Element-wise over arrays of h's shape; closes over no arrays.
+        product: Affine in h and in `weights`; closes over no arrays. Returns what is added to `inputs`, in the same
+            structure.
+        weights: Parameters of `product`.
+        inputs: The input's share of each step, time first. Where a gate has no such share it is None, and where it has
+            no share of the state `product` returns None.
+        state: The tuple s_0; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+            mode; by default the fast form, for first derivatives in reverse mode.
 
-    - `cell`: element-wise over arrays of h's shape; closes over no arrays.
-    - `product`: affine in h and in `weights`; closes over no arrays. Returns what is added to `inputs`, in the same
-      structure.
-    - `weights`: parameters of `product`.
-    - `inputs`: the input's share of each step, time first. Where a gate has no such share it is None, and where it has
-      no share of the state `product` returns None.
-    - `state`: the tuple s_0; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
-        mode; by default the fast form, for first derivatives in reverse mode.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, or a state, an input or a product has not h's shape.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, or a state, an input or a product has not h's shape.
     """
     check_starts(starts, jax.tree.leaves(inputs)[0].shape[0])
     shape = state[0].shape

@@ -71,20 +71,20 @@ def regularized_solve(
     **Cost.** O(T * iterations * d * (chunk + d)) multiply-adds, T / chunk * iterations dependent steps;
     besides inputs, outputs and their gradients one state a chunk and O(chunk * (chunk + d)) memory.
 
-    **Arguments:**
+    Args:
+        q, k: Right-hand sides and keys.
+        beta: The weight of each key, at least 0.
+        log_decay: The logarithm of the decay, at most 0.
+        regularizer: The diagonal added to H, above 0.
+        state: H before the first step, symmetric; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        iterations: Steps of conjugate gradients. d of them are exact but for rounding.
+        chunk: Steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+        method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
+            mode; by default in chunks.
 
-    - `q`, `k`: right-hand sides and keys.
-    - `beta`: the weight of each key, at least 0.
-    - `log_decay`: the logarithm of the decay, at most 0.
-    - `regularizer`: the diagonal added to H, above 0.
-    - `state`: H before the first step, symmetric; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `iterations`: steps of conjugate gradients. d of them are exact but for rounding.
-    - `chunk`: steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
-    - `method`: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
-        mode; by default in chunks.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]` or `chunk` is below 1.
+    Raises:
+        ValueError: If `starts` is not `bool[T]` or `chunk` is below 1.
     """
     length = k.shape[0]
     check_starts(starts, length)

@@ -42,16 +42,16 @@ def selective_scan(
     **Cost.** O(T * n * d) exponentials and multiply-adds; besides inputs and outputs O((T / 16 + 16) * n * d) memory.
     `"sequential"` does T dependent steps, `"associative"` T / 16 times O(log 16) of them, with a tree in each chunk.
 
-    **Arguments:**
+    Args:
+        dt, u: Step sizes and inputs.
+        b, c: How a step writes, and how it reads.
+        a: Rates of growth, negative for a decay.
+        state: H before the first step; it counts until the first start flag.
+        starts: True where a step begins a new sequence.
+        method: `"sequential"`, `"associative"` or `"reference"`, by default as in `linear_recurrence`.
 
-    - `dt`, `u`: step sizes and inputs.
-    - `b`, `c`: how a step writes, and how it reads.
-    - `a`: rates of growth, negative for a decay.
-    - `state`: h before the first step; it counts until the first start flag.
-    - `starts`: true where a step begins a new sequence.
-    - `method`: `"sequential"`, `"associative"` or `"reference"`, by default as in `linear_recurrence`.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
     method = check_method(method)
     length, (n, d) = len(dt), a.shape

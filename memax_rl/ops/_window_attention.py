@@ -40,21 +40,20 @@ def window_attention(
     **Cost.** O(T * (window + block) * (dk + dv)) multiply-adds and O(T * (window + block)) memory; nothing in
     sequence.
 
-    **Arguments:**
+    Args:
+        q, k, v: Queries, keys, values.
+        starts: True where a step begins a new sequence.
+        window: How many steps a step sees, itself included.
+        past_k, past_v: Keys and values of the P steps before the first, oldest first: what an earlier call left. They
+            count until the first start flag. Of more than `window - 1` only the last can be seen.
+        past_valid: False where an entry of the past is empty; all count by default.
+        bias: Added to the score of the key that lies 0, 1, ..., window - 1 steps back.
+        block: Steps a block; 32 or 64 by default, by the window. It need divide neither T nor the window.
+        method: `"reference"` for the scores of all pairs of steps, O(T * (T + P)), differentiable any number of times
+            and in forward mode; by default in blocks.
 
-    - `q`, `k`, `v`: queries, keys, values.
-    - `starts`: true where a step begins a new sequence.
-    - `window`: how many steps a step sees, itself included.
-    - `past_k`, `past_v`: keys and values of the P steps before the first, oldest first: what an earlier call
-        left. They count until the first start flag. Of more than `window - 1` only the last can be seen.
-    - `past_valid`: false where an entry of the past is empty; all count by default.
-    - `bias`: added to the score of the key that lies 0, 1, ..., window - 1 steps back.
-    - `block`: steps a block; 32 or 64 by default, by the window. It need divide neither T nor the window.
-    - `method`: `"reference"` for the scores of all pairs of steps, O(T * (T + P)), differentiable any number of times
-        and in forward mode; by default in blocks.
-
-    **Raises:** `ValueError` if `starts` is not `bool[T]`, `window` or `block` is below 1, or only a part of
-    the past is given.
+    Raises:
+        ValueError: If `starts` is not `bool[T]`, `window` or `block` is below 1, or only a part of the past is given.
     """
     length = k.shape[0]
     check_starts(starts, length)
@@ -69,9 +68,15 @@ def window_attention(
         past = past_k, past_v, past_valid
         q, k, v = (x.astype(compute) for x in (q, k, v))
         return _plain(q, k, v, starts, window, past, bias).astype(dtype)
+    return _in_blocks(q, k, v, starts, window, (past_k, past_v, past_valid), bias, block, compute).astype(dtype)
+
+
+def _in_blocks(q, k, v, starts, window, past, bias, block, compute):
+    """Return all y_t in the dtype `compute`: each block of steps sees itself and the steps before it."""
+    length = k.shape[0]
     # As many rows before a block as its steps can see, in eights: the processor computes that many at once.
     before = -(-(window - 1) // 8) * 8
-    past_k, past_v, past_segment = _past(past_k, past_v, past_valid, before, k, v)
+    past_k, past_v, past_segment = _past(past[0], past[1], past[2], before, k, v)
 
     def padded(x: Array) -> Array:
         """Return the tape [T, ...] padded at the end to whole blocks."""
@@ -103,7 +108,7 @@ def window_attention(
         return _attend(q, k, v, seen, shift)
 
     ys = jax.vmap(attend)(blocks(q), keys, values, blocks(segment), joined(past_segment, segment))
-    return ys.reshape(-1, v.shape[-1])[:length].astype(dtype)
+    return ys.reshape(-1, v.shape[-1])[:length]
 
 
 def _plain(q, k, v, starts, window, past, bias):

@@ -27,11 +27,10 @@ Rollout = Literal["whole_episodes", "truncated_bptt"]
 class RolloutBatch(NamedTuple):
     """Rows of a tape, and what stands before and after each of them, which counts in "truncated_bptt" mode only.
 
-    **Arguments:**
-
-    - `tape`: [rows, slots].
-    - `carry`, `before`: carry of the network, and (action, reward), before the first slot.
-    - `after`: what is shown after the last slot.
+    Attributes:
+        tape: [rows, slots].
+        carry, before: Carry of the network, and (action, reward), before the first slot.
+        after: What is shown after the last slot.
     """
 
     tape: Tape
@@ -75,10 +74,9 @@ def collect(
 ) -> Collected:
     """Act in all streams until each has filled its row.
 
-    **Arguments:**
-
-    - `streams`, `pending`, `keys`: of this device's rows.
-    - `devices`: how many devices collect at once; metrics are those of all of them.
+    Args:
+        streams, pending, keys: Of this device's rows.
+        devices: How many devices collect at once; metrics are those of all of them.
     """
     slots, rows = keys.shape[:2]
 
@@ -177,7 +175,8 @@ def rollout_size(
     Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
     at least four of the longest, so that little of it is taken by the open one.
 
-    **Raises:** `ValueError` if an episode cannot fit into a row, or the minibatches do not divide the rows.
+    Raises:
+        ValueError: If an episode cannot fit into a row, or the minibatches do not divide the rows.
     """
     horizon, fixed = env.max_episode_steps(env_params), env.fixed_length(env_params)
     # An episode that a time limit cuts has its final observation on the tape too.

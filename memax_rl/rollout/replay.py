@@ -49,14 +49,13 @@ _RENUMBER_AT = 2**30
 class Replay(eqx.Module):
     """The stored slots. A slot's number counts the slots of its stream from 0; it lies at `number % capacity`.
 
-    **Arguments:**
-
-    - `tape`: the slots, in observation's and action's own dtypes.
-    - `length`: at an episode's first slot, how many of its transitions were stored so far; elsewhere 0.
-    - `priority`: at an episode's first slot, its priority; elsewhere 0.
-    - `head`: the number of the first slot of the episode that is open; -1 if that was never stored.
-    - `count`: the number of the pending slot. At 2**30 a multiple of `capacity` is taken off, from `head` too, so that
-        they never overflow; only their differences and their remainders by `capacity` are used.
+    Attributes:
+        tape: The slots, in observation's and action's own dtypes.
+        length: At an episode's first slot, how many of its transitions were stored so far; elsewhere 0.
+        priority: At an episode's first slot, its priority; elsewhere 0.
+        head: The number of the first slot of the episode that is open; -1 if that was never stored.
+        count: The number of the pending slot. At 2**30 a multiple of `capacity` is taken off, from `head` too, so that
+            they never overflow; only their differences and their remainders by `capacity` are used.
     """
 
     tape: Tape
@@ -69,13 +68,12 @@ class Replay(eqx.Module):
 class Sample(eqx.Module):
     """Tapes drawn from a replay.
 
-    **Arguments:**
-
-    - `tape`: [rows, slots]. `valid` where the loss may learn from the slot: it holds a transition and, unless that was
-        terminated, the tape holds the next observation.
-    - `weight`: what a slot's loss is to be multiplied by before the sum over all slots of all rows; 0 where not valid.
-    - `probability`: P(t), that a drawn tape learns from the transition in this slot; 1 where not valid.
-    - `stream`, `index`: where in the replay the slots lie.
+    Attributes:
+        tape: [rows, slots]. `valid` where the loss may learn from the slot: it holds a transition and, unless that was
+            terminated, the tape holds the next observation.
+        weight: What a slot's loss is to be multiplied by before the sum over all slots of all rows; 0 where not valid.
+        probability: P(t), that a drawn tape learns from the transition in this slot; 1 where not valid.
+        stream, index: Where in the replay the slots lie.
     """
 
     tape: Tape
@@ -88,13 +86,13 @@ class Sample(eqx.Module):
 def init(slot: PyTree[jax.ShapeDtypeStruct | Array], streams: int, capacity: int) -> Replay:
     """Return an empty replay.
 
-    **Arguments:**
+    Args:
+        slot: A `Tape` of one slot, or its shapes.
+        streams: Environments that write to it.
+        capacity: Slots for each, the pending one included.
 
-    - `slot`: a `Tape` of one slot, or its shapes.
-    - `streams`: environments that write to it.
-    - `capacity`: slots for each, the pending one included.
-
-    **Raises:** `ValueError` if `capacity` is below 2.
+    Raises:
+        ValueError: If `capacity` is below 2.
     """
     if capacity < 2:
         raise ValueError(f"capacity must be at least 2 slots, got {capacity}")
@@ -111,12 +109,12 @@ def init(slot: PyTree[jax.ShapeDtypeStruct | Array], streams: int, capacity: int
 def add(replay: Replay, slots: Tape, observation: PyTree[Array], start: Bool[Array, " streams"]) -> Replay:
     """Return the replay with new slots.
 
-    **Arguments:**
+    Args:
+        slots: [streams, new], as `step_stream` writes them, in order.
+        observation, start: [streams], what is shown after the last of them, and whether it begins an episode.
 
-    - `slots`: [streams, new], as `step_stream` writes them, in order.
-    - `observation`, `start`: [streams], what is shown after the last of them, and whether it begins an episode.
-
-    **Raises:** `ValueError` if there is not room for all of them.
+    Raises:
+        ValueError: If there is not room for all of them.
     """
     streams, capacity = replay.length.shape
     new = slots.start.shape[1]
@@ -204,12 +202,11 @@ def sample(
 
     What is returned has no meaning while `can_sample` is false.
 
-    **Arguments:**
-
-    - `rows`, `slots`: how many tapes, and how long. An episode of more than `slots` - 1 steps loses its end.
-    - `by`: what is drawn uniformly, or "priority" for prioritized replay (Schaul et al. 2016,
-        https://arxiv.org/abs/1511.05952), by episode: see `reprioritize`.
-    - `alpha`, `beta`: the exponents of priorities and of importance weights. For "priority" only.
+    Args:
+        rows, slots: How many tapes, and how long. An episode of more than `slots` - 1 steps loses its end.
+        by: What is drawn uniformly, or "priority" for prioritized replay (Schaul et al. 2016,
+            https://arxiv.org/abs/1511.05952), by episode: see `reprioritize`.
+        alpha, beta: The exponents of priorities and of importance weights. For "priority" only.
     """
     stored = replay.length > 0
     mass = {

@@ -42,12 +42,11 @@ def generalized_advantages(
 
     Termination drops V_{t+1}; truncation does not. The sum over A stops at either, and at the last slot.
 
-    **Arguments:**
-
-    - `reward`, `value`: of slot t.
-    - `next_value`: the value of the observation that followed slot t, *not* of the next episode's first.
-    - `terminated`, `truncated`: how the transition in slot t ended its episode, if it did.
-    - `discount`, `lambda_`: gamma and lambda.
+    Args:
+        reward, value: Of slot t.
+        next_value: The value of the observation that followed slot t, *not* of the next episode's first.
+        terminated, truncated: How the transition in slot t ended its episode, if it did.
+        discount, lambda_: Gamma and lambda.
     """
     delta = reward + discount * jnp.where(terminated, 0, next_value) - value
     return _reverse_sum(delta, jnp.full_like(reward, discount * lambda_), terminated | truncated)
@@ -88,7 +87,8 @@ def n_step_returns(
     where m = n, or fewer where the episode is truncated or the slots end before: then V is that of the observation
     there. At a termination nothing follows.
 
-    **Raises:** `ValueError` if n is below 1.
+    Raises:
+        ValueError: If n is below 1.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")

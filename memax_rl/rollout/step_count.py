@@ -48,10 +48,9 @@ class StepCount(eqx.Module):
 def check_counts(total_steps: int, steps: int, gradient_steps: int, largest: str) -> None:
     """Raise `ValueError` if an update of `steps` steps, or all updates of a run, cannot be counted.
 
-    **Arguments:**
-
-    - `steps`, `gradient_steps`: the most in one update.
-    - `largest`: the settings that `steps` is the product of.
+    Args:
+        steps, gradient_steps: The most in one update.
+        largest: The settings that `steps` is the product of.
     """
     if steps > _UNIT:
         raise ValueError(f"{largest} is {steps:,} steps an update, and it can have at most {_UNIT:,}; set them lower")

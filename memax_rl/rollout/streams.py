@@ -26,14 +26,13 @@ Act = Callable[[Any, AgentInput, PRNGKeyArray], tuple[Any, Array, Array]]
 class RolloutState(eqx.Module):
     """One environment and what the agent is about to see of it.
 
-    **Arguments:**
-
-    - `environment`: the environment's state.
-    - `inputs`: what the agent is shown next.
-    - `carry`: the network's carry before it has seen `inputs`.
-    - `next_observation`: while `final`, the first observation of the next episode; else unused.
-    - `final`: true where `inputs` shows the last observation of a truncated episode, on which there is nothing to do.
-    - `episode_return`, `episode_length`: of the open episode so far.
+    Attributes:
+        environment: The environment's state.
+        inputs: What the agent is shown next.
+        carry: The network's carry before it has seen `inputs`.
+        next_observation: While `final`, the first observation of the next episode; else unused.
+        final: True where `inputs` shows the last observation of a truncated episode, on which there is nothing to do.
+        episode_return, episode_length: Of the open episode so far.
     """
 
     environment: PyTree[Array]
@@ -87,20 +86,19 @@ def step_stream(
 ) -> tuple[RolloutState, Tape, Finished]:
     """Write one slot: act on what is shown, or pass over the final observation of a truncated episode.
 
-    **Arguments:**
+    Args:
+        keys: Two keys, for acting and for the environment. Split them for all steps at once, outside of a loop: a split
+            inside costs as much as a small network.
+        active: Where false the stream stays as it is and its environment is not stepped; the slot has no meaning.
 
-    - `keys`: two keys, for acting and for the environment. Split them for all steps at once, outside of a loop: a split
-      inside costs as much as a small network.
-    - `active`: where false the stream stays as it is and its environment is not stepped; the slot has no meaning.
-
-    **Returns:** the stream after it, the slot, and the episode that it ended if it did.
+    Returns:
+        The stream after it, the slot, and the episode that it ended if it did.
     """
-    act_key, env_key = keys[0], keys[1]
     inputs = stream.inputs
-    carry, action, log_prob = act(stream.carry, inputs, act_key)
+    carry, action, log_prob = act(stream.carry, inputs, keys[0])
     acted = active & ~stream.final
     observation, state, reward, terminated, truncated, info = step_if(
-        acted, env, env_key, stream.environment, to_environment(env.action_space(params), action), params
+        acted, env, keys[1], stream.environment, to_environment(env.action_space(params), action), params
     )
     terminated = terminated & acted
     truncated = truncated & acted & ~terminated

@@ -20,21 +20,20 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 class Tape(eqx.Module):
     """Slots, along one leading axis [slots] or two [rows, slots].
 
-    **Arguments:**
-
-    - `observation`: what the agent saw, a pytree.
-    - `action`: what it did, a pytree.
-    - `reward`: what it got for it.
-    - `start`: true where a slot holds the first observation of an episode.
-    - `terminated`: true where the transition ended its episode for good: no value follows.
-    - `truncated`: true where the transition was the last before a time limit: the next slot holds the final
-        observation.
-    - `valid`: true where the slot enters a loss.
-    - `log_prob`: log-probability of the action under the policy that took it, or None.
-    - `value_stops`: true where no return looks beyond this transition although the episode, and the memory, go on: the
-        end of an episode within a trial, if returns are discounted within episodes only. None: nowhere.
-    - `intrinsic_reward`: what the learner adds to the reward; the agent does not see it, and no reported return has it
-        in it. None: nothing.
+    Attributes:
+        observation: What the agent saw, a pytree.
+        action: What it did, a pytree.
+        reward: What it got for it.
+        start: True where a slot holds the first observation of an episode.
+        terminated: True where the transition ended its episode for good: no value follows.
+        truncated: True where the transition was the last before a time limit: the next slot holds the final
+            observation.
+        valid: True where the slot enters a loss.
+        log_prob: Log-probability of the action under the policy that took it, or None.
+        value_stops: True where no return looks beyond this transition although the episode, and the memory, go on: the
+            end of an episode within a trial, if returns are discounted within episodes only. None: nowhere.
+        intrinsic_reward: What the learner adds to the reward; the agent does not see it, and no reported return has it
+            in it. None: nothing.
     """
 
     observation: PyTree[Array]
@@ -91,15 +90,16 @@ def previous(
 def pack(episodes: Sequence[Tape], capacity: int) -> Tape:
     """Lay episodes end to end, in order, into as many rows of `capacity` slots as it takes. On the host.
 
-    **Arguments:**
+    Args:
+        episodes: Tapes of one leading axis, one episode each, with the slot of the final observation if truncated.
+        capacity: Slots a row.
 
-    - `episodes`: tapes of one leading axis, one episode each, with the slot of the final observation if truncated.
-    - `capacity`: slots a row.
+    Returns:
+        A tape [rows, capacity].
 
-    **Returns:** a tape [rows, capacity].
-
-    **Raises:** `ValueError` if there are no episodes, or one is longer than `capacity`, or one does not begin with its
-    only start flag.
+    Raises:
+        ValueError: If there are no episodes, or one is longer than `capacity`, or one does not begin with its only
+            start flag.
     """
     if not episodes:
         raise ValueError("episodes must hold at least one episode, got none")

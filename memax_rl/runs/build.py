@@ -53,7 +53,8 @@ def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
 
     They are of the newest checkpoint. A seed that diverged is left out: what it had learned is of another update.
 
-    **Raises:** `RunError` if no seed is sound, and as `Run.restore` does.
+    Raises:
+        RunError: If no seed is sound, and as `Run.restore` does.
     """
     config = run.config()
     with run.trusted():

@@ -29,7 +29,8 @@ class CheckpointError(ValueError):
 def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
     """Write arrays and `about`, which must fit into JSON, under a temporary name, and rename it.
 
-    **Raises:** `OSError` if it cannot be written; nothing is left of it then.
+    Raises:
+        OSError: If it cannot be written; nothing is left of it then.
     """
     dtypes = {name: np.dtype(array.dtype).name for name, array in arrays.items()}
     text = json.dumps({"dtypes": dtypes, "about": about}, sort_keys=True).encode()
@@ -55,12 +56,12 @@ def read_checkpoint(
 ) -> tuple[dict[str, np.ndarray], Any]:
     """Return arrays and what was written about them.
 
-    **Arguments:**
+    Args:
+        expected: Shape and dtype of each array. No other is read.
+        whole: Whether the file must hold no other.
 
-    - `expected`: shape and dtype of each array. No other is read.
-    - `whole`: whether the file must hold no other.
-
-    **Raises:** `CheckpointError` if it is damaged, or holds other arrays than expected.
+    Raises:
+        CheckpointError: If it is damaged, or holds other arrays than expected.
     """
     try:
         with zipfile.ZipFile(path) as archive:

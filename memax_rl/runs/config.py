@@ -165,7 +165,8 @@ def _close(name: str, known: Iterable[str]) -> str:
 def make_config(fields: Mapping[str, Any]) -> TrainConfig:
     """Return the configuration with the given fields, nested as in YAML.
 
-    **Raises:** `ValueError` with one line that names every field at fault, what came and what was expected.
+    Raises:
+        ValueError: With one line that names every field at fault, what came and what was expected.
     """
     try:
         return TrainConfig.model_validate(fields)
@@ -269,7 +270,8 @@ def read_fields(path: Path) -> dict[str, Any]:
 def load_config(name: str | Path) -> TrainConfig:
     """Return the configuration in a YAML file, or the preset of that name.
 
-    **Raises:** `ValueError` if there is no such file or preset, or it does not hold a valid configuration.
+    Raises:
+        ValueError: If there is no such file or preset, or it does not hold a valid configuration.
     """
     path = Path(name)
     if not path.is_file():
@@ -319,7 +321,8 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     `--a.b-c VALUE` or `--a.b-c=VALUE` sets field b_c of part a; a switch is also set by `--a.b` and cleared by
     `--no-a.b`.
 
-    **Raises:** `ValueError` that names the argument, for an unknown field or a value of the wrong type or range.
+    Raises:
+        ValueError: That names the argument, for an unknown field or a value of the wrong type or range.
     """
     fields, pairs = config.model_dump(), list(_pairs(arguments))
     for name, value in pairs:
@@ -352,7 +355,8 @@ def _choose_stack(fields: dict[str, Any], typed: list[str]) -> None:
 def override_env_options(config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the environment's options with those in command-line arguments such as `--env-options.length 10`.
 
-    **Raises:** `ValueError` for any other argument, and for a wrong option.
+    Raises:
+        ValueError: For any other argument, and for a wrong option.
     """
     for name, _ in _pairs(arguments):
         if name.partition(".")[0] != "env-options":

@@ -93,7 +93,8 @@ class Run:
 
         `imports`, `trust`: packages that its configuration may cause to be imported, or all of them (docs/runs.md).
 
-        **Raises:** `RunError` if the folder is not a run.
+        Raises:
+            RunError: If the folder is not a run.
         """
         run = cls(folder, imports, trust)
         try:
@@ -122,7 +123,8 @@ class Run:
     def config(self) -> TrainConfig:
         """Return the run's configuration.
 
-        **Raises:** `ValueError` if the file cannot be read or lacks a field: a run's own configuration is complete.
+        Raises:
+            ValueError: If the file cannot be read or lacks a field: a run's own configuration is complete.
         """
         fields = self.fields()
         with self.trusted():
@@ -139,7 +141,8 @@ class Run:
     def fields(self) -> dict[str, Any]:
         """Return the fields of the run's configuration, as they are in its file. It needs no module of one's own.
 
-        **Raises:** `ValueError` if the file cannot be read.
+        Raises:
+            ValueError: If the file cannot be read.
         """
         return read_fields(self.config_path)
 
@@ -164,7 +167,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Hold the run for one process that writes to it. The lock ends with the process, however that ends.
 
-        **Raises:** `RunError` if another process holds it.
+        Raises:
+            RunError: If another process holds it.
         """
         path = self.folder / ".lock"
         try:
@@ -189,7 +193,8 @@ class Run:
     def append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Append rows to metrics.csv. The first call writes the header.
 
-        **Raises:** `RunError` if the file cannot be written.
+        Raises:
+            RunError: If the file cannot be written.
         """
         if not rows:
             return
@@ -219,7 +224,8 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """Return the rows of metrics.csv; an empty cell is nan.
 
-        **Raises:** `RunError` if the file holds anything else.
+        Raises:
+            RunError: If the file holds anything else.
         """
         if not self.metrics_path.exists():
             return []
@@ -250,7 +256,8 @@ class Run:
     def drop_metrics_after(self, update: int) -> None:
         """Forget the rows of updates later than `update`: they will be made, and logged, again.
 
-        **Raises:** `RunError` if the file is damaged, or ends before `update`.
+        Raises:
+            RunError: If the file is damaged, or ends before `update`.
         """
         if not self.metrics_path.exists():
             return
@@ -275,7 +282,8 @@ class Run:
     def diverged_seeds(self) -> list[int]:
         """Return the seeds that diverged in training, as metrics.csv tells.
 
-        **Raises:** `RunError` if the file is damaged.
+        Raises:
+            RunError: If the file is damaged.
         """
         lost = [row.get("seed", math.nan) for row in self.metrics() if row.get("finite") == 0]
         if any(math.isnan(seed) for seed in lost):
@@ -314,7 +322,8 @@ class Run:
     def save(self, update: int, state: PyTree, seconds: float) -> None:
         """Save a state. Only the newest complete checkpoint is kept.
 
-        **Raises:** `RunError` if it cannot be written; the last one is as it was.
+        Raises:
+            RunError: If it cannot be written; the last one is as it was.
         """
         path = self.checkpoint_path(update)
         if not path.exists():
@@ -332,7 +341,8 @@ class Run:
 
         `like` holds arrays or their shapes; unless `whole`, only some of those in the checkpoint, and no other is read.
 
-        **Raises:** `RunError` if there is none, it cannot be read, or it belongs to another configuration.
+        Raises:
+            RunError: If there is none, it cannot be read, or it belongs to another configuration.
         """
         saved = self.saved_updates()
         if not saved:

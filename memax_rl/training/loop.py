@@ -46,7 +46,8 @@ class TrainingError(RuntimeError):
 def init_state(config: TrainConfig, agent: Agent[Any], progress: bool = False) -> tuple[PyTree, PyTree]:
     """Return the arrays of the state before training, with a leading seed axis, and the rest of the state.
 
-    **Raises:** `ValueError` if they do not fit into the device's memory, before anything is allocated.
+    Raises:
+        ValueError: If they do not fit into the device's memory, before anything is allocated.
     """
     keys = seed_keys(config)
     shapes = eqx.filter_eval_shape(agent.init, keys[0])
@@ -75,18 +76,21 @@ def train(
 ) -> Run:
     """Train, and return the run.
 
-    **Arguments:**
+    Args:
+        config: The configuration; or give its fields as keyword arguments, nested as in YAML, for example
+            `train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, total_steps=500_000)`.
+        out: The run folder to make; by default a new one under runs/.
+        resume: The folder of an interrupted run to continue, instead of all of the above.
+        progress: Show a progress bar.
+        imports, trust: Modules of one's own, imported first; also packages that a resumed run may import, or whether it
+            may import all (docs/runs.md).
 
-    - `config`: the configuration; or give its fields as keyword arguments, nested as in YAML, for example
-      `train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, total_steps=500_000)`.
-    - `out`: the run folder to make; by default a new one under runs/.
-    - `resume`: the folder of an interrupted run to continue, instead of all of the above.
-    - `progress`: show a progress bar.
-    - `imports`, `trust`: packages that a resumed run's environment may import, or all of them; see docs/runs.md.
-
-    **Raises:** `ValueError` for a wrong configuration; `RunError` for a folder that cannot be used; `TrainingError` if
-    the loss is no longer finite, an episode is longer than the tape, or an environment on the host fails;
-    `KeyboardInterrupt` after the state was saved because of Ctrl-C or SIGTERM.
+    Raises:
+        ValueError: For a wrong configuration.
+        RunError: For a folder that cannot be used.
+        TrainingError: If the loss is no longer finite, an episode is longer than the tape, or an environment on the
+            host fails.
+        KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
     """
     if resume is not None:
         if config is not None or fields or out is not None:
@@ -95,7 +99,7 @@ def train(
         with run.lock(), run.trusted():
             return _train(run.config(), run, None, progress)
     if config is None:
-        config = make_config(fields)
+        config = make_config(fields | ({"imports": list(imports)} if imports else {}))
     elif fields:
         raise ValueError("give either config or its fields, not both")
     return _train(config, None, out, progress)
@@ -104,7 +108,8 @@ def train(
 def check(config: TrainConfig) -> list[str]:
     """Return in lines what would be trained. It tries all that can fail before the compilation, and makes nothing.
 
-    **Raises:** what `train` raises before its first update.
+    Raises:
+        What `train` raises before its first update.
     """
     sharding.require(config.devices)
     check_logs(config)
@@ -174,7 +179,8 @@ def restore(run: Run, agent: Agent[Any], arrays: PyTree) -> tuple[PyTree, float]
 
     What the agent leaves out of checkpoints is taken from `arrays`, a state before training.
 
-    **Raises:** `RunError`, see `Run.restore`.
+    Raises:
+        RunError: See `Run.restore`.
     """
     saved, seconds = run.restore(_saved(agent, arrays))
     for name in agent.transient_fields:

@@ -41,7 +41,8 @@ def device_bytes() -> int:
 def describe_sizes(config: TrainConfig, agent: Agent[Any], state: PyTree) -> str:
     """Return in a line what the state takes, from the shapes of one seed's.
 
-    **Raises:** `ValueError` if it cannot fit: an update holds the state twice, before and after it.
+    Raises:
+        ValueError: If it cannot fit: an update holds the state twice, before and after it.
     """
     sizes = state_bytes(state, config.num_seeds)
     total, room = sum(sizes.values()), device_bytes()
