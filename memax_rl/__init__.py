@@ -123,8 +123,7 @@ def train(
         total_steps: Environment steps of each seed, also as "1M"; the run ends with the first update that reaches them.
         on_divergence: What to do when one of several seeds diverges.
         network: Settings of the network, such as memory and width.
-        checkpoint_interval: Seconds between checkpoints.
-        eval_episodes: Fresh episodes to evaluate each seed on at the end; 0 for none.
+        checkpoint_interval, eval_episodes: Seconds between checkpoints; fresh episodes for each seed at the end.
         tensorboard, wandb: Whether to log to TensorBoard, and to which project of Weights & Biases.
         **agent_settings: Settings of the agent under its name, such as `ppo={"gamma": 0.9}`.
 

@@ -86,3 +86,19 @@ def test_imports_point_one_way():
 def test_an_import_inside_a_function_counts():
     source = "def f():\n    from memax_rl.evaluation import play\n"
     assert imports(source, {"memax_rl.evaluation"}, "memax_rl.x") == {"memax_rl.evaluation"}
+
+
+def test_functions_are_short():
+    """60 lines, signature and docstring included, fit on a screen."""
+    long = [
+        f"{name}.{node.name}, line {node.lineno}"
+        for name, path in _modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_an_agent_fits_into_a_file_of_400_lines():
+    long = [name for name, path in _modules().items() if ".agents." in name and path.read_text().count("\n") > 400]
+    assert not long

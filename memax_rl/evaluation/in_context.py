@@ -196,24 +196,20 @@ def evaluate_in_context(
         tasks: Tasks of each split, the same ones for every seed of the run and for every strategy.
         episodes: Episodes a trial; by default as many as in training.
         longer: Also play trials so many times as long, on held-out tasks.
-        greedy: Whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN). By
-            default DQN does and PPO does not.
+        greedy: Whether to take the best action at every step. By default DQN does, and PPO samples.
         seed: Of the tasks; by default the run's own.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
-        A dict ready for JSON. `"train"` and `"test"` hold what `summarize_trials` returns, for the agent and for
-        `"wiped"`; `"test"` also for every known strategy; `"longer"` for the agent in longer trials.
+        A dict ready for JSON; `summarize_trials` says what it holds of agent, wiped agent and strategies.
 
     Raises:
         RunError: If the folder is no run or has no sound checkpoint.
-        ValueError: If an argument is out of range, or the run was not trained on trials of several episodes, or with
-            wrappers that change them.
+        ValueError: If an argument is out of range, or the run was not trained on trials of several episodes.
     """
     _check_size(tasks, episodes)
     run = Run.open(folder, imports, trust)
-    config = run.config()
-    trained = _check_trials(config)
+    trained = _check_trials(config := run.config())
     agent, networks, seeds = load_agent(run)
     greedy = agent.evaluates_greedily if greedy is None else greedy
     episodes = trained if episodes is None else episodes
@@ -226,7 +222,6 @@ def evaluate_in_context(
 
     # Training tasks are those trained on; of the held-out ones there are as many as there are.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
-    known = _measure_strategies(test, key, tasks, episodes)
     return {
         "env": config.env,
         "env_options": config.env_options,
@@ -240,7 +235,7 @@ def evaluate_in_context(
         "has_boundaries": test.tasks.has_boundaries,
         "train": {"agent": measure(train, episodes), "wiped": measure(train, episodes, wiped=True)},
         "test": {"agent": measure(test, episodes), "wiped": measure(test, episodes, wiped=True)},
-        "strategies": known,
+        "strategies": _measure_strategies(test, key, tasks, episodes),
         "longer": {str(n): measure(test, n * episodes) for n in longer},
     }
 

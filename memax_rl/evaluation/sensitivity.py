@@ -245,11 +245,7 @@ def inspect(
     _check_size(rows, steps)
     run = Run.open(folder, imports, trust)
     config = run.config()
-    if config.agent != "ppo":
-        raise ValueError(
-            f"memax-rl inspect looks into a policy and a value, which agents of ppo have; this run's agent is "
-            f"{config.agent!r}"
-        )
+    _check_agent(config.agent)
     agent, networks, seeds = load_agent(run)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.max_episode_steps(agent.env_params) or 256, 256) if steps is None else steps
@@ -275,6 +271,13 @@ def inspect(
         "lags": [{"lag": entry.pop("from"), **{k: v for k, v in entry.items() if k != "to"}} for entry in lags],
         "first_step": first,
     }
+
+
+def _check_agent(name: str) -> None:
+    if name != "ppo":
+        raise ValueError(
+            f"memax-rl inspect looks into a policy and a value, which agents of ppo have; this run's agent is {name!r}"
+        )
 
 
 def _check_size(rows: int, steps: int | None) -> None:

@@ -94,9 +94,8 @@ def step_stream(
     Returns:
         The stream after it, the slot, and the episode that it ended if it did.
     """
-    inputs = stream.inputs
+    inputs, acted = stream.inputs, active & ~stream.final
     carry, action, log_prob = act(stream.carry, inputs, keys[0])
-    acted = active & ~stream.final
     observation, state, reward, terminated, truncated, info = step_if(
         acted, env, keys[1], stream.environment, to_environment(env.action_space(params), action), params
     )
