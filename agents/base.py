@@ -61,7 +61,7 @@ class Agent(Protocol[S]):
     config: Any
     """The settings, with sizes that follow from the environment filled in."""
     devices: int
-    """Devices that share the rows of an update; with several, `update` runs inside `memax_rl.sharding.over_devices`."""
+    """Devices that share the rows of an update; with several, `update` runs inside `memax_rl.sharding.shard_map`."""
     evaluates_greedily: bool
     """Whether evaluation takes its best actions unless told otherwise."""
     learned_fields: tuple[str, ...]

@@ -121,7 +121,7 @@ class PPO:
         make_network: (observation space, action space, key) -> network.
         config: Settings; `num_envs` and `rollout_length` may be None.
         total_steps: Environment steps over which the learning-rate schedule runs.
-        devices: How many share the rows; if more than one, `update` runs inside `memax_rl.sharding.over_devices`.
+        devices: How many share the rows; if more than one, `update` runs inside `memax_rl.sharding.shard_map`.
 
     Raises:
         ValueError: If an episode cannot fit into a row, or the minibatches do not divide the rows.

@@ -4,7 +4,7 @@ Each device acts in its share of the environments and learns from its share of e
 are the same on all: gradients are summed over the devices before each step. On a CPU the devices are threads of this
 process, and worth it because the products of a small network keep no more than one core busy.
 
-The functions here are called in a program that `over_devices` runs on every device at once, and return their arguments
+The functions here are called in a program that `shard_map` runs on every device at once, and return their arguments
 where there is one device only.
 """
 
@@ -67,16 +67,16 @@ def local_shard(tree: T, devices: int, axis: int = 0) -> T:
     return jax.tree.map(share, tree)
 
 
-def over_devices(run: Callable[..., Any], devices: int, shared_out: Sequence[str], axis: int) -> Callable[..., Any]:
+def shard_map(run: Callable[..., Any], devices: int, sharded_fields: Sequence[str], axis: int) -> Callable[..., Any]:
     """Return `run(state, *arguments) -> (state, *results)` as a program on several devices.
 
     Args:
-        shared_out: The fields of the state whose arrays are shared out along `axis`; all else is the same everywhere.
+        sharded_fields: The fields of the state whose arrays are split along `axis`; all else is the same everywhere.
             `run` returns two results beside the state.
     """
 
     def everywhere(state, *arguments):
-        specs = _specs(state, shared_out, axis)
+        specs = _specs(state, sharded_fields, axis)
         return jax.shard_map(
             run,
             mesh=_mesh(devices),
@@ -89,10 +89,10 @@ def over_devices(run: Callable[..., Any], devices: int, shared_out: Sequence[str
     return everywhere
 
 
-def place(state: T, devices: int, shared_out: Sequence[str], axis: int) -> T:
-    """Return the state with its arrays where `over_devices` wants them."""
+def place(state: T, devices: int, sharded_fields: Sequence[str], axis: int) -> T:
+    """Return the state with its arrays where `shard_map` wants them."""
     mesh = _mesh(devices)
-    specs = _specs(state, shared_out, axis)
+    specs = _specs(state, sharded_fields, axis)
     return jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec)), state, specs)
 
 
@@ -100,9 +100,9 @@ def _mesh(devices: int) -> Mesh:
     return jax.make_mesh((devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
-def _specs(state: Any, shared_out: Sequence[str], axis: int) -> Any:
+def _specs(state: Any, sharded_fields: Sequence[str], axis: int) -> Any:
     def fields(tree):
-        return [getattr(tree, name) for name in shared_out]
+        return [getattr(tree, name) for name in sharded_fields]
 
     same = jax.tree.map(lambda _: PartitionSpec(), state)
     shares = jax.tree.map(lambda _: PartitionSpec(*(None,) * axis, _AXIS), fields(state))

@@ -228,7 +228,7 @@ MISTAKES = (
         "agents/dqn.py",
         "gradient_steps % self.config.target_update_period == 0",
         "(2 * gradient_steps + 1) % self.config.target_update_period == 0",
-        ("tests/test_dqn.py::test_updates_warm_up_and_then_follow_a_period_of_gradient_steps",),
+        ("tests/test_dqn.py::test_updates_wait_for_learning_starts_and_follow_a_period_of_gradient_steps",),
     ),
     Mistake(
         12,

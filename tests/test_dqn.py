@@ -264,7 +264,7 @@ def test_epsilon_is_how_often_the_action_is_random(space, key):
 # The rhythm of an update
 
 
-def test_updates_warm_up_and_then_follow_a_period_of_gradient_steps(key):
+def test_updates_wait_for_learning_starts_and_follow_a_period_of_gradient_steps(key):
     """3 gradient steps an update, 4 to a period. A copy at 4, 8 and 12, whatever the number of environments."""
     sizes = {
         "num_envs": 7,
@@ -316,7 +316,7 @@ def test_hard_and_soft_target_updates_by_hand():
         ({"samples_per_insert": 2.5, "num_envs": 10, "batch_size": 10, "tape_length": 10}, 4, 1),
     ],
 )
-def test_the_update_to_data_ratio_is_exact(settings, steps, gradient_steps):
+def test_samples_per_insert_is_exact(settings, steps, gradient_steps):
     agent = _agent(Probe(), **(settings | {"buffer_size": 100_000}))
     assert (agent.sizes.steps, agent.sizes.gradient_steps) == (steps, gradient_steps)
     learned = gradient_steps * settings["batch_size"] * settings["tape_length"]

@@ -62,7 +62,7 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
     assert "held-out, memory wiped" in capsys.readouterr().out
 
 
-def test_barren_trials_are_not_measured(tmp_path):
+def test_unrewarded_trials_are_not_measured(tmp_path):
     options = {"payouts": [1.0, 1.0, 1.0], "novelty_bonus": 0.5, "unrewarded_fraction": 0.5}
     fields = SMALL | {"env_options": SMALL["env_options"] | options}
     result = evaluate_in_context(train(make_config(fields), out=tmp_path / "run").folder, tasks=8, longer=())

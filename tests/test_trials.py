@@ -182,18 +182,18 @@ def test_the_first_reward_of_a_trial_ends_the_bonus(key):
     np.testing.assert_array_equal(slot.intrinsic_reward, [0.25, 0.25, 0, 0, 0, 0] * 2)
 
 
-def test_barren_trials_pay_the_bonus_alone(key):
+def test_unrewarded_trials_pay_the_bonus_alone(key):
     def rewards(**options):
         env = Trials(Countable(length=2, pays_from=0), episodes=2, novelty_bonus=0.25, **options)
         slots = jax.vmap(lambda k: play(env, k, [0] * 4)[0])(jax.random.split(key, 200))
         return np.asarray(slots.reward), np.asarray(slots.intrinsic_reward)
 
     reward, bonus = rewards(unrewarded_fraction=0.25)
-    barren = np.all(reward == 0, axis=1)
+    unrewarded = np.all(reward == 0, axis=1)
     # A standard deviation is 6.
-    assert 30 < barren.sum() < 70
-    np.testing.assert_array_equal(reward[~barren], 1)
-    np.testing.assert_array_equal(bonus, np.where(barren[:, None], [0.25, 0.25, 0, 0], [0.25, 0, 0, 0]))
+    assert 30 < unrewarded.sum() < 70
+    np.testing.assert_array_equal(reward[~unrewarded], 1)
+    np.testing.assert_array_equal(bonus, np.where(unrewarded[:, None], [0.25, 0.25, 0, 0], [0.25, 0, 0, 0]))
     np.testing.assert_array_equal(rewards(unrewarded_fraction=0.25, split="test")[0], 1)
 
 

@@ -90,7 +90,7 @@ class TrialState(eqx.Module):
     time: Int32[Array, ""]
     inner: PyTree[Array]
     seen: Bool[Array, " observations"] | None = None
-    barren: Bool[Array, ""] | None = None
+    unrewarded: Bool[Array, ""] | None = None
 
 
 def _check_bonus(space: Any, novelty_bonus: float, unrewarded_fraction: float) -> None:
@@ -194,7 +194,7 @@ class Trials(Environment):
         )
 
     def to_measure(self, split: str, num_tasks: int | None) -> "Trials":
-        """Trials of the same family to measure an agent with: of a split and a number of tasks, none of them barren."""
+        """Trials of the same family to measure an agent with: of a split and a number of tasks, all rewarded."""
         return Trials(
             self.tasks,
             episodes=self.episodes,
@@ -258,12 +258,12 @@ class Trials(Environment):
         task = self.draw_task(jax.random.fold_in(key, 2))
         observation, inner = self.tasks.reset_episode(jax.random.fold_in(key, 3), task)
         zero = jnp.zeros((), jnp.int32)
-        barren = (
+        unrewarded = (
             jax.random.bernoulli(jax.random.fold_in(key, 4), self.unrewarded_fraction)
             if self.unrewarded_fraction
             else None
         )
-        state = TrialState(task, zero, zero, zero, inner, self._first_seen(observation), barren)
+        state = TrialState(task, zero, zero, zero, inner, self._first_seen(observation), unrewarded)
         return self._observe(observation, jnp.ones((), bool)), state
 
     def step_env(
@@ -272,8 +272,8 @@ class Trials(Environment):
         """One step; where it ends an episode but not the trial, the next episode begins."""
         observation, inner, reward, terminated = self.tasks.step_episode(key, state.task, state.inner, action)
         info: dict[str, Any] = {}
-        if state.barren is not None:
-            reward = jnp.where(state.barren, 0, reward)
+        if state.unrewarded is not None:
+            reward = jnp.where(state.unrewarded, 0, reward)
         seen = state.seen
         if seen is not None:
             place = self._place(observation)
@@ -289,7 +289,7 @@ class Trials(Environment):
         observation, inner = jax.tree.map(lambda a, b: jnp.where(begins, a, b), first, (observation, inner))
         if not self.discount_across_episodes:
             info["value_stops"] = ended
-        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen, state.barren)
+        after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen, state.unrewarded)
         return self._observe(observation, begins), after, reward, trial_ended, info
 
 

@@ -276,7 +276,7 @@ def make_many_updates(
         return arrays, sound, log
 
     if agent.devices > 1:
-        many = sharding.over_devices(many, agent.devices, agent.sharded_fields, _ROWS)
+        many = sharding.shard_map(many, agent.devices, agent.sharded_fields, _ROWS)
     return jax.jit(many, donate_argnums=0)
 
 
