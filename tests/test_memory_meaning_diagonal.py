@@ -155,14 +155,14 @@ def _lru(p, xs):
     lam = np.exp(-np.exp(p.nu_log) + 1j * np.exp(p.theta_log))
     h = np.zeros(lam.shape)
     for x in xs:
-        h = lam * h + np.exp(p.gamma_log) * ((p.b_re + 1j * p.b_im) @ x)
-        yield np.real((p.c_re + 1j * p.c_im) @ h) + _diagonal(x, p.d)
+        h = lam * h + np.exp(p.gamma_log) * (x @ (p.b_re + 1j * p.b_im))
+        yield np.real(h @ (p.c_re + 1j * p.c_im)) + _diagonal(x, p.d)
 
 
 def _min_gru(p, xs):
     h = np.zeros(OUT)
     for x in xs:
-        z, u = _sigmoid(p.w_z @ x + p.b_z), p.w_h @ x + p.b_h
+        z, u = _sigmoid(x @ p.w_z + p.b_z), x @ p.w_h + p.b_h
         h = (1 - z) * h + z * np.where(u >= 0, u + 0.5, _sigmoid(u))
         yield h
 
@@ -180,8 +180,8 @@ def _s5(p, xs):
     lam = np.exp(continuous * np.exp(p.log_dt))
     h = np.zeros(lam.shape)
     for x in xs:
-        h = lam * h + (lam - 1) / continuous * ((p.b_re + 1j * p.b_im) @ x)
-        yield 2 * np.real((p.c_re + 1j * p.c_im) @ h) + _diagonal(x, p.d)
+        h = lam * h + (lam - 1) / continuous * (x @ (p.b_re + 1j * p.b_im))
+        yield 2 * np.real(h @ (p.c_re + 1j * p.c_im)) + _diagonal(x, p.d)
 
 
 def _s6(p, xs):
@@ -199,10 +199,10 @@ def _ffm(p, xs):
     gamma = np.exp(-np.abs(p.decay)[:, None] + 1j * p.frequency[None])
     s = np.zeros(gamma.shape)
     for x in xs:
-        s = gamma * s + ((p.w_p @ x + p.b_p) * _sigmoid(p.w_i @ x + p.b_i))[:, None]
-        g = _sigmoid(p.w_g @ x + p.b_g)
-        z = (p.w_m @ np.concatenate([s.real.ravel(), s.imag.ravel()]) + p.b_m) * g
-        yield (z - z.mean()) / np.sqrt(z.var() + 1e-5) + (p.w_s @ x + p.b_s) * (1 - g)
+        s = gamma * s + ((x @ p.w_p + p.b_p) * _sigmoid(x @ p.w_i + p.b_i))[:, None]
+        g = _sigmoid(x @ p.w_g + p.b_g)
+        z = (np.concatenate([s.real.ravel(), s.imag.ravel()]) @ p.w_m + p.b_m) * g
+        yield (z - z.mean()) / np.sqrt(z.var() + 1e-5) + (x @ p.w_s + p.b_s) * (1 - g)
 
 
 def _rot_rnn(p, xs):
@@ -220,8 +220,8 @@ def _rot_rnn(p, xs):
     for x in xs:
         y = _diagonal(x, p.d)
         for j in range(heads):
-            xi = np.sqrt((1 - gamma[j] ** 2) / np.trace(p.b[j] @ p.b[j].T))
-            h[j] = gamma[j] * theta[j] @ h[j] + xi * turn[j].T @ (p.b[j] @ x)
+            xi = np.sqrt((1 - gamma[j] ** 2) / np.sum(p.b[j] ** 2))
+            h[j] = gamma[j] * theta[j] @ h[j] + xi * turn[j].T @ (x @ p.b[j])
             y = y + (turn[j] @ h[j]) @ p.c[j]
         yield y
 

@@ -81,7 +81,7 @@ def _phi(u):
 def _linear_transformer(m, xs):
     """By sums over the past instead of a state; a query turns against a key by their distance in time."""
     begin = np.maximum.accumulate(np.where(STARTS, np.arange(T), 0))
-    q, k, v = ((xs @ w.T).reshape(T, m.heads, m.head_size) for w in (m.w_q, m.w_k, m.w_v))
+    q, k, v = ((xs @ w).reshape(T, m.heads, m.head_size) for w in (m.w_q, m.w_k, m.w_v))
     q, k = _phi(q), _phi(k)
     half = m.head_size // 2
     angles = m.rotary_base ** (-np.arange(half) / half) if m.rotary_base else np.zeros(half)
@@ -91,7 +91,7 @@ def _linear_transformer(m, xs):
         turned = np.exp(1j * (t - past)[:, None, None] * angles) * np.conj(k_pairs[past])
         scores = np.real(np.sum(q_pairs[t] * turned, axis=-1))
         reads = np.einsum("sh,shv->hv", scores, v[past])
-        yield (reads / np.sum(q[t] * k[past], axis=(0, 2))[:, None]).ravel() @ m.w_o.T
+        yield (reads / np.sum(q[t] * k[past], axis=(0, 2))[:, None]).ravel() @ m.w_o
 
 
 def _fwp(m, xs):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import check_norm, each_row
-from memax_rl.memory.layers.weights import as_complex, check_size, matrix, state_zeros
+from memax_rl.memory.layers.weights import as_complex, check_size, normal, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
 
 State = Complex[Array, "trace_size context_size"]
@@ -47,15 +47,15 @@ class FFM(Memory):
     out_size: int
     decay: Float[Array, " trace_size"]
     frequency: Float[Array, " context_size"]
-    w_p: Float[Array, "trace_size in_size"]
+    w_p: Float[Array, "in_size trace_size"]
     b_p: Float[Array, " trace_size"]
-    w_i: Float[Array, "trace_size in_size"]
+    w_i: Float[Array, "in_size trace_size"]
     b_i: Float[Array, " trace_size"]
-    w_m: Float[Array, "out_size 2*trace_size*context_size"]
+    w_m: Float[Array, "2*trace_size*context_size out_size"]
     b_m: Float[Array, " out_size"]
-    w_g: Float[Array, "out_size in_size"]
+    w_g: Float[Array, "in_size out_size"]
     b_g: Float[Array, " out_size"]
-    w_s: Float[Array, "out_size in_size"]
+    w_s: Float[Array, "in_size out_size"]
     b_s: Float[Array, " out_size"]
 
     def __init__(
@@ -75,11 +75,11 @@ class FFM(Memory):
         keys = jax.random.split(key, 5)
         self.decay = jnp.linspace(1e-6, 0.5, trace)
         self.frequency = 2 * math.pi / jnp.linspace(1, max_period, context)
-        self.w_p, self.b_p = matrix(keys[0], in_size, trace), jnp.zeros(trace)
-        self.w_i, self.b_i = matrix(keys[1], in_size, trace), jnp.zeros(trace)
-        self.w_m, self.b_m = matrix(keys[2], 2 * trace * context, out_size), jnp.zeros(out_size)
-        self.w_g, self.b_g = matrix(keys[3], in_size, out_size), jnp.zeros(out_size)
-        self.w_s, self.b_s = matrix(keys[4], in_size, out_size), jnp.zeros(out_size)
+        self.w_p, self.b_p = normal(keys[0], in_size, trace), jnp.zeros(trace)
+        self.w_i, self.b_i = normal(keys[1], in_size, trace), jnp.zeros(trace)
+        self.w_m, self.b_m = normal(keys[2], 2 * trace * context, out_size), jnp.zeros(out_size)
+        self.w_g, self.b_g = normal(keys[3], in_size, out_size), jnp.zeros(out_size)
+        self.w_s, self.b_s = normal(keys[4], in_size, out_size), jnp.zeros(out_size)
 
     def _gamma(self) -> Complex[Array, "trace_size context_size"]:
         modulus, phase = jnp.exp(-jnp.abs(self.decay))[:, None], self.frequency[None]
@@ -87,14 +87,14 @@ class FFM(Memory):
 
     def _write(self, x):
         """Return u, which every context gets."""
-        return (linear(x, self.w_p.T) + self.b_p) * jax.nn.sigmoid(linear(x, self.w_i.T) + self.b_i)
+        return (linear(x, self.w_p) + self.b_p) * jax.nn.sigmoid(linear(x, self.w_i) + self.b_i)
 
     def _read(self, s, x):
         """Return y from the real parts of S, then its imaginary parts, in one vector."""
         return _gated(*self._biases(), *self._projections(s, x))
 
     def _projections(self, s, x):
-        return linear(s, self.w_m.T), linear(x, self.w_g.T), linear(x, self.w_s.T)
+        return linear(s, self.w_m), linear(x, self.w_g), linear(x, self.w_s)
 
     def _biases(self):
         return self.b_m, self.b_g, self.b_s

@@ -13,7 +13,7 @@ form; a norm behind it would hide how much of the past agrees.
 State: per head S [head_size, head_size] and n [head_size], held side by side as one matrix [head_size, head_size + 1].
 
 As it stands the sum knows what was seen but not when. Option `rotary_base` turns queries and keys as Su et al. 2021,
-https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of one step (the file _rotary.py),
+https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of one step (memax_rl/memory/layers/rotary.py),
 
     S = R^-1 S + phi(k) v^T,    n as above,
 
@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_head
 from memax_rl.memory.layers.rotary import turn
-from memax_rl.memory.layers.weights import check_between, check_size, matrix, state_zeros
+from memax_rl.memory.layers.weights import check_between, check_size, normal, state_zeros
 from memax_rl.ops import linear, linear_attention
 
 State = Float[Array, "heads head_size width"]
@@ -61,10 +61,10 @@ class LinearTransformer(Memory):
     heads: int
     head_size: int
     rotary_base: float
-    w_q: Float[Array, "inner in_size"]
-    w_k: Float[Array, "inner in_size"]
-    w_v: Float[Array, "inner in_size"]
-    w_o: Float[Array, "out_size inner"]
+    w_q: Float[Array, "in_size inner"]
+    w_k: Float[Array, "in_size inner"]
+    w_v: Float[Array, "in_size inner"]
+    w_o: Float[Array, "inner out_size"]
 
     def __init__(
         self,
@@ -87,19 +87,19 @@ class LinearTransformer(Memory):
         self.heads = max(1, out_size // head_size) if heads is None else check_size("heads", heads)
         inner = self.heads * self.head_size
         keys = jax.random.split(key, 4)
-        self.w_q, self.w_k, self.w_v = (matrix(k, in_size, inner) for k in keys[:3])
-        self.w_o = matrix(keys[3], inner, out_size)
+        self.w_q, self.w_k, self.w_v = (normal(k, in_size, inner) for k in keys[:3])
+        self.w_o = normal(keys[3], inner, out_size)
 
     def _project(self, xs):
         """Return phi(q), phi(k) and [v, 1], each [..., heads, size]."""
         # One product for the three: it reads the inputs once, and so does its gradient.
-        qkv = linear(xs, jnp.concatenate([self.w_q, self.w_k, self.w_v]).T)
+        qkv = linear(xs, jnp.concatenate([self.w_q, self.w_k, self.w_v], axis=1))
         q, k, v = (u.reshape(*u.shape[:-1], self.heads, self.head_size) for u in jnp.split(qkv, 3, axis=-1))
         return _phi(q), _phi(k), jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
 
     def _read(self, reads):
         ys = reads[..., :-1] / (reads[..., -1:] + _EPS)
-        return linear(ys.reshape(*ys.shape[:-2], -1), self.w_o.T)
+        return linear(ys.reshape(*ys.shape[:-2], -1), self.w_o)
 
     def initial_state(self) -> State:
         return state_zeros(self.w_q, (self.heads, self.head_size, self.head_size + 1))

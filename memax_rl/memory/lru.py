@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
+from memax_rl.memory.layers.weights import as_complex, check_between, check_size, normal, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
 
 State = Complex[Array, " state_size"]
@@ -46,10 +46,10 @@ class LRU(Memory):
     nu_log: Float[Array, " state_size"]
     theta_log: Float[Array, " state_size"]
     gamma_log: Float[Array, " state_size"]
-    b_re: Float[Array, "state_size in_size"]
-    b_im: Float[Array, "state_size in_size"]
-    c_re: Float[Array, "out_size state_size"]
-    c_im: Float[Array, "out_size state_size"]
+    b_re: Float[Array, "in_size state_size"]
+    b_im: Float[Array, "in_size state_size"]
+    c_re: Float[Array, "state_size out_size"]
+    c_im: Float[Array, "state_size out_size"]
     d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
 
     def __init__(
@@ -76,8 +76,8 @@ class LRU(Memory):
         self.nu_log = jnp.log(-0.5 * jnp.log(modulus_squared))
         self.theta_log = jnp.log(max_phase * v)
         self.gamma_log = 0.5 * jnp.log1p(-modulus_squared)
-        self.b_re, self.b_im = (matrix(k, in_size, size, 2**-0.5) for k in keys[1:3])
-        self.c_re, self.c_im = (matrix(k, size, out_size) for k in keys[3:5])
+        self.b_re, self.b_im = (normal(k, in_size, size, 2**-0.5) for k in keys[1:3])
+        self.c_re, self.c_im = (normal(k, size, out_size) for k in keys[3:5])
         square = in_size == out_size
         self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
 
@@ -86,11 +86,11 @@ class LRU(Memory):
 
     def _write(self, x):
         scale = jnp.exp(self.gamma_log)
-        return as_complex(linear(x, self.b_re.T) * scale, linear(x, self.b_im.T) * scale)
+        return as_complex(linear(x, self.b_re) * scale, linear(x, self.b_im) * scale)
 
     def _read(self, h, x):
         skip = x * self.d if self.d.ndim == 1 else linear(x, self.d)
-        return linear(h.real, self.c_re.T) - linear(h.imag, self.c_im.T) + skip
+        return linear(h.real, self.c_re) - linear(h.imag, self.c_im) + skip
 
     def initial_state(self) -> State:
         zeros = state_zeros(self.nu_log, self.nu_log.shape)
@@ -105,10 +105,10 @@ class LRU(Memory):
     def scan(
         self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
     ) -> tuple[State, Float[Array, "T out_size"]]:
-        into = jnp.concatenate([self.b_re, self.b_im]) * jnp.tile(jnp.exp(self.gamma_log), 2)[:, None]
-        writes = linear(xs, into.T).reshape(len(xs), 2, -1)
+        into = jnp.concatenate([self.b_re, self.b_im], axis=1) * jnp.tile(jnp.exp(self.gamma_log), 2)[None]
+        writes = linear(xs, into).reshape(len(xs), 2, -1)
         decay = self._decay()
         hs = complex_diagonal_recurrence(decay.real, decay.imag, writes, jnp.stack([state.real, state.imag]), starts)
         skip = xs * self.d[None] if self.d.ndim == 1 else linear(xs, self.d)
-        ys = linear(hs.reshape(len(xs), -1), jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
+        ys = linear(hs.reshape(len(xs), -1), jnp.concatenate([self.c_re, -self.c_im])) + skip
         return jax.lax.complex(*hs[-1]), ys

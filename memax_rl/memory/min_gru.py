@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, state_zeros
+from memax_rl.memory.layers.weights import normal, state_zeros
 from memax_rl.ops import linear, linear_recurrence
 
 State = Float[Array, " out_size"]
@@ -33,21 +33,21 @@ class MinGRU(Memory):
 
     in_size: int
     out_size: int
-    w_z: Float[Array, "out_size in_size"]
+    w_z: Float[Array, "in_size out_size"]
     b_z: Float[Array, " out_size"]
-    w_h: Float[Array, "out_size in_size"]
+    w_h: Float[Array, "in_size out_size"]
     b_h: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         key_z, key_h = jax.random.split(key)
-        self.w_z, self.b_z = matrix(key_z, in_size, out_size), jnp.zeros(out_size)
-        self.w_h, self.b_h = matrix(key_h, in_size, out_size), jnp.zeros(out_size)
+        self.w_z, self.b_z = normal(key_z, in_size, out_size), jnp.zeros(out_size)
+        self.w_h, self.b_h = normal(key_h, in_size, out_size), jnp.zeros(out_size)
 
     def _gates(self, x):
         """Return the decay 1 - z and the write z o c."""
         # One product for the two: it reads the inputs once, and so does its gradient.
-        u, z = jnp.split(linear(x, jnp.concatenate([self.w_h, self.w_z]).T), 2, axis=-1)
+        u, z = jnp.split(linear(x, jnp.concatenate([self.w_h, self.w_z], axis=1)), 2, axis=-1)
         u, z = u + self.b_h, jax.nn.sigmoid(z + self.b_z)
         candidate = jnp.where(u >= 0, u + 0.5, jax.nn.sigmoid(u))
         return 1 - z, z * candidate

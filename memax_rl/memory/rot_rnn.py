@@ -65,7 +65,7 @@ class RotRNN(Memory):
     log_rate: Float[Array, " heads"]
     theta: Float[Array, "heads pairs"]
     m: Float[Array, "heads head_size head_size"]
-    b: Float[Array, "heads head_size in_size"]
+    b: Float[Array, "heads in_size head_size"]
     c: Float[Array, "heads head_size out_size"]
     d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
 
@@ -96,7 +96,7 @@ class RotRNN(Memory):
         self.log_rate = jnp.log(-jnp.log(gamma))
         self.theta = jax.random.uniform(keys[1], (count, size // 2), maxval=2 * math.pi)
         self.m = jax.random.normal(keys[2], (count, size, size)) * size**-0.5
-        self.b = jax.random.normal(keys[3], (count, size, in_size)) * in_size**-0.5
+        self.b = jax.random.normal(keys[3], (count, in_size, size)) * in_size**-0.5
         self.c = jax.random.normal(keys[4], (count, size, out_size)) * (count * size) ** -0.5
         square = in_size == out_size
         self.d = jax.random.normal(keys[5], (out_size,)) if square else normal(keys[5], in_size, out_size)
@@ -110,7 +110,7 @@ class RotRNN(Memory):
         """Return (xi P^T B)^T and (C P)^T for each head: P meets the parameters only, never a step."""
         p = _exponential(self.m - self.m.swapaxes(1, 2))
         xi = jnp.sqrt(-jnp.expm1(-2 * jnp.exp(self.log_rate)) / jnp.sum(self.b**2, axis=(1, 2)))
-        into = jnp.einsum("hnp,hni->hip", p, self.b) * xi[:, None, None]
+        into = jnp.einsum("hnp,hin->hip", p, self.b) * xi[:, None, None]
         return into, jnp.einsum("hnp,hno->hpo", p, self.c)
 
     def _skip(self, x):
@@ -134,10 +134,10 @@ class RotRNN(Memory):
     ) -> tuple[State, Float[Array, "T out_size"]]:
         into, out = self._matrices()
         # All heads in one matrix product.
-        into = into.reshape(into.shape[0], into.shape[1], -1, 2).transpose(3, 0, 2, 1).reshape(-1, self.in_size)
+        into = into.reshape(*into.shape[:2], -1, 2).transpose(1, 3, 0, 2).reshape(self.in_size, -1)
         gamma = self._gamma()[:, None]
         re, im = (gamma * jnp.cos(self.theta)).reshape(-1), (gamma * jnp.sin(self.theta)).reshape(-1)
         first = state.reshape(-1, 2).T
-        hs = complex_diagonal_recurrence(re, im, linear(xs, into.T).reshape(len(xs), 2, -1), first, starts)
-        out = out.reshape(-1, 2, self.out_size).transpose(2, 1, 0).reshape(self.out_size, -1)
-        return hs[-1].T.reshape(state.shape), linear(hs.reshape(len(xs), -1), out.T) + jax.vmap(self._skip)(xs)
+        hs = complex_diagonal_recurrence(re, im, linear(xs, into).reshape(len(xs), 2, -1), first, starts)
+        out = out.reshape(-1, 2, self.out_size).swapaxes(0, 1).reshape(-1, self.out_size)
+        return hs[-1].T.reshape(state.shape), linear(hs.reshape(len(xs), -1), out) + jax.vmap(self._skip)(xs)

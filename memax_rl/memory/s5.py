@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import as_complex, check_between, check_size, matrix, normal, state_zeros
+from memax_rl.memory.layers.weights import as_complex, check_between, check_size, normal, state_zeros
 from memax_rl.ops import complex_diagonal_recurrence, linear
 
 State = Complex[Array, " half"]
@@ -57,10 +57,10 @@ class S5(Memory):
     lam_re: Float[Array, " half"]
     lam_im: Float[Array, " half"]
     log_dt: Float[Array, " half"]
-    b_re: Float[Array, "half in_size"]
-    b_im: Float[Array, "half in_size"]
-    c_re: Float[Array, "out_size half"]
-    c_im: Float[Array, "out_size half"]
+    b_re: Float[Array, "in_size half"]
+    b_im: Float[Array, "in_size half"]
+    c_re: Float[Array, "half out_size"]
+    c_im: Float[Array, "half out_size"]
     d: Float[Array, " out_size"] | Float[Array, "in_size out_size"]
 
     def __init__(
@@ -86,11 +86,11 @@ class S5(Memory):
         self.lam_im = jnp.asarray(np.imag(values))
         self.log_dt = jax.random.uniform(keys[0], (size // 2,), minval=math.log(dt_min), maxval=math.log(dt_max))
         v_re, v_im = (jnp.asarray(part(vectors)) for part in (np.real, np.imag))
-        b = matrix(keys[1], in_size, size)
-        # V^-1 is V* transposed, because the matrix is normal.
-        self.b_re, self.b_im = v_re.T @ b, -(v_im.T @ b)
-        c_re, c_im = (matrix(k, size, out_size, 2**-0.5) for k in keys[2:4])
-        self.c_re, self.c_im = c_re @ v_re - c_im @ v_im, c_im @ v_re + c_re @ v_im
+        b = normal(keys[1], in_size, size)
+        # V^-1 is the conjugate transpose of V, because the matrix is normal.
+        self.b_re, self.b_im = b @ v_re, -(b @ v_im)
+        c_re, c_im = (normal(k, size, out_size, 2**-0.5) for k in keys[2:4])
+        self.c_re, self.c_im = v_re.T @ c_re - v_im.T @ c_im, v_re.T @ c_im + v_im.T @ c_re
         square = in_size == out_size
         self.d = jax.random.normal(keys[4], (out_size,)) if square else normal(keys[4], in_size, out_size)
 
@@ -101,11 +101,11 @@ class S5(Memory):
         return lam, (lam - 1) / continuous
 
     def _write(self, x, scale):
-        return as_complex(linear(x, self.b_re.T), linear(x, self.b_im.T)) * scale
+        return as_complex(linear(x, self.b_re), linear(x, self.b_im)) * scale
 
     def _read(self, h, x):
         skip = x * self.d if self.d.ndim == 1 else linear(x, self.d)
-        return 2 * (linear(h.real, self.c_re.T) - linear(h.imag, self.c_im.T)) + skip
+        return 2 * (linear(h.real, self.c_re) - linear(h.imag, self.c_im)) + skip
 
     def initial_state(self) -> State:
         zeros = state_zeros(self.lam_re, self.lam_re.shape)
@@ -122,11 +122,11 @@ class S5(Memory):
         self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
     ) -> tuple[State, Float[Array, "T out_size"]]:
         lam, scale = self._discrete()
-        # The factor meets B, not every step.
-        b_re, b_im, re, im = self.b_re, self.b_im, scale.real[:, None], scale.imag[:, None]
-        writes = linear(xs, jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re]).T)
+        # B is scaled once, instead of every write.
+        b_re, b_im, re, im = self.b_re, self.b_im, scale.real[None], scale.imag[None]
+        writes = linear(xs, jnp.concatenate([re * b_re - im * b_im, re * b_im + im * b_re], axis=1))
         first = jnp.stack([state.real, state.imag])
         hs = complex_diagonal_recurrence(lam.real, lam.imag, writes.reshape(len(xs), 2, -1), first, starts)
         skip = xs * self.d[None] if self.d.ndim == 1 else linear(xs, self.d)
-        ys = linear(hs.reshape(len(xs), -1), 2 * jnp.concatenate([self.c_re, -self.c_im], axis=1).T) + skip
+        ys = linear(hs.reshape(len(xs), -1), 2 * jnp.concatenate([self.c_re, -self.c_im])) + skip
         return jax.lax.complex(*hs[-1]), ys
