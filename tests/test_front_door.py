@@ -53,7 +53,7 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_what_there_is():
 
 def test_train_has_every_field_of_the_configuration_with_its_type():
     parameters = inspect.signature(memax_rl.train).parameters
-    fields = {name: field for name, field in TrainConfig.model_fields.items() if name != "settings"}
+    fields = {name: field for name, field in TrainConfig.model_fields.items() if name not in ("settings", "imports")}
     assert list(parameters)[list(parameters).index("trust") + 1 : -1] == list(fields)
     annotations = typing.get_type_hints(
         memax_rl.train,

@@ -374,7 +374,8 @@ def test_spherical_keeps_its_length():
     model = _model("spherical")
     xs = jax.random.normal(jax.random.key(0), (500, 5))
     last, _ = eqx.filter_jit(model.scan)(model.initial_state(), xs, jnp.zeros(500, bool))
-    assert jnp.allclose(jnp.linalg.norm(last, axis=1), jnp.linalg.norm(model.h_0, axis=1), rtol=1e-4)
+    # 1,000 reflections along vectors whose length is 1 but for what `unit` adds under the root.
+    assert jnp.allclose(jnp.linalg.norm(last, axis=1), jnp.linalg.norm(model.h_0, axis=1), rtol=3e-4)
 
 
 @pytest.mark.parametrize(

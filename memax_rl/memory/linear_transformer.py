@@ -13,7 +13,7 @@ form; a norm behind it would hide how much of the past agrees.
 State: per head S [head_size, head_size] and n [head_size], held side by side as one matrix [head_size, head_size + 1].
 
 As it stands the sum knows what was seen but not when. Option `rotary_base` turns queries and keys as Su et al. 2021,
-https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of one step (memax_rl/memory/layers/rotary.py),
+https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of one step (layers/rotary.py),
 
     S = R^-1 S + phi(k) v^T,    n as above,
 

@@ -235,7 +235,14 @@ class NormalizedBox(spaces.Box):
 
     def __init__(self, box: spaces.Box, clip: float):
         super().__init__(box.low, box.high, box.shape, box.dtype)
-        self.clip = clip
+        self.box, self.clip = box, clip
+
+    def __eq__(self, other: object) -> bool:
+        # Networks hold it, and those of two calls must have one structure.
+        return isinstance(other, NormalizedBox) and self.box is other.box and self.clip == other.clip
+
+    def __hash__(self) -> int:
+        return hash((id(self.box), self.clip))
 
 
 def mark_normalized(leaves: list[Any], clip: float | None) -> list[Any]:

@@ -1,7 +1,6 @@
 """The configuration of a run: read from YAML, overridden field by field, written back complete."""
 
 import difflib
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -394,7 +393,8 @@ def _parse(text: str) -> Any:
         except ValueError:
             continue
         # 1e3 is a whole number, 1000.0 is not.
-        return int(value) if "." not in text and math.isfinite(value) else value
+        whole = isinstance(value, float) and value.is_integer() and "." not in text
+        return int(value) if whole else value
     try:
         return parse_yaml(text)
     except ValueError:
