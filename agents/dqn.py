@@ -33,7 +33,7 @@ from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.returns import lambda_returns, n_step_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
 from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
-from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
+from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, previous
 
 
 class DQNConfig(OptimizerSettings):
@@ -345,8 +345,8 @@ class DQN:
         # Where the next slot holds no transition, or one that the tape cuts, the sum ends with that slot's value.
         cut = tape.truncated | ~_next(tape.valid)
 
-        def row(reward, next_value, ends, cut, is_best):
-            arguments = reward, next_value, ends, cut, config.gamma
+        def row(reward, next_value, terminated, cut, discount, is_best):
+            arguments = reward, next_value, terminated, cut, discount
             if config.q_lambda is None:
                 return n_step_returns(*arguments, config.n_step)
             lambda_ = jnp.full_like(reward, config.q_lambda)
@@ -354,7 +354,8 @@ class DQN:
 
         # Whether the next action is the best there, so that what follows it says what is to be learned.
         is_best = _next(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
-        return jax.vmap(row)(learning_reward(tape), next_value, value_ends(tape), cut, is_best)
+        discount = learning_discount(tape, config.gamma)
+        return jax.vmap(row)(learning_reward(tape), next_value, tape.terminated, cut, discount, is_best)
 
     def _loss(self, online, target, static, sample: Sample) -> tuple[Float[Array, ""], tuple[Array, dict[str, Array]]]:
         """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics."""

@@ -31,7 +31,7 @@ from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, 
 from memax_rl.rollout.returns import generalized_advantages
 from memax_rl.rollout.step_count import StepCount, check_counts
 from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
-from memax_rl.rollout.tape import Tape, learning_reward, previous, value_ends
+from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, previous
 
 
 class PPOConfig(OptimizerSettings):
@@ -252,8 +252,9 @@ class PPO:
         if self.config.reward_scale is not None:
             return returns, jnp.asarray(self.config.reward_scale)
         zeros = jnp.zeros_like(tape.reward)
-        of_tape = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
-            learning_reward(tape), zeros, zeros, value_ends(tape), tape.truncated, self.config.gamma, 1.0
+        discount = learning_discount(tape, self.config.gamma)
+        of_tape = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, 0, None))(
+            learning_reward(tape), zeros, zeros, tape.terminated, tape.truncated, discount, 1.0
         )
         of_tape, valid = sharding.all_gather((of_tape, tape.valid), self.devices)
         returns = returns.update(of_tape.reshape(-1), valid.reshape(-1))
@@ -277,13 +278,13 @@ class PPO:
         # The slot after a truncated transition holds the final observation, so the next slot's value is always right:
         # where it belongs to another episode, the transition was terminated and the value is not used.
         next_value = jnp.concatenate([value[:, 1:], after[:, None]], axis=1)
-        advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, None, None))(
+        advantage = jax.vmap(generalized_advantages, in_axes=(0, 0, 0, 0, 0, 0, None))(
             scale * learning_reward(tape),
             value,
             next_value,
-            value_ends(tape),
+            tape.terminated,
             tape.truncated,
-            self.config.gamma,
+            learning_discount(tape, self.config.gamma),
             self.config.gae_lambda,
         )
         return Batch(rows, advantage, advantage + value, value), carry

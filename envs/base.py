@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,33 @@ if TYPE_CHECKING:
 # What a step returns: observation, state, reward, terminated, truncated, info.
 Step = tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dict[str, Any]]
 
+# Entries of `info` that the learner alone reads, see `Environment`.
+LEARNER_FIELDS = ("discount", "intrinsic_reward")
+
+
+class Timestep(NamedTuple):
+    """What one step of any environment gave.
+
+    Attributes:
+        observation: What the agent sees next; the first of a new episode where this one ended.
+        state: The environment's state after it.
+        reward: The reward.
+        terminated: Whether the episode ended by itself.
+        truncated: Whether it was cut by a time limit.
+        final_observation: The last observation of this episode where it ended, else `observation`.
+        discount: What multiplies all that follows in the learner's returns, or None for 1 everywhere.
+        intrinsic_reward: What the learner adds to the reward, or None.
+    """
+
+    observation: Any
+    state: Any
+    reward: Float32[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    final_observation: Any
+    discount: Float32[Array, ""] | None = None
+    intrinsic_reward: Float32[Array, ""] | None = None
+
 
 class EnvironmentFailure(RuntimeError):
     """An environment could not be made, or on the host raised, hung, or gave a bad value. The message says why."""
@@ -29,8 +56,10 @@ class Environment(environment.Environment):
     - `step(key, state, action, params) -> (obs, state, reward, terminated, truncated, info)`; at the end of
       an episode `obs` and `state` already belong to the next one and `info["final_observation"]` is the last
       observation of this one. At every other step it equals `obs`.
-    - `info["value_stops"]`, if there, is true where no return looks beyond this step although the episode
-      goes on, as between the episodes of a trial.
+    - `info["discount"]`, if there, a float32 in [0, 1], multiplies all that follows this step in the learner's
+      returns, as in dm_env: 0 where no return looks beyond the step although the episode, and the memory, go on, as
+      between the episodes of a trial. A termination needs none. (gymnax's own entry of this name, which is 0 at time
+      limits too, is not read.)
     - `info["intrinsic_reward"]`, if there, is added to the reward by the learner; the agent does not see it, and no
       reported return has it in it.
     - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
@@ -144,7 +173,7 @@ def where(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTr
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
-def step_if(active: Bool[Array, ""], env: Any, key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Step:
+def step_if(active: Bool[Array, ""], env: Any, key: PRNGKeyArray, state: Any, action: Any, params: Any) -> Timestep:
     """A step of any environment where `active`; else its state stays as it is.
 
     A step on the host has effects, so one that is not wanted must not be taken. A step in JAX is computed anyway, and
@@ -156,9 +185,11 @@ def step_if(active: Bool[Array, ""], env: Any, key: PRNGKeyArray, state: Any, ac
         key, state, action, params: As for its `step`.
     """
     if isinstance(env, Environment):
-        return env.step_if(active, key, state, action, params)
-    obs, after, *rest = env.step(key, state, action, params)
-    return obs, where(active, after, state), *rest
+        obs, after, reward, terminated, truncated, info = env.step_if(active, key, state, action, params)
+        extra = [None if (x := info.get(n)) is None else jnp.asarray(x, jnp.float32) for n in LEARNER_FIELDS]
+        return Timestep(obs, after, reward, terminated, truncated, info["final_observation"], *extra)
+    obs, after, reward, terminated, truncated, info = env.step(key, state, action, params)
+    return Timestep(obs, where(active, after, state), reward, terminated, truncated, info["final_observation"])
 
 
 def host_of(env: Any) -> "Host | None":

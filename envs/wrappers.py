@@ -183,7 +183,7 @@ class TimeLimitConfig(WrapperConfig):
 class FrameSkip(Wrapper):
     """Takes every action `frames` times, or until the episode ends, and adds up the rewards.
 
-    Its `step` raises `ValueError` where the inner environment gives `info["value_stops"]` or
+    Its `step` raises `ValueError` where the inner environment gives `info["discount"]` or
     `info["intrinsic_reward"]`.
     """
 
@@ -207,7 +207,7 @@ class FrameSkip(Wrapper):
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, first, state, action, params)
         if not others:
             return obs, state, reward, terminated, truncated, info
-        if "value_stops" in info:
+        if "discount" in info:
             raise ValueError(
                 "env_wrappers: frame_skip would add up rewards on both sides of an episode's end within a trial, where "
                 "the return is to stop; set env_options.discount_across_episodes to true, or leave frame_skip out"

@@ -54,10 +54,9 @@ def roll(env, params, key, steps=10, seeds=2, streams=3, active=True):
 
         def step(carry, key):
             _, state = carry
-            obs, state, reward, terminated, truncated, info = base.step_if(
-                jnp.asarray(active), env, key, state, jnp.int32(1), params
-            )
-            return (obs, state), (obs, info["final_observation"], reward, terminated, truncated)
+            step = base.step_if(jnp.asarray(active), env, key, state, jnp.int32(1), params)
+            seen = (step.observation, step.final_observation, step.reward, step.terminated, step.truncated)
+            return (step.observation, step.state), seen
 
         (_, state), out = jax.lax.scan(step, env.reset(reset_key, params), jax.random.split(key, steps))
         return state, out

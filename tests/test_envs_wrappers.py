@@ -94,11 +94,9 @@ def roll(env, params, steps=12, action=lambda t: jnp.int32(1), seed=0, active=la
         def step(carry, now):
             t, key = now
             obs, state = carry
-            new, state, reward, terminated, truncated, info = base.step_if(
-                active(t), env, key, state, action(t), params
-            )
-            obs = jnp.where(active(t), new, obs)
-            return (obs, state), (obs, info["final_observation"], reward, terminated, truncated)
+            new = base.step_if(active(t), env, key, state, action(t), params)
+            obs = jnp.where(active(t), new.observation, obs)
+            return (obs, new.state), (obs, new.final_observation, new.reward, new.terminated, new.truncated)
 
         _, out = jax.lax.scan(step, (obs, state), (jnp.arange(steps), jax.random.split(key, steps)))
         return obs, *out

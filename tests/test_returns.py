@@ -105,3 +105,26 @@ def test_lambda_may_differ_by_slot():
     middle = 2 + 0.5 * last
     got = lambda_returns(reward, value, no, no, 0.5, jnp.array([0.0, 1.0, 0.5]))
     np.testing.assert_allclose(got, [1 + 0.5 * 8, middle, last])
+
+
+@pytest.mark.parametrize("ends", ["never", "at the zero"])
+def test_a_discount_of_a_slot_multiplies_all_that_follows_it(ends):
+    """Rewards 1, 2, 4, 8, the value after the last 16, discounts 1/2 but 0 and 1 in the middle."""
+    reward, next_value = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.full(4, 16.0)
+    discount = jnp.array([0.5, 0.0, 1.0, 0.5])
+    terminated = (discount == 0) & (ends == "at the zero")
+    truncated, zeros = jnp.array([False, False, False, True]), jnp.zeros(4)
+    expected = [2.0, 2.0, 20.0, 16.0]
+    advantages = generalized_advantages(
+        reward, zeros, jnp.where(truncated, next_value, 0), terminated, truncated, discount, 1.0
+    )
+    np.testing.assert_allclose(advantages, expected)
+    np.testing.assert_allclose(lambda_returns(reward, next_value, terminated, truncated, discount, 1.0), expected)
+    np.testing.assert_allclose(n_step_returns(reward, next_value, terminated, truncated, discount, 4), expected)
+    # One step: r + discount V.
+    np.testing.assert_allclose(
+        lambda_returns(reward, next_value, terminated, truncated, discount, 0.0), [9.0, 2.0, 20.0, 16.0]
+    )
+    np.testing.assert_allclose(
+        discounted_returns(reward, jnp.array([True, False, False, False]), discount), [2.0, 2.0, 12.0, 8.0]
+    )

@@ -101,7 +101,7 @@ def test_returns_go_on_into_the_next_episode_or_stop_at_its_end(fill, across, ex
     agent = PPO(env, env.default_params, make_network, config, 100)
     state = eqx.filter_jit(agent.init)(key)
     rows = eqx.filter_jit(agent.collect)(state, key).rows
-    assert (rows.tape.value_stops is None) == across
+    assert (rows.tape.discount is None) == across
     _, scale = agent._scale(state.returns, rows.tape)
     batch, _ = eqx.filter_jit(agent._advantages)(state.network, rows, scale)
     np.testing.assert_allclose(scale, 1 / np.std(expected), rtol=1e-5)
@@ -261,7 +261,7 @@ def wrapped(env, **config):
     return wrap(env, env.default_params, "meta/Trials", wrappers)[0]
 
 
-def test_wrappers_keep_where_the_value_stops_or_refuse(key):
+def test_wrappers_keep_the_discount_or_refuse(key):
     env = Trials(Count(2), episodes=2, discount_across_episodes=False)
     for config in (
         {"name": "observation_noise", "std": 0.1},
@@ -269,7 +269,7 @@ def test_wrappers_keep_where_the_value_stops_or_refuse(key):
         {"name": "frame_skip", "frames": 1},
     ):
         slot, _, _ = play(wrapped(env, **config), key, [0] * 3, env.default_params)
-        np.testing.assert_array_equal(slot.value_stops, [False, True, False])
+        np.testing.assert_array_equal(slot.discount, [1, 0, 1])
     with pytest.raises(ValueError, match=r"frame_skip would add up rewards on both sides .*discount_across_episodes"):
         play(wrapped(env, name="frame_skip", frames=2), key, [0], env.default_params)
 

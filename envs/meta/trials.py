@@ -288,7 +288,7 @@ class Trials(Environment):
         first = self.tasks.reset_episode(jax.random.fold_in(key, 1), state.task)
         observation, inner = jax.tree.map(lambda a, b: jnp.where(begins, a, b), first, (observation, inner))
         if not self.discount_across_episodes:
-            info["value_stops"] = ended
+            info["discount"] = jnp.where(ended, 0, 1).astype(jnp.float32)
         after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen, state.unrewarded)
         return self._observe(observation, begins), after, reward, trial_ended, info
 

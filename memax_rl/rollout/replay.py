@@ -169,7 +169,7 @@ def _pending(slots: Tape, observation: PyTree[Array], start: Bool[Array, " strea
         truncated=false,
         valid=false,
         log_prob=None if slots.log_prob is None else jnp.zeros_like(slots.log_prob[:, 0]),
-        value_stops=None if slots.value_stops is None else false,
+        discount=None if slots.discount is None else jnp.ones_like(slots.discount[:, 0]),
         intrinsic_reward=None if slots.intrinsic_reward is None else jnp.zeros_like(slots.intrinsic_reward[:, 0]),
     )
 

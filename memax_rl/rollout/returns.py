@@ -1,6 +1,7 @@
 """Discounted returns and advantages along one tape row, as reverse reset scans. Arrays only.
 
-Index t is a slot of the tape. A sum never crosses from one episode into the next.
+Index t is a slot of the tape. A sum never crosses from one episode into the next. A discount is one
+number for all slots, or one for each: `discount[t]` multiplies all that follows transition t.
 """
 
 import jax
@@ -10,21 +11,24 @@ from jaxtyping import Array, Bool, Float
 from memax_rl.ops import linear_recurrence
 
 
-def _reverse_sum(step: Float[Array, " T"], carry: Float[Array, " T"], stops: Bool[Array, " T"]) -> Float[Array, " T"]:
-    """Return x_t = step_t + carry_t x_{t+1}, without the second term where `stops` and at the last slot."""
+def _reverse_sum(
+    step: Float[Array, " T"], factor: float | Float[Array, ""] | Float[Array, " T"], stops: Bool[Array, " T"]
+) -> Float[Array, " T"]:
+    """Return x_t = step_t + factor_t x_{t+1}, without the second term where `stops` and at the last slot."""
     zero = jnp.zeros((), step.dtype)
-    return linear_recurrence(carry[::-1], step[::-1], zero, stops[::-1])[::-1]
+    factor = jnp.broadcast_to(jnp.asarray(factor, step.dtype), step.shape)
+    return linear_recurrence(factor[::-1], step[::-1], zero, stops[::-1])[::-1]
 
 
 def discounted_returns(
-    reward: Float[Array, " T"], start: Bool[Array, " T"], discount: float | Float[Array, ""]
+    reward: Float[Array, " T"], start: Bool[Array, " T"], discount: float | Float[Array, ""] | Float[Array, " T"]
 ) -> Float[Array, " T"]:
     """Return G_t = r_t + discount * G_{t+1}, without the second term where slot t+1 starts an episode.
 
     Nothing is added beyond the last slot.
     """
     ends = jnp.concatenate([start[1:], jnp.ones((1,), bool)])
-    return _reverse_sum(reward, jnp.full_like(reward, discount), ends)
+    return _reverse_sum(reward, discount, ends)
 
 
 def generalized_advantages(
@@ -33,7 +37,7 @@ def generalized_advantages(
     next_value: Float[Array, " T"],
     terminated: Bool[Array, " T"],
     truncated: Bool[Array, " T"],
-    discount: float | Float[Array, ""],
+    discount: float | Float[Array, ""] | Float[Array, " T"],
     lambda_: float | Float[Array, ""],
 ) -> Float[Array, " T"]:
     """Return generalized advantage estimates (Schulman et al. 2015, https://arxiv.org/abs/1506.02438, equation 16).
@@ -49,7 +53,7 @@ def generalized_advantages(
         discount, lambda_: Gamma and lambda.
     """
     delta = reward + discount * jnp.where(terminated, 0, next_value) - value
-    return _reverse_sum(delta, jnp.full_like(reward, discount * lambda_), terminated | truncated)
+    return _reverse_sum(delta, discount * lambda_, terminated | truncated)
 
 
 def lambda_returns(
@@ -57,7 +61,7 @@ def lambda_returns(
     next_value: Float[Array, " T"],
     terminated: Bool[Array, " T"],
     truncated: Bool[Array, " T"],
-    discount: float | Float[Array, ""],
+    discount: float | Float[Array, ""] | Float[Array, " T"],
     lambda_: float | Float[Array, ""] | Float[Array, " T"],
 ) -> Float[Array, " T"]:
     """Return G_t = r_t + discount * ((1 - lambda) V_{t+1} + lambda * G_{t+1}) (Sutton and Barto 2018, equation 12.2).
@@ -69,7 +73,7 @@ def lambda_returns(
     cut = truncated | last
     bootstrap = jnp.where(terminated, 0, next_value) * jnp.where(cut, 1, 1 - lambda_)
     step = reward + discount * bootstrap
-    return _reverse_sum(step, jnp.full_like(reward, discount * lambda_), terminated | cut)
+    return _reverse_sum(step, discount * lambda_, terminated | cut)
 
 
 def n_step_returns(
@@ -77,7 +81,7 @@ def n_step_returns(
     next_value: Float[Array, " T"],
     terminated: Bool[Array, " T"],
     truncated: Bool[Array, " T"],
-    discount: float | Float[Array, ""],
+    discount: float | Float[Array, ""] | Float[Array, " T"],
     n: int,
 ) -> Float[Array, " T"]:
     """Return the n-step returns (Sutton and Barto 2018, equation 7.1).

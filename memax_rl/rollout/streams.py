@@ -96,13 +96,11 @@ def step_stream(
     """
     inputs, acted = stream.inputs, active & ~stream.final
     carry, action, log_prob = act(stream.carry, inputs, keys[0])
-    observation, state, reward, terminated, truncated, info = step_if(
-        acted, env, keys[1], stream.environment, to_environment(env.action_space(params), action), params
-    )
-    terminated = terminated & acted
-    truncated = truncated & acted & ~terminated
+    step = step_if(acted, env, keys[1], stream.environment, to_environment(env.action_space(params), action), params)
+    terminated = step.terminated & acted
+    truncated = step.truncated & acted & ~terminated
     done = terminated | truncated
-    reward = jnp.where(acted, reward, 0)
+    reward = jnp.where(acted, step.reward, 0)
     slot = Tape(
         observation=inputs.observation,
         action=action,
@@ -112,11 +110,11 @@ def step_stream(
         truncated=truncated,
         valid=acted,
         log_prob=log_prob,
-        value_stops=info["value_stops"] & acted if "value_stops" in info else None,
-        intrinsic_reward=jnp.where(acted, info["intrinsic_reward"], 0) if "intrinsic_reward" in info else None,
+        discount=None if step.discount is None else jnp.where(acted, step.discount, 1),
+        intrinsic_reward=None if step.intrinsic_reward is None else jnp.where(acted, step.intrinsic_reward, 0),
     )
     begins = terminated | stream.final
-    shown = where(truncated, info["final_observation"], where(stream.final, stream.next_observation, observation))
+    shown = where(truncated, step.final_observation, where(stream.final, stream.next_observation, step.observation))
     total, length = stream.episode_return + reward, stream.episode_length + 1
     after = RolloutState(
         environment=stream.environment,
@@ -128,13 +126,13 @@ def step_stream(
             start=begins,
         ),
         carry=carry,
-        next_observation=observation,
+        next_observation=step.observation,
         final=truncated,
         episode_return=jnp.where(done | stream.final, 0, total),
         episode_length=jnp.where(done | stream.final, 0, length),
     )
     # The environment's state has been chosen by `step_if`.
-    after = replace(where(jnp.asarray(active), after, stream), environment=state)
+    after = replace(where(jnp.asarray(active), after, stream), environment=step.state)
     return after, slot, Finished(done, total, length)
 
 

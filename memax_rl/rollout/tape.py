@@ -30,8 +30,9 @@ class Tape(eqx.Module):
             observation.
         valid: True where the slot enters a loss.
         log_prob: Log-probability of the action under the policy that took it, or None.
-        value_stops: True where no return looks beyond this transition although the episode, and the memory, go on: the
-            end of an episode within a trial, if returns are discounted within episodes only. None: nowhere.
+        discount: What the environment multiplies all that follows this transition by, as in dm_env: 0 at the end of an
+            episode within a trial, if returns are discounted within episodes only. None: 1 everywhere. Terminations are
+            not in it.
         intrinsic_reward: What the learner adds to the reward; the agent does not see it, and no reported return has it
             in it. None: nothing.
     """
@@ -44,7 +45,7 @@ class Tape(eqx.Module):
     truncated: Bool[Array, "*axes"]
     valid: Bool[Array, "*axes"]
     log_prob: Float[Array, "*axes"] | None = None
-    value_stops: Bool[Array, "*axes"] | None = None
+    discount: Float[Array, "*axes"] | None = None
     intrinsic_reward: Float[Array, "*axes"] | None = None
 
 
@@ -53,9 +54,10 @@ def learning_reward(tape: Tape) -> Float[Array, "*axes"]:
     return tape.reward if tape.intrinsic_reward is None else tape.reward + tape.intrinsic_reward
 
 
-def value_ends(tape: Tape) -> Bool[Array, "*axes"]:
-    """Return true where no value follows a transition: it was terminated, or the value stops there."""
-    return tape.terminated if tape.value_stops is None else tape.terminated | tape.value_stops
+def learning_discount(tape: Tape, gamma: float) -> Float[Array, "*axes"]:
+    """Return what multiplies all that follows each transition that is not terminated: gamma times its `discount`."""
+    gammas = jnp.full_like(tape.reward, gamma)
+    return gammas if tape.discount is None else gammas * tape.discount
 
 
 def segment_ids(start: Bool[Array, " T"]) -> Int[Array, " T"]:
