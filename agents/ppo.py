@@ -23,8 +23,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from pydantic import Field
 
 from memax_rl import sharding
+from memax_rl.agents import auxiliary
+from memax_rl.agents.auxiliary import AuxiliaryLoss, MakeAuxiliaryLoss
 from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
-from memax_rl.networks import ActionDistribution, ActorCritic, NetworkConfig, make_actor_critic
+from memax_rl.networks import ActorCritic, NetworkConfig, Outputs, make_actor_critic
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.networks.normalization import RunningMeanStd
 from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, collect, rollout_size
@@ -70,6 +72,11 @@ class PPOConfig(OptimizerSettings):
     """Weight of the entropy bonus."""
     normalize_advantages: bool = True
     """Scale the advantages of a minibatch to mean 0 and standard deviation 1, over the slots that count."""
+    auxiliary: str | None = None
+    """Name of a loss on the memory's features that is trained beside: "next_observation", or one of your own (see
+    docs/ppo.md)."""
+    auxiliary_coef: float = Field(default=0.1, ge=0)
+    """Weight of the auxiliary loss."""
     target_kl: float | None = Field(default=None, gt=0)
     """If set, an update stops at the first minibatch after the KL divergence has passed this."""
 
@@ -78,6 +85,7 @@ class PPOState(eqx.Module):
     """All that changes while training. Saved and restored whole."""
 
     network: ActorCritic
+    auxiliary: AuxiliaryLoss | None
     optimizer: optax.OptState
     streams: RolloutState
     pending: Pending
@@ -104,10 +112,8 @@ class AdvantageStats(NamedTuple):
     std: Float[Array, "*minibatches"]
 
 
-def evaluate_rows(
-    network: ActorCritic, rows: RolloutBatch
-) -> tuple[PyTree[Array], ActionDistribution, Float[Array, "rows slots"]]:
-    """Return the carry after the rows and the distributions and values of all slots, from one pass over them."""
+def evaluate_rows(network: ActorCritic, rows: RolloutBatch) -> Outputs:
+    """Return what the network makes of all slots, and the carry after the rows, from one pass over them."""
     tape = rows.tape
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
     return network.scan(rows.carry, AgentInput(tape.observation, action, reward, tape.start))
@@ -121,6 +127,7 @@ class PPO:
         make_network: (observation space, action space, key) -> network.
         config: Settings; `num_envs` and `rollout_length` may be None.
         total_steps: Environment steps over which the learning-rate schedule runs.
+        make_auxiliary: Makes the auxiliary loss, or None.
         devices: How many share the rows; if more than one, `update` runs inside `memax_rl.sharding.shard_map`.
 
     Raises:
@@ -131,7 +138,7 @@ class PPO:
     size_hint = "lower ppo.num_envs, ppo.rollout_length or num_seeds, or set ppo.rollout to 'truncated_bptt'"
     evaluates_greedily = False
     transient_fields: tuple[str, ...] = ()
-    learned_fields: tuple[str, ...] = ("network", "optimizer", "returns")
+    learned_fields: tuple[str, ...] = ("network", "auxiliary", "optimizer", "returns")
     sharded_fields: tuple[str, ...] = ("streams", "pending")
 
     def __init__(
@@ -142,9 +149,11 @@ class PPO:
         config: PPOConfig,
         total_steps: int,
         devices: int = 1,
+        make_auxiliary: MakeAuxiliaryLoss | None = None,
     ):
         self.devices, self.total_steps = devices, total_steps
         self.env, self.env_params, self.make_network = env, env_params, make_network
+        self.make_auxiliary = make_auxiliary
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         self.num_envs, self.slots = rollout_size(
             env,
@@ -170,13 +179,17 @@ class PPO:
         """Return the state before training."""
         network_key, stream_key, key = jax.random.split(key, 3)
         network = self.make_network(self.observation_space, self.action_space, network_key)
+        loss = None
+        if self.make_auxiliary is not None:
+            loss = self.make_auxiliary(network, jax.random.fold_in(network_key, 2**30))
         streams = self._start(network, stream_key)
         one, act = jax.tree.map(lambda leaf: leaf[0], streams), self.act(network)
         keys = jax.random.split(key)
         slot = jax.eval_shape(lambda: step_stream(self.env, self.env_params, act, one, keys)[1])
         return PPOState(
             network=network,
-            optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
+            auxiliary=loss,
+            optimizer=self.optimizer.init(eqx.filter((network, loss), eqx.is_inexact_array)),
             streams=streams,
             pending=Pending.none(slot, self.num_envs, self.slots),
             returns=RunningMeanStd(),
@@ -219,7 +232,8 @@ class PPO:
             # The next row begins with what acting left in the policy's carry, and this pass in that of the values.
             streams = eqx.tree_at(lambda s: s.carry, streams, (streams.carry[0], *carry[1:]))
         learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
-        network, optimizer, learned = self._learn(state.network, state.optimizer, batch, learning_rate, learn_key)
+        models = (state.network, state.auxiliary)
+        (network, loss), optimizer, learned = self._learn(models, state.optimizer, batch, learning_rate, learn_key)
         # After the learning, so that it sees the observations as the acting did.
         network = network.observe(*sharding.all_gather((rows.tape.observation, rows.tape.valid), self.devices))
         env_steps = state.env_steps.add(collected.pop("env_steps"))
@@ -230,7 +244,7 @@ class PPO:
             "learning_rate": learning_rate,
             "env_steps": env_steps,
         }
-        new = PPOState(network, optimizer, streams, pending, returns, key, env_steps, state.updates + 1)
+        new = PPOState(network, loss, optimizer, streams, pending, returns, key, env_steps, state.updates + 1)
         return new, as_metrics(metrics)
 
     def collect(self, state: PPOState, key: PRNGKeyArray) -> Collected:
@@ -270,7 +284,7 @@ class PPO:
         All from one forward pass.
         """
         tape = rows.tape
-        carry, _, value = evaluate_rows(network, rows)
+        carry, _, value, _ = evaluate_rows(network, rows)
         after = jnp.zeros_like(value[:, 0])
         if self.config.rollout == "truncated_bptt":
             # A row that ends within an episode is bootstrapped there, as at a time limit.
@@ -289,10 +303,10 @@ class PPO:
         )
         return Batch(rows, advantage, advantage + value, value), carry
 
-    def _learn(self, network, optimizer, batch: Batch, learning_rate, key):
-        """Return network and optimizer after all epochs, and the mean metrics of their minibatches."""
+    def _learn(self, models, optimizer, batch: Batch, learning_rate, key):
+        """Return (network, auxiliary loss) and optimizer after all epochs, and mean metrics of the minibatches."""
         config = self.config
-        params, static = eqx.partition(network, eqx.is_inexact_array)
+        params, static = eqx.partition(models, eqx.is_inexact_array)
         gradients = jax.grad(self._loss, has_aux=True)
 
         def minibatch_step(carry, minibatch):
@@ -339,7 +353,8 @@ class PPO:
         With several devices: this one's part of them, so that the sum over the devices is the mean.
         """
         config, tape = self.config, batch.rows.tape
-        _, distribution, value = evaluate_rows(eqx.combine(params, static), batch.rows)
+        network, auxiliary_loss = eqx.combine(params, static)
+        _, distribution, value, features = evaluate_rows(network, batch.rows)
         on_slots = jax.vmap(jax.vmap(lambda d, a: (d.log_prob(a), d.entropy())))
         log_prob, entropy = on_slots(distribution, tape.action)
         advantage = batch.advantage
@@ -369,6 +384,9 @@ class PPO:
             + config.value_coef * metrics["value_loss"]
             - config.entropy_coef * metrics["entropy"]
         )
+        if auxiliary_loss is not None:
+            metrics["auxiliary_loss"] = mean(auxiliary_loss(network, features, tape))
+            loss += config.auxiliary_coef * metrics["auxiliary_loss"]
         return loss, jax.lax.stop_gradient({"loss": loss} | metrics)
 
 
@@ -378,4 +396,5 @@ def make(settings: PPOConfig, network: NetworkConfig, env: Any, env_params: Any,
     def actor_critic(observation_space, action_space, key):
         return make_actor_critic(network, observation_space, action_space, key=key)
 
-    return PPO(env, env_params, actor_critic, settings, total_steps, devices)
+    make_loss = None if settings.auxiliary is None else auxiliary.get(settings.auxiliary)
+    return PPO(env, env_params, actor_critic, settings, total_steps, devices, make_loss)

@@ -57,7 +57,8 @@ def test_devices_with_a_network_each_make_the_update_of_one(on, fill):
 
 
 def test_two_devices_see_all_observations_and_stop_together():
-    _compare(NORMALIZED | {"num_seeds": 2, "ppo": ROWS | {"target_kl": 1e-3, "learning_rate": 1e-2}})
+    settings = {"target_kl": 1e-3, "learning_rate": 1e-2, "auxiliary": "next_observation"}
+    _compare(NORMALIZED | {"num_seeds": 2, "ppo": ROWS | settings})
 
 
 def test_every_row_is_in_one_minibatch_of_an_epoch():

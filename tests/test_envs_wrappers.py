@@ -348,7 +348,7 @@ def test_the_ratio_is_one_on_a_fresh_tape(key):
     head = state.network.policy_head
     state = eqx.tree_at(lambda s: s.network.policy_head.weight, state, head.weight * 100)
     _, _, rows, _ = eqx.filter_jit(agent.collect)(state, key)
-    _, distribution, _ = eqx.filter_jit(evaluate_rows)(state.network, rows)
+    distribution = eqx.filter_jit(evaluate_rows)(state.network, rows).distribution
     log_prob = jax.vmap(jax.vmap(lambda d, a: d.log_prob(a)))(distribution, rows.tape.action)
     ratio = jnp.where(rows.tape.valid, jnp.exp(log_prob - rows.tape.log_prob), 1)
     np.testing.assert_allclose(ratio, 1, atol=1e-5)

@@ -88,7 +88,7 @@ def _at(tree, i):
 @eqx.filter_jit
 def _ratios(network, rows):
     """Return probability ratios of the actions on the tape; 1 where a slot does not count."""
-    _, distribution, _ = evaluate_rows(network, rows)
+    distribution = evaluate_rows(network, rows).distribution
     log_prob = jax.vmap(jax.vmap(lambda d, a: d.log_prob(a)))(distribution, rows.tape.action)
     return jnp.where(rows.tape.valid, jnp.exp(log_prob - rows.tape.log_prob), 1)
 
@@ -409,7 +409,7 @@ def test_loss_by_hand_over_the_slots_that_count():
     batch = eqx.tree_at(lambda b: b.rows.tape.log_prob, batch, rows.tape.log_prob + noise)
     _, got = _loss(agent, state.network, batch)
     on = np.asarray(rows.tape.valid)
-    _, distribution, _ = eqx.filter_jit(evaluate_rows)(state.network, rows)
+    distribution = eqx.filter_jit(evaluate_rows)(state.network, rows).distribution
     p = np.asarray(jax.nn.softmax(distribution.raw))[on]
     advantage, ratio = np.asarray(batch.advantage)[on], np.exp(-np.asarray(noise)[on])
     advantage = (advantage - advantage.mean()) / advantage.std()
@@ -452,7 +452,7 @@ def test_gradients_do_not_cross_episodes_on_the_tape(ending):
     def grad(observation, reward):
         def later(observation, reward):
             moved = eqx.tree_at(lambda r: (r.tape.observation, r.tape.reward), rows, (observation, reward))
-            return jnp.sum(jnp.where(episode > 1, evaluate_rows(state.network, moved)[2], 0))
+            return jnp.sum(jnp.where(episode > 1, evaluate_rows(state.network, moved).value, 0))
 
         return jax.grad(later, argnums=(0, 1))(observation, reward)
 

@@ -94,7 +94,7 @@ def _scan(network: ActorCritic, inputs: AgentInput, shift: Float[Array, "rows sl
     """Return the distributions and values of the slots, with the flat inputs moved."""
     memory = network.initial_state()
     memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (inputs.start.shape[0], *leaf.shape)), memory)
-    _, distribution, value = _shifted(network).scan(memory, inputs._replace(observation=(inputs, shift)))
+    _, distribution, value, _ = _shifted(network).scan(memory, inputs._replace(observation=(inputs, shift)))
     return distribution, value
 
 

@@ -6,6 +6,7 @@ from memax_rl.networks.actions import check_action_space as check_action_space
 from memax_rl.networks.actions import from_environment as from_environment
 from memax_rl.networks.actions import to_environment as to_environment
 from memax_rl.networks.actor_critic import ActorCritic as ActorCritic
+from memax_rl.networks.actor_critic import Outputs as Outputs
 from memax_rl.networks.actor_critic import make_actor_critic as make_actor_critic
 from memax_rl.networks.q_network import QNetwork as QNetwork
 from memax_rl.networks.q_network import QValues as QValues

@@ -1,6 +1,6 @@
 """A policy and a value function on memory, for policy gradients."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +11,22 @@ from memax_rl.envs import spaces
 from memax_rl.networks.actions import ActionDistribution, action_outputs, check_action_space
 from memax_rl.networks.encoder import AgentInput, Dense, Space
 from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
+
+
+class Outputs(NamedTuple):
+    """What an actor-critic makes of a batch of rows.
+
+    Attributes:
+        carry: The carry after the rows.
+        distribution: Over the actions of each slot.
+        value: Of each slot.
+        features: Of each slot, from which the policy is read: the memory's output, normalized.
+    """
+
+    carry: tuple[Any, ...]
+    distribution: ActionDistribution
+    value: Float[Array, "rows slots"]
+    features: Float[Array, "rows slots width"]
 
 
 class ActorCritic(eqx.Module):
@@ -45,13 +61,14 @@ class ActorCritic(eqx.Module):
         new, features = self.torso.step(state[0], inputs)
         return (new, *state[1:]), self._policy(features)
 
-    def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
-        """Return the last memories, and the distributions and values [rows, slots], of a batch of rows."""
+    def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> Outputs:
+        """Return the last memories, and what the network makes of each slot of a batch of rows."""
         new, features = self.torso.scan(state[0], inputs)
-        if self.value_torso is None:
-            return (new,), on_slots(self._policy, features), on_slots(self._value, features)
-        new_value, value_features = self.value_torso.scan(state[1], inputs)
-        return (new, new_value), on_slots(self._policy, features), on_slots(self._value, value_features)
+        carry, value_features = (new,), features
+        if self.value_torso is not None:
+            new_value, value_features = self.value_torso.scan(state[1], inputs)
+            carry = (new, new_value)
+        return Outputs(carry, on_slots(self._policy, features), on_slots(self._value, value_features), features)
 
     def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "ActorCritic":
         """Return the network after its running statistics, if it has any, have seen the valid slots of a tape."""

@@ -331,21 +331,20 @@ class Encoder(eqx.Module):
         """Return the features of one step."""
         return self.embed(self.flatten(inputs))
 
-    def embed(self, flat: Float[Array, " inputs"]) -> Float[Array, " width"]:
+    def embed(self, inputs: Float[Array, " inputs"]) -> Float[Array, " width"]:
         """Return the features of a step from its flat inputs."""
-        return jax.nn.gelu(self.project(flat))
+        return jax.nn.gelu(self.project(inputs))
 
     def flatten(self, inputs: AgentInput) -> Float[Array, " inputs"]:
         """Return all inputs of one step as one vector: observation, previous action, previous reward, start flag."""
-        leaves = jax.tree.leaves(inputs.observation)
-        leaves = [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
+        leaves = self._normalize(inputs.observation)
         parts = [
-            part(x) if part else _flat(space, x, self.images)
+            part(x) if part else flat(space, x, self.images)
             for part, space, x in zip(self.parts, self.observation_spaces, leaves, strict=True)
         ]
         previous_action, previous_reward, start = self.include
         if previous_action:
-            code = _flat(self.action_space, inputs.previous_action)
+            code = flat(self.action_space, inputs.previous_action)
             # Without this the code of action 0 would stand for "no action yet".
             parts.append(jnp.where(inputs.start, jnp.zeros_like(code), code))
         if previous_reward:
@@ -354,11 +353,20 @@ class Encoder(eqx.Module):
             parts.append(inputs.start[None].astype(jnp.float32))
         return jnp.concatenate(parts)
 
+    def flat_observation(self, observation: PyTree[Array]) -> list[Float[Array, " features"]]:
+        """Return each array of an observation as a vector, scaled or normalized or one-hot, before anything learned."""
+        leaves = self._normalize(observation)
+        return [flat(space, x, self.images) for space, x in zip(self.observation_spaces, leaves, strict=True)]
+
+    def _normalize(self, observation: PyTree[Array]) -> list[Array]:
+        leaves = jax.tree.leaves(observation)
+        return [norm(x) if norm else x for norm, x in zip(self.normalizers, leaves, strict=True)]
+
     def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "Encoder":
         """Return the encoder after its running statistics have seen the valid slots of a tape."""
-        flat = [x.reshape(valid.size, *x.shape[2:]) for x in jax.tree.leaves(observation)]
+        slots = [x.reshape(valid.size, *x.shape[2:]) for x in jax.tree.leaves(observation)]
         normalizers = tuple(
-            norm.update(x, valid.reshape(-1)) if norm else None for norm, x in zip(self.normalizers, flat, strict=True)
+            norm.update(x, valid.reshape(-1)) if norm else None for norm, x in zip(self.normalizers, slots, strict=True)
         )
         return eqx.tree_at(lambda e: e.normalizers, self, normalizers, is_leaf=lambda x: x is None)
 
@@ -388,7 +396,8 @@ def _scale(space: Any, x: Array, settings: ImageSettings) -> Array:
     return x if by is None else (x - by[0]) / by[1]
 
 
-def _flat(space: Any, x: Array, settings: ImageSettings = AUTO) -> Float[Array, " features"]:
+def flat(space: Any, x: Array, settings: ImageSettings = AUTO) -> Float[Array, " features"]:
+    """Return a value of a simple space as a vector of `flat_size`: a Box scaled, a discrete one as one-hot code."""
     if isinstance(space, spaces.Box):
         return _scale(space, x, settings).reshape(-1)
     return one_hot(space, x)

@@ -60,6 +60,15 @@ def learning_discount(tape: Tape, gamma: float) -> Float[Array, "*axes"]:
     return gammas if tape.discount is None else gammas * tape.discount
 
 
+def has_next(tape: Tape) -> Bool[Array, "rows slots"]:
+    """Return true where the next slot of a row holds what was observed after a transition, for rows [rows, slots].
+
+    That is at every valid slot but those of terminated transitions, and the last one. The slot after a truncated
+    transition holds the final observation.
+    """
+    return (tape.valid & ~tape.terminated).at[:, -1].set(False)
+
+
 def segment_ids(start: Bool[Array, " T"]) -> Int[Array, " T"]:
     """Return the number of start flags up to and including each slot: equal within an episode, different across."""
     return jnp.cumsum(start.astype(jnp.int32))
