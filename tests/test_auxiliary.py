@@ -24,7 +24,7 @@ def _agent(loss=None, env=None, **settings) -> PPO:
     def make_network(observation_space, action_space, key):
         return make_actor_critic(NETWORK, observation_space, action_space, key=key)
 
-    config = PPOConfig(**({"num_envs": 4, "num_minibatches": 2, "rollout_length": 12} | settings))
+    config = PPOConfig(num_envs=4, num_minibatches=2, rollout_length=12).model_copy(update=settings)
     return PPO(env or Probe(5), None, make_network, config, 10_000, make_auxiliary=loss)
 
 
@@ -41,6 +41,7 @@ def test_what_is_predicted_is_the_episodes_own_next_observation(ending, key):
     agent = _agent(Exact, Probe(5, ending))
     state = eqx.filter_jit(agent.init)(key)
     rows = eqx.filter_jit(agent.collect)(state, key).rows
+    assert isinstance(state.auxiliary, Exact)
     encoder = state.network.torso.encoder
     shown = jax.vmap(jax.vmap(lambda o: encoder.flat_observation(o)[0]))(rows.tape.observation)
     unit = (encoder.flat_observation(jnp.ones(1))[0] - encoder.flat_observation(jnp.zeros(1))[0])[0]
