@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
+from memax_rl.memory.layers.weights import normal, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 State = tuple[Float[Array, " out_size"], ...]
@@ -26,7 +26,7 @@ def _cell(gate, state):
 
 
 def _product(u, h):
-    return linear(h, u.T)
+    return linear(h, u)
 
 
 class Elman(Memory):
@@ -41,14 +41,14 @@ class Elman(Memory):
 
     in_size: int
     out_size: int
-    w: Float[Array, "out_size in_size"]
+    w: Float[Array, "in_size out_size"]
     b: Float[Array, " out_size"]
     u: Float[Array, "out_size out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         key_w, key_u = jax.random.split(key)
-        self.w, self.b = matrix(key_w, in_size, out_size), jnp.zeros(out_size)
+        self.w, self.b = normal(key_w, in_size, out_size), jnp.zeros(out_size)
         self.u = orthogonal(key_u, out_size)
 
     def initial_state(self) -> State:
@@ -58,10 +58,10 @@ class Elman(Memory):
         self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
     ) -> tuple[State, Float[Array, " out_size"]]:
         state = select(start, self.initial_state(), state)
-        state = nonlinear_step(_cell, _product, self.u, linear(x, self.w.T) + self.b, state)
+        state = nonlinear_step(_cell, _product, self.u, linear(x, self.w) + self.b, state)
         return state, state[0]
 
     def scan(
         self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
     ) -> tuple[State, Float[Array, "T out_size"]]:
-        return nonlinear_recurrence(_cell, _product, self.u, linear(xs, self.w.T) + self.b[None], state, starts)
+        return nonlinear_recurrence(_cell, _product, self.u, linear(xs, self.w) + self.b[None], state, starts)

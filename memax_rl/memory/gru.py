@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
+from memax_rl.memory.layers.weights import normal, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 State = tuple[Float[Array, " out_size"], ...]
@@ -33,7 +33,7 @@ def _cell(gates, state):
 
 def _product(weights, h):
     u, c = weights
-    z, r, n = jnp.split(linear(h, u.T), 3)
+    z, r, n = jnp.split(linear(h, u), 3, axis=-1)
     return z, r, None, n + c
 
 
@@ -49,25 +49,25 @@ class GRU(Memory):
 
     in_size: int
     out_size: int
-    w_z: Float[Array, "out_size in_size"]
-    w_r: Float[Array, "out_size in_size"]
-    w_n: Float[Array, "out_size in_size"]
+    w_z: Float[Array, "in_size out_size"]
+    w_r: Float[Array, "in_size out_size"]
+    w_n: Float[Array, "in_size out_size"]
     b_z: Float[Array, " out_size"]
     b_r: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
-    u: Float[Array, "gates out_size"]
+    u: Float[Array, "out_size gates"]
     c_n: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 6)
-        self.w_z, self.w_r, self.w_n = (matrix(k, in_size, out_size) for k in keys[:3])
-        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[3:]])
+        self.w_z, self.w_r, self.w_n = (normal(k, in_size, out_size) for k in keys[:3])
+        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[3:]], axis=1)
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
     def _inputs(self, x):
-        z, r = linear(x, self.w_z.T) + self.b_z, linear(x, self.w_r.T) + self.b_r
-        return z, r, linear(x, self.w_n.T) + self.b_n, None
+        z, r = linear(x, self.w_z) + self.b_z, linear(x, self.w_r) + self.b_r
+        return z, r, linear(x, self.w_n) + self.b_n, None
 
     def initial_state(self) -> State:
         return (state_zeros(self.b_z, self.out_size),)

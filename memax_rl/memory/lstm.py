@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
+from memax_rl.memory.layers.weights import normal, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 State = tuple[Float[Array, " out_size"], ...]
@@ -31,7 +31,7 @@ def _cell(gates, state):
 
 
 def _product(weights, h):
-    return tuple(linear(h, u.T) for u in weights)
+    return tuple(linear(h, u) for u in weights)
 
 
 class LSTM(Memory):
@@ -46,19 +46,19 @@ class LSTM(Memory):
 
     in_size: int
     out_size: int
-    w: tuple[Float[Array, "out_size in_size"], ...]
+    w: tuple[Float[Array, "in_size out_size"], ...]
     b: tuple[Float[Array, " out_size"], ...]
     u: tuple[Float[Array, "out_size out_size"], ...]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 8)
-        self.w = tuple(matrix(k, in_size, out_size) for k in keys[:4])
+        self.w = tuple(normal(k, in_size, out_size) for k in keys[:4])
         self.u = tuple(orthogonal(k, out_size) for k in keys[4:])
         self.b = (jnp.zeros(out_size), jnp.ones(out_size), jnp.zeros(out_size), jnp.zeros(out_size))
 
     def _inputs(self, x):
-        return tuple(linear(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(linear(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self) -> State:
         return state_zeros(self.b[0], self.out_size), state_zeros(self.b[0], self.out_size)

@@ -12,8 +12,8 @@ norm divides all heads together by their root mean square and multiplies by a we
 q, k, v, which are options there, its heads that share q, k, v, f, g or W, and its clipping of the gradient of S; the
 decay's exp(a_log) starts in [1, 16], theirs by default in [0, 16].
 
-W starts as the identity; `w` holds it transposed. State: per head S [head_size, head_size]. Reset: S = 0. `scan` forms
-S for one chunk of time at once, and again for the gradient.
+W starts as the identity. State: per head S [head_size, head_size]. Reset: S = 0. `scan` forms S for one chunk of time
+at once, and again for the gradient.
 """
 
 import math
@@ -41,7 +41,7 @@ def _cell(gates, state):
 
 
 def _product(w, s):
-    return None, jnp.einsum("hkv,huv->hku", s, w)
+    return None, jnp.einsum("hkv,hvu->hku", s, w)
 
 
 class M2RNN(Memory):

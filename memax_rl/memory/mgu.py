@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
+from memax_rl.memory.layers.weights import normal, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 State = tuple[Float[Array, " out_size"], ...]
@@ -32,7 +32,7 @@ def _cell(gates, state):
 
 def _product(weights, h):
     u, c = weights
-    f, n = jnp.split(linear(h, u.T), 2)
+    f, n = jnp.split(linear(h, u), 2, axis=-1)
     return f, None, n + c
 
 
@@ -48,22 +48,22 @@ class MGU(Memory):
 
     in_size: int
     out_size: int
-    w_f: Float[Array, "out_size in_size"]
-    w_n: Float[Array, "out_size in_size"]
+    w_f: Float[Array, "in_size out_size"]
+    w_n: Float[Array, "in_size out_size"]
     b_f: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
-    u: Float[Array, "gates out_size"]
+    u: Float[Array, "out_size gates"]
     c_n: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 4)
-        self.w_f, self.w_n = (matrix(k, in_size, out_size) for k in keys[:2])
-        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[2:]])
+        self.w_f, self.w_n = (normal(k, in_size, out_size) for k in keys[:2])
+        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[2:]], axis=1)
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
     def _inputs(self, x):
-        return linear(x, self.w_f.T) + self.b_f, linear(x, self.w_n.T) + self.b_n, None
+        return linear(x, self.w_f) + self.b_f, linear(x, self.w_n) + self.b_n, None
 
     def initial_state(self) -> State:
         return (state_zeros(self.b_f, self.out_size),)

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_row, layer_norm
-from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select, state_zeros
+from memax_rl.memory.layers.weights import check_size, normal, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 State = tuple[Float[Array, " out_size"], ...]
@@ -47,7 +47,7 @@ def _cell(gates, state):
 def _product(weights, h):
     heads, size, _ = weights[0].shape
     split = h.reshape(*h.shape[:-1], heads, size)
-    return tuple(jnp.einsum("...hi,hji->...hj", split, r).reshape(h.shape) for r in weights)
+    return tuple(jnp.einsum("...hi,hij->...hj", split, r).reshape(h.shape) for r in weights)
 
 
 def _normed(heads, weight, h):
@@ -70,7 +70,7 @@ class SLSTM(Memory):
 
     in_size: int
     out_size: int
-    w: tuple[Float[Array, "out_size in_size"], ...]
+    w: tuple[Float[Array, "in_size out_size"], ...]
     b: tuple[Float[Array, " out_size"], ...]
     r: tuple[Float[Array, "heads head_size head_size"], ...]
     norm: Float[Array, " out_size"]
@@ -87,14 +87,14 @@ class SLSTM(Memory):
             # The norm of a single number is zero.
             raise ValueError(f"heads must leave each head 2 units or more, got heads={heads} and out_size={out_size}")
         keys = jax.random.split(key, 8)
-        self.w = tuple(matrix(k, in_size, out_size) for k in keys[:4])
+        self.w = tuple(normal(k, in_size, out_size) for k in keys[:4])
         self.r = tuple(jax.vmap(orthogonal, (0, None))(jax.random.split(k, heads), size) for k in keys[4:])
         self.norm = jnp.ones(out_size)
         zero = jnp.zeros(out_size)
         self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
 
     def _inputs(self, x):
-        return tuple(linear(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(linear(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self) -> State:
         return tuple(state_zeros(self.norm, self.out_size) for _ in range(4))

@@ -37,11 +37,6 @@ def normal(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -
     return jax.random.normal(key, (in_size, out_size)) * (scale * in_size**-0.5)
 
 
-def matrix(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -> Float[Array, "out_size in_size"]:
-    """Return a matrix W for `x @ W.T`, with the entries of `normal`."""
-    return jax.random.normal(key, (out_size, in_size)) * (scale * in_size**-0.5)
-
-
 def orthogonal(key: PRNGKeyArray, size: int) -> Float[Array, "size size"]:
     """Return a random orthogonal matrix, uniform over all of them (Haar measure).
 
