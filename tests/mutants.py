@@ -80,7 +80,7 @@ MISTAKES = (
     Mistake(
         2,
         "step does not reset",
-        "memax_rl/memory/gru.py",
+        "memax_rl/memory/bases.py",
         "state = select(start, self.initial_state(), state)",
         "del start",
         ("tests/test_memory_laws.py::test_laws[gru]",),
