@@ -1,4 +1,4 @@
-"""Play fresh episodes with a trained agent, by the same function that acts in training."""
+"""Evaluation on fresh episodes. The agent acts through the same function as in training."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,11 +24,12 @@ def play(
 ) -> tuple[Float[Array, " episodes"], Int[Array, " episodes"], Bool[Array, " episodes"]]:
     """Play one episode in each of `episodes` fresh environments, all at once.
 
-    One episode each, rather than a number of steps, because short episodes would be counted more often than long ones.
+    One episode per environment rather than a fixed number of steps, which would count short episodes more often than
+    long ones.
 
     Args:
         act, memory: How the agent acts, and its initial memory.
-        max_steps: Give up after so many steps.
+        max_steps: Stop after this many steps.
 
     Returns:
         Return and length of each episode, and whether it ended within `max_steps`.
@@ -101,7 +102,7 @@ def evaluate_state(
 
 
 def _play_seeds(agent, networks, keys, env, env_params, episodes: int, greedy: bool) -> list[np.ndarray]:
-    """Return what `play` returns, of each seed."""
+    """Return the results of `play` for each seed."""
     max_steps = env.max_episode_steps(env_params) or 10_000
 
     @eqx.filter_jit

@@ -1,8 +1,8 @@
-"""In-context reinforcement learning: does an agent get better within a trial, with its weights fixed?
+"""In-context reinforcement learning: does an agent improve within a trial, with fixed weights?
 
-A trial is several episodes of one hidden task. Measured is the return of every episode of the trial, on tasks of the
-training split and on held-out ones, for as long as the agent was trained and for longer; beside known strategies; and
-beside the same weights with a memory that is wiped at every episode, which cannot adapt.
+A trial is several episodes of one hidden task. The return of every episode of a trial is measured on training tasks and
+on held-out tasks, for trials of the training length and longer ones, and compared with known strategies and with the
+same agent whose memory is reset at every episode, which cannot adapt.
 """
 
 import dataclasses
@@ -41,16 +41,15 @@ def play_trials(
     most_episodes: int,
     wiped: bool | Bool[Array, ""] = False,
 ) -> Float[Array, "tasks most_episodes"]:
-    """Play one trial of each of `tasks` tasks and return the return of every episode; 0 beyond the trial's end.
+    """Play one trial of each of `tasks` tasks and return the return of every episode, 0 after the trial's end.
 
-    The same key gives the same tasks, whoever plays.
+    The tasks depend on the key alone, not on the player.
 
     Args:
         act, initial_carry: How to act, and the carry before a trial, made from the task (which only an oracle may look
             at).
         episodes: Episodes a trial, at most `most_episodes`, which sets the shape.
-        wiped: Whether every episode looks to the agent like a trial's first: memory, previous action and previous
-            reward are reset.
+        wiped: Whether memory, previous action and previous reward are reset at every episode, as at a trial's start.
     """
     params = TrialParams(episodes=episodes, max_steps_in_episode=most_episodes * env.tasks.episode_length)
     start_key, key = jax.random.split(key)
@@ -110,10 +109,10 @@ def summarize_trials(
     - `"return_by_episode"`: a list, one entry an episode of the trial.
     - `"gain"`: return of the last episode minus that of the first.
     - `"area"`: the area under the curve, that is the return of the whole trial.
-    - `"regret"`: what the best expected returns add up to, minus the area; None where the best is not known.
+    - `"regret"`: the sum of the best expected returns minus the area; None where the best is unknown.
 
-    Each is `{"value", "low", "high"}`. The interval is the percentile bootstrap over tasks and seeds, both of which are
-    drawn; a drawn task counts with all its episodes, for all seeds, which play the same tasks.
+    Each is `{"value", "low", "high"}`. The interval is a percentile bootstrap that resamples tasks and seeds; all seeds
+    play the same tasks, and a resampled task contributes all its episodes.
     """
     seeds, tasks, episodes = returns.shape
     columns = [returns, returns[..., -1:] - returns[..., :1], returns.sum(axis=-1, keepdims=True)]
@@ -140,7 +139,7 @@ def summarize_trials(
 
 
 def trained_episodes(env: Any, env_name: str) -> int:
-    """Return how many episodes a trial had in training.
+    """Return the number of episodes of a trial in training.
 
     Raises:
         ValueError: If the environment has no trials, or trials of one episode only.

@@ -1,4 +1,4 @@
-"""What is known of a memory model, read off its class."""
+"""The description of a memory model, taken from its class."""
 
 import dataclasses
 import inspect

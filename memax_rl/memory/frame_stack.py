@@ -1,8 +1,7 @@
-"""Frame stacking: the last `window` inputs of the episode side by side.
+"""Frame stacking: the last `window` inputs of the episode, concatenated.
 
-Mnih et al. 2015, Human-level control through deep reinforcement learning,
-https://doi.org/10.1038/nature14236, with a linear map before, so that a frame is small, and one after, so
-that the output has the size asked for.
+Mnih et al. 2015, Human-level control through deep reinforcement learning, https://doi.org/10.1038/nature14236, with a
+linear map before that makes frames small, and one after to `out_size`.
 
     u = W_u x
     y = W_y concat(u_{t - window + 1}, ..., u_t) + b,    u = 0 outside the episode
@@ -71,7 +70,7 @@ class FrameStack(Memory):
     def scan(
         self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
     ) -> tuple[State, Float[Array, "T out_size"]]:
-        """A matrix product a group of lags, over all steps; the gradient forms the frames again."""
+        """One matrix product over all steps for each group of lags; the frames are rematerialized in the gradient."""
         length = xs.shape[0]
         check_starts(starts, length)
         us = linear(xs, self.w_u)

@@ -1,4 +1,4 @@
-"""Gated recurrent unit, with the reset gate behind the recurrent product as in cuDNN.
+"""Gated recurrent unit, with the reset gate after the recurrent product as in cuDNN.
 
 Cho et al. 2014, https://arxiv.org/abs/1406.1078 (version 3 for the place of the reset gate).
 

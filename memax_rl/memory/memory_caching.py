@@ -1,8 +1,7 @@
-"""Memory caching: linear attention in segments whose last states are kept and read again.
+"""Memory caching: linear attention in segments; the last states of earlier segments are cached and can be read.
 
-Memory Caching: RNNs with Growing Memory, 2026, https://arxiv.org/abs/2602.24281. Written from a second-hand
-description, its gated form: segments start from an empty state, and a segment is known by the mean of its
-keys.
+Memory Caching: RNNs with Growing Memory, 2026, https://arxiv.org/abs/2602.24281. Written from a second-hand description
+of its gated form: a segment starts from an empty state and is addressed by the mean of its keys.
 
     q, k, v, u = unit(W_q x), unit(W_k x), W_v x, W_u x
     at the first step of a segment: cache (S, mean of k) of the one before, S = 0

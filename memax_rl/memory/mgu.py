@@ -1,7 +1,7 @@
 """Minimal gated unit: one gate forgets and resets.
 
-Zhou et al. 2016, Minimal Gated Unit for Recurrent Neural Networks, https://arxiv.org/abs/1603.09420, with the
-gate behind the recurrent product rather than before it, so that both products of a step are made at once.
+Zhou et al. 2016, Minimal Gated Unit for Recurrent Neural Networks, https://arxiv.org/abs/1603.09420, with the gate
+after the recurrent product rather than before it, so that a step has one matrix product.
 
     f = sigmoid(W_f x + b_f + U_f h)
     n = tanh(W_n x + b_n + f o (U_n h + c_n))

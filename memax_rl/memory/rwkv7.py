@@ -1,4 +1,4 @@
-"""RWKV-7: a matrix state with a decay a channel and a delta rule whose removal and writing strengths differ.
+"""RWKV-7: a matrix state with a decay per channel and a delta rule whose removal and writing strengths differ.
 
 Peng et al. 2025, RWKV-7 "Goose" with Expressive Dynamic State Evolution, https://arxiv.org/abs/2503.14456.
 One memory is one layer, so the mixing of values with those of the first layer is left out.

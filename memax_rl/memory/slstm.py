@@ -8,11 +8,11 @@ Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/
     n = exp(log sigmoid(f) + m - m') o n + exp(i - m')
     h = sigmoid(o) o c / n,    y = layer_norm(h)
 
-m only keeps the exponentials in range: it cancels in c / n. After any step n >= 1, so that n = 0 marks the
-first. layer_norm takes the mean of each head off, divides by its standard deviation and multiplies by a weight, as the
-authors' layer (https://github.com/NX-AI/xlstm, blocks/slstm) does behind the cell: h is an average over the past, which
-for inputs without order falls to less than .1. What else is there, and is left out here: a convolution of 4 and SiLU
-before i and f, input weights in blocks as those of R, and a feed-forward layer behind.
+m keeps the exponentials in range and cancels in c / n. After any step n >= 1, so that n = 0 marks the first step.
+layer_norm normalizes each head and multiplies by a weight, as the authors' layer (https://github.com/NX-AI/xlstm,
+blocks/slstm) does after the cell: h is an average over the past, whose size falls below 0.1 on independent inputs.
+Their block has more that is left out here: a convolution of 4 and SiLU before i and f, block-diagonal input weights,
+and a feed-forward layer after it.
 
 State: h, c, n, m [out_size]. Reset: all zero.
 """

@@ -1,4 +1,4 @@
-"""Mean and variance of a stream of numbers."""
+"""Running mean and variance."""
 
 import equinox as eqx
 import jax
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class RunningMeanStd(eqx.Module):
-    """Count, mean and variance, entry by entry, of all arrays that `update` was given. At first 0, 0 and 1."""
+    """Count, mean and variance, element by element, of all arrays passed to `update`. Initially 0, 0 and 1."""
 
     count: Float[Array, ""]
     mean: Float[Array, "*shape"]
@@ -19,10 +19,10 @@ class RunningMeanStd(eqx.Module):
         self.variance = jnp.ones(shape)
 
     def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningMeanStd":
-        """Return the moments after they have seen the valid ones of n arrays.
+        """Return the statistics updated with the valid ones of n arrays.
 
         Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,
-        equation 2.1, with means in the place of sums.
+        equation 2.1, with means instead of sums.
         """
         mask = valid.reshape(valid.shape + (1,) * (x.ndim - 1))
         n = jnp.sum(valid).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Recurrences of each element by itself, h_t = cell(weights, x_t, h_{t-1}), linear or not, with resets.
+"""Element-wise recurrences h_t = cell(weights, x_t, h_{t-1}), linear or not, with resets.
 
 The derivative of a solved recurrence needs no trace of how it was solved: with J_t the Jacobian of the cell
 at h_{t-1},

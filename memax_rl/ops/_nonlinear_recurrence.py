@@ -1,12 +1,12 @@
-"""Nonlinear recurrences (GRU, LSTM, ...): a sequential scan that does nothing in the loop that can be done outside.
+"""Nonlinear recurrences (GRU, LSTM, ...): a sequential scan with everything hoisted out of the loop that can be.
 
-A cell is split into what its gates are given, `a_t = inputs_t + product(weights, h_{t-1})`, and an element-wise rest
-`s_t = cell(a_t, s_{t-1})`.
+A cell is split into the pre-activations of its gates, `a_t = inputs_t + product(weights, h_{t-1})`, and an element-wise
+function of them and the state, `s_t = cell(a_t, s_{t-1})`.
 
-- The input's share of a_t is computed for all steps before the scan, and a_t takes its place.
-- The backward scan has in each step one matrix product and the derivative of the element-wise rest, formed again from
-  a_t and s_{t-1}; the gradient by a_t takes the place of a_t. So little memory is held besides the states.
-- The gradients of the inputs are those by a_t, and that of `weights` is one matrix product over batch and time.
+- `inputs_t` is computed for all steps before the scan; a_t reuses its buffer.
+- Each step of the backward scan has one matrix product and the derivative of `cell`, rematerialized from a_t and
+  s_{t-1}; the gradient of a_t reuses the buffer of a_t. So little memory is needed besides the states.
+- The gradients of the inputs are those of a_t, and that of `weights` is one matrix product over batch and time.
 """
 
 import functools
@@ -50,8 +50,8 @@ def nonlinear_recurrence(
         product: Affine in h and in `weights`; closes over no arrays. Returns what is added to `inputs`, in the same
             structure.
         weights: Parameters of `product`.
-        inputs: The input's share of each step, time first. Where a gate has no such share it is None, and where it has
-            no share of the state `product` returns None.
+        inputs: What the input adds to each gate, time first. It is None for a gate that does not see the input;
+            `product` returns None for one that does not see the state.
         state: The tuple s_0; it counts until the first start flag.
         starts: True where a step begins a new sequence.
         method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
@@ -104,7 +104,7 @@ def nonlinear_step(
 
 
 def _gates(x: Any, v: Any) -> Any:
-    """Return x + v, and the one alone where the other is None."""
+    """Return x + v; where one of them is None, the other."""
 
     def add(x, v):
         return v if x is None else x if v is None else x + v
@@ -149,7 +149,7 @@ def _before(state: State, states: State, starts: Array) -> State:
 
 
 def _forward(cell, product, weights, inputs, state, starts):
-    """Return what the gates are given at each step, and the state after it."""
+    """Return the pre-activations of the gates at each step, and the state after it."""
     length = len(starts)
 
     def step(t, state, now):

@@ -130,8 +130,8 @@ def _plain(q, k, v, starts, window, past, bias):
 def _attend(q: Array, k: Array, v: Array, seen: Array, offset: Array | None) -> Array:
     """Return softmax(q k^T / sqrt(dk) + offset where seen) v. Every query sees at least one key.
 
-    Scores are [keys, queries], and so are `seen` and `offset`: then q and dy are turned for the products rather than
-    k and v, which have more rows.
+    Scores, `seen` and `offset` are [keys, queries], so that the products transpose q and dy rather than k and v, which
+    have more rows.
     """
     return _attend_fwd(q, k, v, seen, offset)[0]
 

@@ -12,7 +12,8 @@ T = TypeVar("T", bound=PyTree[Array])
 def state_dtype(parameter: Float[Array, "..."]) -> Any:
     """Return the dtype of the states beside a parameter: the parameter's own, float32 at least.
 
-    A sum over thousands of steps does not fit into the eight bits of bfloat16: what is added last would vanish.
+    A sum over thousands of steps exceeds the eight significant bits of bfloat16: small late terms would be rounded
+    away.
     """
     return jnp.promote_types(parameter.dtype, jnp.float32)
 
