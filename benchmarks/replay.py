@@ -107,7 +107,7 @@ class Segments(MarkedDQN):
         """Return so many rows that as many transitions are learned from as on the tapes."""
         (episode, segment) = (envs.fixed_length(self.env, self.env_params), self.segment)
         a_row = episode / -(-episode // segment)
-        return round(self.config.rows * (self.sizes.slots - 1) / a_row)
+        return round(self.config.batch_size * (self.sizes.slots - 1) / a_row)
 
     def slots(self) -> int:
         """Return the slots computed for a row: the segment and the one behind it."""
@@ -143,7 +143,7 @@ class Stored(MarkedDQN):
 
     def rows(self) -> int:
         """Return so many rows that as many transitions are learned from as on the tapes."""
-        return round(self.config.rows * (self.sizes.slots - 1) / self.segment)
+        return round(self.config.batch_size * (self.sizes.slots - 1) / self.segment)
 
     def slots(self) -> int:
         """Return the slots computed for a row: burn-in, window, and the one behind it."""

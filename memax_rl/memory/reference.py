@@ -12,8 +12,7 @@ from memax_rl.ops._checks import check_starts
 
 
 class Reference(Memory):
-    """The memory it is given, with `scan` as `jax.lax.scan` over `step`: differentiable any number of times, in both
-    modes.
+    """Another memory with `scan` as `jax.lax.scan` over `step`: differentiable any number of times, in both modes.
 
     The same function with the same parameters, `memory`. `memax_rl.memory.make(..., method="reference")` returns one.
     """
