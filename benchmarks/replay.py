@@ -240,7 +240,7 @@ def curve(agent: DQN, seed: int, total_steps: int, points: int, episodes: int) -
         arrays = jax.block_until_ready(many(arrays))
         seconds += time.perf_counter() - start
         score = float(evaluate(arrays, jax.random.fold_in(jax.random.key(seed + 1000), point)))
-        rows.append((float(arrays.env_steps), seconds, score))
+        rows.append((float(arrays.env_steps.to_numpy()), seconds, score))
     return np.array(rows)
 
 
