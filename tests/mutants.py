@@ -151,6 +151,32 @@ MISTAKES = (
         _ppo("advantages_agree_with_a_loop_over_episodes"),
     ),
     Mistake(
+        6,
+        "the next value of Q-learning is that of the same slot",
+        "agents/dqn.py",
+        "next_value = _next(value)",
+        "next_value = value",
+        ("tests/test_dqn.py::test_next_values_are_one_unroll_shifted_by_one_slot",),
+    ),
+    Mistake(
+        9,
+        "the newest episode of a stream is never drawn from the replay",
+        "memax_rl/rollout/replay.py",
+        "mass = {",
+        "newest = (replay.head % replay.length.shape[1])[:, None]\n"
+        "    replay = eqx.tree_at(lambda r: r.length, replay, "
+        "jnp.where(jnp.arange(replay.length.shape[1]) == newest, 0, replay.length))\n    mass = {",
+        ("tests/test_replay.py",),
+    ),
+    Mistake(
+        10,
+        "the targets of Q-learning do not follow the target network",
+        "agents/dqn.py",
+        "value = _on_slots(lambda q, target_q: target_q.of(q.mode()), q, target_q)",
+        "value = _on_slots(lambda q: q.max(), q)",
+        ("tests/test_dqn.py::test_targets_follow_the_parameters",),
+    ),
+    Mistake(
         7,
         "a reshape that strides over time and environments",
         "memax_rl/rollout/collect.py",
@@ -343,6 +369,38 @@ MISTAKES = (
         "(streams.carry[0], *carry[1:])",
         "streams.carry",
         _ppo("the_memory_of_the_values_goes_on_from_row_to_row_without_being_acted_with"),
+    ),
+    Mistake(
+        19,
+        "the end of an episode of a trial ends the trial",
+        "envs/meta/trials.py",
+        "return self._observe(observation, begins), after, reward, trial_ended, info",
+        "return self._observe(observation, begins), after, reward, ended, info",
+        ("tests/test_trials.py::test_the_memory_starts_with_the_trial_and_is_told_of_every_episode",),
+    ),
+    Mistake(
+        20,
+        "a resumed run begins with new moments of the optimizer",
+        "agents/ppo.py",
+        "transient_fields: tuple[str, ...] = ()",
+        'transient_fields: tuple[str, ...] = ("optimizer",)',
+        ("tests/test_training.py::test_interrupted_and_resumed_is_the_same_to_the_bit",),
+    ),
+    Mistake(
+        20,
+        "a resumed run starts its environments anew",
+        "agents/ppo.py",
+        "transient_fields: tuple[str, ...] = ()",
+        'transient_fields: tuple[str, ...] = ("streams",)',
+        ("tests/test_training.py::test_interrupted_and_resumed_is_the_same_to_the_bit",),
+    ),
+    Mistake(
+        21,
+        "a gradient of a stack of weights is transposed",
+        "memax_rl/ops/_nonlinear_recurrence.py",
+        "return _transpose(jax.lax.optimization_barrier(_transpose(weight)))",
+        "return jax.lax.optimization_barrier(_transpose(weight))",
+        ("tests/test_memory_laws.py::test_laws[slstm]",),
     ),
 )
 
