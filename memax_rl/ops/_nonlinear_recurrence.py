@@ -76,7 +76,7 @@ def nonlinear_recurrence(
     gates, states = _forward(cell, product, *frozen, starts)
     # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
     h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
-    traced = jax.vmap(product, in_axes=(None, 0))(jax.tree.map(_in_stacks, weights), h_before)
+    traced = jax.vmap(product, in_axes=(None, 0))(jax.tree.map(_with_transposed_gradient, weights), h_before)
     out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (gates, states))
     hs, last = cast(tuple[Array, State], out)
     return last, hs
@@ -125,10 +125,11 @@ def _transpose(weight: Array) -> Array:
     return jnp.swapaxes(weight, -1, -2) if weight.ndim >= 2 else weight
 
 
-def _in_stacks(weight: Array) -> Array:
-    """Return the weight; where it is a stack of matrices, the gradient of each is formed as its transpose.
+def _with_transposed_gradient(weight: Array) -> Array:
+    """Return the weight; if it is a stack of matrices, its gradient is computed transposed, and then transposed back.
 
-    XLA on a CPU is a tenth faster at that. The barrier keeps it from making one product of product and transpose.
+    On a CPU, XLA is up to 15 % faster with that product. The barrier keeps it from folding the transpose into the
+    product.
     """
     if weight.ndim < 3:
         return weight
