@@ -268,8 +268,8 @@ MISTAKES = (
         13,
         "evaluation counts the episodes after the first as well",
         "memax_rl/evaluation/episodes.py",
-        "jax.random.split(now, (episodes, 2)), ~ended)",
-        "jax.random.split(now, (episodes, 2)), ended | True)",
+        "jax.random.split(step_key, (episodes, 2)), ~ended)",
+        "jax.random.split(step_key, (episodes, 2)), ended | True)",
         ("tests/test_evaluation.py",),
     ),
     Mistake(

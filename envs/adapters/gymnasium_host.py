@@ -21,7 +21,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-# What a copy is told to do.
+# Commands of a copy.
 WAIT, STEP, RESET = 0, 1, 2
 
 
@@ -284,7 +284,7 @@ class Copy(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode with a seed."""
-        # After a problem, step and seed stay those where it came up.
+        # After a failure, step and seed stay those at which it occurred.
         if self.problem is None:
             self.steps, self.seed = 0, seed
             try:
@@ -347,7 +347,7 @@ class Group(gymnasium.Env):
         try:
             one = self._make()
         except SystemExit as error:
-            # It would end a worker process without a word.
+            # It would silently end a worker process.
             raise HostError(f"it could not be made: SystemExit: {error}") from error
         self.leaves = [encoded(leaf) for leaf in simple_spaces(one.observation_space)]
         shape, dtype = encoded(one.inner_action_space)
@@ -425,7 +425,7 @@ class Pool:
         if processes == 0:
             self.group = Group(maker, size, os.getpid(), 0)
             return
-        # Every group is of one size, so the last may have copies too many.
+        # All groups have the same size, so the last may have surplus copies.
         self.workers = AsyncVectorEnv(
             [partial(Group, maker, self.per_process, os.getpid(), i) for i in range(0, size, self.per_process)],
             # A fork of this process could deadlock: JAX runs many threads in it.
@@ -460,7 +460,7 @@ class Pool:
 
         commands, *rest = arrays
         dealt = deal(commands)
-        # The copies too many are reset once with the others, because every copy must have something to show.
+        # Surplus copies are reset once with the others, because every copy must return an observation.
         dealt.reshape(-1)[self.size :] = WAIT if self.count.any() else RESET
         try:
             action: Any = (dealt, *map(deal, rest))

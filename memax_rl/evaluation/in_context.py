@@ -26,7 +26,7 @@ from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run
 
-# Trials so many times as long as trained.
+# Longer trials are this many times as long as in training.
 LONGER = (2, 4)
 
 
@@ -58,7 +58,7 @@ def play_trials(
         stream = start_stream(env, params, None, key)
         return dataclasses.replace(stream, carry=initial_carry(stream.environment.task))
 
-    def one(stream, keys):
+    def step_trial(stream, keys):
         inputs, wipe = stream.inputs, wiped & (stream.environment.time == 0)
         inputs = inputs._replace(
             start=inputs.start | wipe,
@@ -69,19 +69,19 @@ def play_trials(
         stream, slot, finished = step_stream(env, params, act, dataclasses.replace(stream, inputs=inputs), keys)
         return stream, episode, slot.reward, finished.done
 
-    def more(carry):
+    def unfinished(carry):
         return ~jnp.all(carry[2])
 
     def body(carry):
         key, streams, ended, returns = carry
-        key, now = jax.random.split(key)
-        streams, episode, reward, done = jax.vmap(one)(streams, jax.random.split(now, (tasks, 2)))
+        key, step_key = jax.random.split(key)
+        streams, episode, reward, done = jax.vmap(step_trial)(streams, jax.random.split(step_key, (tasks, 2)))
         returns = returns.at[jnp.arange(tasks), episode].add(jnp.where(ended, 0, reward))
         return key, streams, ended | done, returns
 
     streams = jax.vmap(start)(jax.random.split(start_key, tasks))
     carry = (key, streams, jnp.zeros(tasks, bool), jnp.zeros((tasks, most_episodes)))
-    return jax.lax.while_loop(more, body, carry)[3]
+    return jax.lax.while_loop(unfinished, body, carry)[3]
 
 
 def best_returns(env: Trials, key: PRNGKeyArray, tasks: int) -> Float[np.ndarray, " tasks"] | None:
@@ -219,7 +219,7 @@ def evaluate_in_context(
         played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
         return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
 
-    # Training tasks are those trained on; of the held-out ones there are as many as there are.
+    # `num_tasks` limits the training tasks only.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
     return {
         "env": config.env,
@@ -252,7 +252,7 @@ def _trials(config: Any, split: str, **options: Any) -> Trials:
         # A family of one's own: registered without options, so its trials of the other split are made from it.
         own = envs.make(config.env)[0]
         return own.to_measure(split, options.get("num_tasks", own.num_tasks))
-    # Trials without rewards are there to learn from, not to be measured.
+    # Unrewarded trials are for training only.
     return envs.make(config.env, **(config.env_options | {"split": split, "unrewarded_fraction": 0.0} | options))[0]
 
 

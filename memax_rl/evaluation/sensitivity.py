@@ -39,12 +39,12 @@ from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import save_figure, write_atomically
 from memax_rl.runs.run import Run
 
-# Steps t, or places t - d, that are looked at in a row: enough for a mean, and few enough for many lags.
+# Steps t, or places t - d, sampled per row: enough for a mean, and cheap enough for many lags.
 _MOST_PLACES = 32
-# A mean over fewer pairs of steps says little.
+# Fewest pairs of steps in a reported mean.
 _FEWEST_PAIRS = 32
 # The pairs of first steps are few, one a step: their lags are put together in so many bins.
-# More would ask for more memory than any machine has.
+# More would exceed the memory of any machine.
 _MOST_ROWS, _MOST_STEPS = 65_536, 65_536
 _FIRST_BINS = 16
 # Samples of the bootstrap.
@@ -397,7 +397,7 @@ def inspection_figure(result: dict[str, Any]) -> Any:
     for panel in axes:
         panel.set_xlabel("lag d in steps")
         set_counts(panel, 0, last)
-    # Where nothing depends on anything there is no logarithm.
+    # All zero: there is no logarithm.
     if any(entry[name] > 0 for entry in result["lags"] for name in ("value_gradient", "policy_gradient")):
         axes[0].set_yscale("log")
     axes[0].set_ylabel("norm of the gradient")
@@ -410,7 +410,7 @@ def _draw_measure(axes: Any, result: dict[str, Any], name: str, color: str, mark
     """Draw a measure by lag with its band, and that of the first steps as points with bars."""
 
     def column(entries: list[dict[str, Any]], suffix: str = "") -> Any:
-        # On the axis of logarithms zeros are gaps.
+        # Zeros are gaps on a logarithmic axis.
         x = np.array([entry[name + suffix] for entry in entries])
         return x if name == "action_change" else np.where(x > 0, x, np.nan)
 

@@ -23,8 +23,8 @@ from memax_rl.ops._checks import check_starts
 
 State = Ring
 
-# Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient. Frames as
-# large as these go one by one: more at once take more memory and time.
+# Columns of the matrix of frames in one product of `scan`: enough for it to be efficient. Frames larger than `_LARGE`
+# are multiplied one by one, which takes less memory and time.
 _COLUMNS, _LARGE = 512, 128
 
 

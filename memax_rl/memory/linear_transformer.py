@@ -128,7 +128,7 @@ class LinearTransformer(Memory):
         if not self.rotary_base:
             state, reads = each_head(linear_attention, (q, k, v, None), state, starts)
             return state, self._read(reads)
-        # In a frame that turns with R the sum has no decay: keys and queries are turned to their position on the tape.
+        # Rotated by their positions on the tape, keys and queries leave a sum without decay.
         turned = [turn(u, 1, self.rotary_base) for u in (q, k)]
         s, reads = each_head(linear_attention, (*turned, v[..., :-1], None), state[..., :-1], starts)
         n, weights = each_head(linear_attention, (q, k, v[..., -1:], None), state[..., -1:], starts)

@@ -45,7 +45,7 @@ class Memoroid(Memory):
 
     def initial_state(self) -> Any:
         """Return the neutral element."""
-        # Not a parameter: it is neutral by definition, so nothing may train it away.
+        # Neutral by definition, so it is no parameter and gets no gradient.
         return jax.lax.stop_gradient(self.identity)
 
     def step(self, state, x, start):
@@ -59,7 +59,7 @@ class Memoroid(Memory):
 
         def with_reset(left, right):
             (a, flag_a), (b, flag_b) = left, right
-            # The reset replaces `a` before `combine` sees it, so that neither its value nor its gradient gets through.
+            # The reset replaces `a` before `combine`, so that neither its value nor its gradient passes.
             a = jax.vmap(select, in_axes=(0, None, 0))(flag_b, identity, a)
             return jax.vmap(self.combine)(a, b), flag_a | flag_b
 

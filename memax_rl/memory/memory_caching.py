@@ -159,7 +159,7 @@ class MemoryCaching(Memory):
 
         closed_k = jnp.where(first, k, 0)
         closed = s + closed_k.T @ v, keys + jnp.sum(closed_k, axis=0)
-        # One slot more than cached: the segment that this chunk may close. The present segment comes last.
+        # One more than `cached`: the segment that may end in this chunk. The current segment comes last.
         s_all, means = (
             jnp.concatenate([old, new])
             for old, new in zip(cache, (closed[0][None], closed[1][None] / self.segment_size), strict=True)

@@ -192,12 +192,12 @@ def _weighted_sum(x: Array) -> Float[Array, ""]:
 
 
 def _agree(what: str, got: PyTree, want: PyTree, tolerance: float) -> None:
-    # On the host: as small JAX programs, one for each shape, the comparisons would cost as much as the laws.
+    # With numpy: as small JAX programs, one for each shape, the comparisons would cost as much as the checks.
     got = [(path, np.asarray(g)) for path, g in jax.tree.leaves_with_path(eqx.filter(got, eqx.is_array))]
     want = [np.asarray(w) for w in jax.tree.leaves(eqx.filter(want, eqx.is_array))]
     if len(got) != len(want):
         raise AssertionError(f"{what}: {len(got)} arrays where {len(want)} were expected")
-    # A gradient that is zero but for rounding is compared with the size of the others.
+    # A gradient that is zero up to rounding is compared relative to the size of the others.
     floor = 1e-2 * max((_size(w) for w in want), default=0.0)
     for (path, g), w in zip(got, want, strict=True):
         if g.shape != w.shape or g.dtype != w.dtype:

@@ -81,7 +81,7 @@ class ImageSettings(NamedTuple):
 AUTO = ImageSettings()
 # Whole numbers of fewer values than the first are flags, of more than the second brightness.
 _FEWEST_CODES, _MOST_CODES = 3, 32
-# More would be a one-hot code that no memory holds.
+# A longer one-hot code would not fit into memory.
 _MOST_STATED_CODES = 256
 
 
@@ -89,7 +89,7 @@ _MOST_STATED_CODES = 256
 _SMALLEST_IMAGE = 5
 # Convolutions shrink an image until neither side is longer than this.
 _LARGEST_MAP = 12
-# Bounds beyond the first are scaled; beyond the second they are as good as infinite.
+# Boxes with bounds beyond the first are scaled; bounds beyond the second count as infinite.
 _LARGE_BOUND, _NO_BOUND = 30.0, 1e6
 # A Discrete space of more values is embedded, not one-hot.
 _LARGEST_ONE_HOT = 512
@@ -238,7 +238,7 @@ class NormalizedBox(spaces.Box):
         self.box, self.clip = box, clip
 
     def __eq__(self, other: object) -> bool:
-        # Networks hold it, and those of two calls must have one structure.
+        # It is part of the networks, whose structure must be the same for two calls.
         return isinstance(other, NormalizedBox) and self.box is other.box and self.clip == other.clip
 
     def __hash__(self) -> int:
@@ -346,7 +346,7 @@ class Encoder(eqx.Module):
         previous_action, previous_reward, start = self.include
         if previous_action:
             code = _flat(self.action_space, inputs.previous_action)
-            # Without this the code of action 0 would stand for "no action yet".
+            # Otherwise "no action yet" would be encoded as action 0.
             parts.append(jnp.where(inputs.start, jnp.zeros_like(code), code))
         if previous_reward:
             parts.append(inputs.previous_reward[None])
@@ -382,7 +382,7 @@ def _scale(space: Any, x: Array, settings: ImageSettings) -> Array:
     """Return a value of a Box as float32, scaled by `scaling`; any other value unchanged."""
     if not isinstance(space, spaces.Box):
         return x
-    # The bounds of a normalized box say nothing of what the normalizer makes of it.
+    # The bounds of a normalized box do not apply to the normalized values.
     by = None if isinstance(space, NormalizedBox) else scaling(space, settings)
     x = x.astype(jnp.float32)
     return x if by is None else (x - by[0]) / by[1]

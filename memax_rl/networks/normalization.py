@@ -36,6 +36,6 @@ class RunningMeanStd(eqx.Module):
             self.mean + share * difference,
             old_share * self.variance + share * variance + old_share * share * difference**2,
         )
-        # With nothing seen at all the moments stay those of "no change".
+        # Without any valid array the statistics stay as they are.
         new = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, (self.count, self.mean, self.variance))
         return eqx.tree_at(lambda r: (r.count, r.mean, r.variance), self, new)

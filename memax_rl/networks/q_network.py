@@ -77,7 +77,7 @@ class QNetwork(eqx.Module):
         if self.value_head is None:
             return q
         components = q._components()
-        # The value is shared out, so that it counts once in the sum over components.
+        # The value is divided by the number of components, so that it counts once in their sum.
         value = self.value_head(features) / len(components)
         return QValues(self.action_space, jnp.concatenate([value + a - jnp.mean(a) for a in components]))
 
@@ -103,7 +103,7 @@ def make_q_network(
     return QNetwork(
         action_space=action_space,
         torso=make_torso(config, observation_space, action_space, key=torso_key),
-        # Small gains make the first values, which the first targets are made of, nearly zero.
+        # Small gains make the initial values, and so the first targets, nearly zero.
         head=Dense(config.width, outputs, 0.01, key=head_key),
         value_head=Dense(config.width, 1, 0.01, key=value_key) if dueling else None,
     )

@@ -20,10 +20,10 @@ from memax_rl.ops._loop import loop, row
 
 State = TypeVar("State", bound=PyTree[Array])
 
-# What goes on inside a memory has no name of its own for the message.
+# The name that error messages use for internals of a memory.
 _SCAN = "the `scan` of this memory"
 
-# Steps at a time where the state is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
+# Steps per block of `rematerialized`, where the size does not affect the arithmetic: enough for XLA to use all cores.
 _BLOCK = 128
 
 _SUB_CHUNK = 8
@@ -141,7 +141,7 @@ def _loop_back(body, params, states, inputs, dlast, dys):
         more, dstate, dx = pull_back((dstate, dy))
         return (dstate, jax.tree.map(jnp.add, dparams, more)), dx
 
-    # The gradient of a chunk's inputs takes their place.
+    # The gradients of a chunk's inputs reuse their buffers.
     carry = dlast, jax.tree.map(jnp.zeros_like, params)
     (dstate, dparams), dinputs = loop(step, carry, floats, _length(inputs), reverse=True, read_ahead=True)
     return dparams, dstate, dinputs
@@ -189,7 +189,7 @@ class Segments(NamedTuple):
 def segments(starts: Bool[Array, " C"]) -> Segments:
     """Return the segments of a chunk."""
     earlier = jnp.tri(starts.shape[0], dtype=bool)
-    # One masked sum: a cumsum is several kernels on a CPU, which count in a loop over chunks.
+    # One masked sum: a cumsum is several kernels on a CPU, an overhead in each iteration over chunks.
     segment = jnp.sum(earlier & starts[None, :], axis=1)
     return Segments(earlier & (segment[:, None] == segment[None, :]), segment == 0, starts)
 

@@ -76,10 +76,9 @@ def _identity(name: str) -> Primitive:
     return primitive
 
 
-# The value, in the forward rule of a derivative: it must not have a tangent.
+# For values in the forward rule of a derivative, which must not have a tangent.
 _fixed_p = _identity("no_second_derivative")
-# The value before a derivative written by hand, and its tangent, which is transposed away in reverse mode and which
-# forward mode alone runs.
+# For arguments of a hand-written derivative. Reverse mode transposes the tangent away; only forward mode runs it.
 _reverse_p, _tangent_p = _identity("reverse_mode_only"), _identity("reverse_mode_tangent")
 
 

@@ -74,7 +74,7 @@ def _primitive(name: str, run: Callable[..., Array], on_cpu: Callable[..., Array
         out = jax.eval_shape(run, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args))
         return ShapedArray(out.shape, out.dtype)
 
-    # Compiled on its own, so that it is lowered as it is in a program.
+    # Outside of a program it is compiled too, so that it is lowered in the same way.
     primitive.def_impl(jax.jit(primitive.bind))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))

@@ -74,7 +74,7 @@ def nonlinear_recurrence(
     weights, inputs, state = no_forward(_OP, widened((weights, inputs, state)))
     frozen = jax.lax.stop_gradient((weights, inputs, state))
     gates, states = _forward(cell, product, *frozen, starts)
-    # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
+    # The value is unused and removed by the compiler. What counts is its transpose, the weight gradient.
     h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
     traced = jax.vmap(product, in_axes=(None, 0))(jax.tree.map(_with_transposed_gradient, weights), h_before)
     out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (gates, states))
@@ -159,7 +159,7 @@ def _forward(cell, product, weights, inputs, state, starts):
         state = cell(gates, state)
         return state, (gates, state)
 
-    # What the rows were before does not matter; from an input, they have its batch.
+    # Buffers for the results. Their values do not matter; made from an input, they have its batch axes.
     like = jax.tree.leaves(inputs)[0]
 
     def empty(s):

@@ -67,7 +67,7 @@ def selective_scan(
     dt, u, b, c, a, state = no_forward(_OP, (dt, u, b, c, a, state))
     if method == "associative":
         return _chunks(a, state, dt, u, b, c, starts)
-    # A step that fills up the last chunk has dt = 0: it leaves h as it is.
+    # A padded step has dt = 0: it does not change h.
     missing = -length % _CHUNK
     inputs = (jnp.pad(x, ((0, missing), (0, 0))) for x in (dt, u, b, c))
     last, ys = cast(tuple[Array, Array], _loops(a, state, *inputs, jnp.pad(starts, (0, missing))))

@@ -105,10 +105,10 @@ def each_head(
     starts: Bool[Array, " T"],
 ) -> tuple[Float[Array, "heads k v"], Float[Array, "_ heads v"]]:
     """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
-    # The op reads in the dtype of its values; a step reads in that of the state.
+    # The op returns the dtype of its values; a step that of the state.
     inputs = tuple(None if x is None else x.astype(state.dtype) for x in inputs)
     if len(state) == 1:
-        # Without an axis of one, which XLA would move about.
+        # Without an axis of size one, which XLA would transpose.
         last, ys = op(*(None if x is None else x[:, 0] for x in inputs), state[0], starts)
         return last[None], ys[:, None]
     axes = tuple(None if x is None else 1 for x in inputs)

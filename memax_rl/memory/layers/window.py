@@ -100,7 +100,7 @@ def attend_scan(
         past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
         return window_attention(q, k, v, starts, window, bias=bias, **past)
 
-    # Only the distance matters, so that the position on the tape does as well as that in the episode.
+    # Only distances matter, so positions on the tape can replace those in the episode.
     turned = turn(q, 0), turn(k, 0), v.astype(past_v.rows.dtype), turn(past_k.rows, 1 - window), past_v.rows
     ys = jax.vmap(attend, in_axes=(1, 1, 1, 1, 1, None if bias is None else 0), out_axes=1)(*turned, bias)
     return (past_k.extend(k, starts), past_v.extend(v, starts)), heads.merge(ys)
