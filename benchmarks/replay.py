@@ -229,9 +229,9 @@ def curve(agent: DQN, seed: int, total_steps: int, points: int, episodes: int) -
     @jax.jit
     def evaluate(arrays, key):
         network = eqx.combine(arrays, static).network
-        act, memory = agent.act(network, greedy=True), network.initial_state()
+        act, carry = agent.act(network, greedy=True), network.initial_state()
         horizon = agent.env.max_episode_steps(agent.env_params) + 1
-        return jnp.mean(play(agent.env, agent.env_params, act, memory, key, episodes=episodes, max_steps=horizon)[0])
+        return jnp.mean(play(agent.env, agent.env_params, act, carry, key, episodes=episodes, max_steps=horizon)[0])
 
     many = many.lower(arrays).compile()
     rows, seconds = [], 0.0

@@ -20,7 +20,7 @@ from memax_rl.runs.run import Run
 
 
 def play(
-    env: Any, env_params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, episodes: int, max_steps: int
+    env: Any, env_params: Any, act: Act, carry: Any, key: PRNGKeyArray, *, episodes: int, max_steps: int
 ) -> tuple[Float[Array, " episodes"], Int[Array, " episodes"], Bool[Array, " episodes"]]:
     """Play one episode in each of `episodes` fresh environments, all at once.
 
@@ -28,22 +28,22 @@ def play(
     long ones.
 
     Args:
-        act, memory: How the agent acts, and its initial memory.
+        act, carry: How the agent acts, and the initial carry of its network.
         max_steps: Stop after this many steps.
 
     Returns:
         Return and length of each episode, and whether it ended within `max_steps`.
     """
     start_key, key = jax.random.split(key)
-    start = jax.vmap(lambda k: start_stream(env, env_params, memory, k))(jax.random.split(start_key, episodes))
+    start = jax.vmap(lambda k: start_stream(env, env_params, carry, k))(jax.random.split(start_key, episodes))
     initial = (jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
 
-    def unfinished(carry):
-        t, _, _, (_, _, ended) = carry
+    def unfinished(progress):
+        t, _, _, (_, _, ended) = progress
         return (t < max_steps) & ~jnp.all(ended)
 
-    def body(carry):
-        t, key, streams, (total, length, ended) = carry
+    def body(progress):
+        t, key, streams, (total, length, ended) = progress
         key, step_key = jax.random.split(key)
         step = jax.vmap(lambda s, k, active: step_stream(env, env_params, act, s, k, active))
         # An environment whose first episode has ended is not stepped any more.
