@@ -22,6 +22,7 @@ The column "beside" tells what stands beside a model:
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -104,7 +105,7 @@ def tree_recurrence(a, b, h0, starts):
     return hs + carried * h0[None]
 
 
-def turning_tree(re, im, b, h0, starts):
+def complex_diagonal_tree(re, im, b, h0, starts):
     """The same in place of `ops.complex_diagonal_recurrence`."""
     hs = tree_recurrence(
         jnp.broadcast_to(jax.lax.complex(re, im), b[:, 0].shape),
@@ -125,15 +126,19 @@ def selective_tree(dt, u, b, c, a, h0, starts):
 def autodiff_side(name: str, options: dict[str, Any]) -> Side:
     """Our model with the tree in place of our recurrences, and `@` in place of `ops.linear`."""
     forward, params = our_side(name, options)
-    module = importlib.import_module(f"memax_rl.memory.{name}")
-
-    swaps = {"linear_recurrence": tree_recurrence, "complex_diagonal_recurrence": turning_tree}
-    swaps["selective_scan"] = selective_tree
-    swaps["project"] = jnp.matmul
-    swaps = {name: swap for name, swap in swaps.items() if hasattr(module, name)}
+    swaps = {
+        "linear_recurrence": tree_recurrence,
+        "complex_diagonal_recurrence": complex_diagonal_tree,
+        "selective_scan": selective_tree,
+        "linear": jnp.matmul,
+    }
 
     def swapped(params, xs, starts):
-        with mock.patch.multiple(module, **swaps):
+        with contextlib.ExitStack() as stack:
+            # The model's own module, and that of the base that it may have its `scan` from.
+            for module in map(importlib.import_module, (f"memax_rl.memory.{name}", "memax_rl.memory.bases")):
+                present = {op: swap for op, swap in swaps.items() if hasattr(module, op)}
+                stack.enter_context(mock.patch.multiple(module, **present))
             return forward(params, xs, starts)
 
     return swapped, params

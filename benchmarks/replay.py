@@ -107,7 +107,7 @@ class Segments(MarkedDQN):
         """Return so many rows that as many transitions are learned from as on the tapes."""
         (episode, segment) = (envs.fixed_length(self.env, self.env_params), self.segment)
         a_row = episode / -(-episode // segment)
-        return round(self.config.rows * (self.sizes.slots - 1) / a_row)
+        return round(self.config.batch_size * (self.sizes.slots - 1) / a_row)
 
     def slots(self) -> int:
         """Return the slots computed for a row: the segment and the one behind it."""
@@ -143,7 +143,7 @@ class Stored(MarkedDQN):
 
     def rows(self) -> int:
         """Return so many rows that as many transitions are learned from as on the tapes."""
-        return round(self.config.rows * (self.sizes.slots - 1) / self.segment)
+        return round(self.config.batch_size * (self.sizes.slots - 1) / self.segment)
 
     def slots(self) -> int:
         """Return the slots computed for a row: burn-in, window, and the one behind it."""
@@ -229,9 +229,9 @@ def curve(agent: DQN, seed: int, total_steps: int, points: int, episodes: int) -
     @jax.jit
     def evaluate(arrays, key):
         network = eqx.combine(arrays, static).network
-        act, memory = agent.act(network, greedy=True), network.initial_state()
+        act, carry = agent.act(network, greedy=True), network.initial_state()
         horizon = agent.env.max_episode_steps(agent.env_params) + 1
-        return jnp.mean(play(agent.env, agent.env_params, act, memory, key, episodes=episodes, max_steps=horizon)[0])
+        return jnp.mean(play(agent.env, agent.env_params, act, carry, key, episodes=episodes, max_steps=horizon)[0])
 
     many = many.lower(arrays).compile()
     rows, seconds = [], 0.0
@@ -240,7 +240,7 @@ def curve(agent: DQN, seed: int, total_steps: int, points: int, episodes: int) -
         arrays = jax.block_until_ready(many(arrays))
         seconds += time.perf_counter() - start
         score = float(evaluate(arrays, jax.random.fold_in(jax.random.key(seed + 1000), point)))
-        rows.append((float(arrays.env_steps), seconds, score))
+        rows.append((float(arrays.env_steps.to_numpy()), seconds, score))
     return np.array(rows)
 
 

@@ -1,4 +1,4 @@
-"""The contract of every environment, and a step whose automatic reset costs no second random draw."""
+"""The interface of all environments, and a step with an automatic reset."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,16 +56,16 @@ class Environment(environment.Environment):
     - `step(key, state, action, params) -> (obs, state, reward, terminated, truncated, info)`; at the end of
       an episode `obs` and `state` already belong to the next one and `info["final_observation"]` is the last
       observation of this one. At every other step it equals `obs`.
-    - `info["discount"]`, if there, a float32 in [0, 1], multiplies all that follows this step in the learner's
+    - `info["discount"]`, if present, a float32 in [0, 1], multiplies all that follows this step in the learner's
       returns, as in dm_env: 0 where no return looks beyond the step although the episode, and the memory, go on, as
       between the episodes of a trial. A termination needs none. (gymnax's own entry of this name, which is 0 at time
       limits too, is not read.)
-    - `info["intrinsic_reward"]`, if there, is added to the reward by the learner; the agent does not see it, and no
-      reported return has it in it.
+    - `info["intrinsic_reward"]`, if present, is added to the reward by the learner; the agent does not see it, and
+      reported returns do not include it.
     - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
       from `step`, so that they can be carried through `jax.lax.scan`. Observations have the dtype of
       `observation_space(params)`. The reward is float32.
-    - Instances are hashed by identity and hold no arrays that change: everything random is in the state.
+    - Instances are hashed by identity and immutable: everything random is in the state.
 
     A subclass implements `reset_env`, `step_env`, `default_params` and the two spaces, and where it can
     `max_episode_steps` and `fixed_length`. `step_env` and `reset_env` are given the *same* key within one step, because
@@ -91,7 +91,7 @@ class Environment(environment.Environment):
     def next_episode(self, key: PRNGKeyArray, state: Any, params: Any) -> tuple[Any, Any]:
         """The first observation and state of the episode after the one that ended in `state`.
 
-        `reset_env` unless overridden. It is computed at every step, so where drawing an episode is dear, `step_env`
+        `reset_env` unless overridden. It is computed at every step, so if drawing an episode is expensive, `step_env`
         can draw a part of the next one at each step.
         """
         return self.reset_env(key, params)

@@ -1,4 +1,4 @@
-"""One look at a new environment: does it do what its spaces say?"""
+"""A check of a new environment against its spaces."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from memax_rl.envs import spaces
 
 
 def check_environment(env_id: str, env: Any, params: Any) -> None:
-    """Reset an environment written in JAX once, step it twice, and compare what comes with its spaces.
+    """Reset an environment written in JAX once, step it twice, and compare the results with its spaces.
 
     Args:
         env_id: Its name, for messages.
@@ -54,7 +54,7 @@ def _call(what: str, function: Any, *args: Any) -> Any:
 
 
 def _check_state(what: str, before: Any, after: Any) -> None:
-    """Raise unless the one can take the other's place in a loop."""
+    """Raise unless both states can be the carry of one loop."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         raise ValueError(f"{what} has another structure than that of reset: {_cut(jax.tree.structure(after))}")
     pairs = zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True)

@@ -1,4 +1,4 @@
-"""The environments by name. Importing it imports neither JAX nor gymnax; making an environment does."""
+"""The registry of environments. Importing it imports neither JAX nor gymnax; making an environment does."""
 
 import difflib
 import functools
@@ -33,9 +33,9 @@ def missing_package(env_id: str) -> str | None:
 
 
 def register(name: str, make: Callable[[], Any]) -> None:
-    """Make an environment of one's own known by a name, for configurations and `make`.
+    """Register an environment of your own under a name, for configurations and `make`.
 
-    The name is known in this process only: whoever resumes or evaluates a run of it registers it first.
+    The name is known in this process only: to resume or evaluate a run, register it again first.
 
     Args:
         name: `suite/Name`, in no suite of this package, for example `"own/TMaze"`.
@@ -79,7 +79,7 @@ def options(env_id: str) -> dict[str, tuple[Any, str]]:
 
 
 def _options_model(env_id: str) -> "type[BaseModel] | None":
-    """What the options of a suite must be, where it says so in one place."""
+    """The settings model of a suite's options, where it has one."""
     if env_id.startswith("gym/"):
         from memax_rl.envs.adapters.gymnasium_options import HostOptions
 

@@ -1,4 +1,4 @@
-"""Action and observation spaces: gymnax's own, and MultiDiscrete, which gymnax lacks."""
+"""Action and observation spaces: those of gymnax, and MultiDiscrete, which gymnax lacks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,7 +81,7 @@ def recognize(space: Any) -> Space:
 
 
 def leaves(space: Space) -> list[Any]:
-    """The simple spaces inside a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
+    """The leaf spaces of a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
     if isinstance(space, Tuple):
         return [leaf for part in space.spaces for leaf in leaves(part)]
     if isinstance(space, Dict):

@@ -1,4 +1,4 @@
-"""Which packages a configuration may cause to be imported.
+"""Which packages may be imported on behalf of a configuration.
 
 A name such as `gym/PACKAGE:ID` imports PACKAGE, and importing runs its code. What a user types, or writes in a program,
 may do that. A run folder or a configuration file may come from a stranger: while it is used, only packages that the

@@ -1,7 +1,7 @@
-"""Wrappers around any environment, in JAX or on the host, as a configuration lists them: the innermost first.
+"""Wrappers for any environment, in JAX or on the host. A configuration lists them, the innermost first.
 
-Each has a model of its options, which says what it does, and whose `wrap` puts it around an environment. All keep
-gymnax's six-value step, the automatic reset, the true last observation, and the episodes' known lengths right.
+Each has a settings model that documents its options and whose `wrap` applies it to an environment. All preserve
+gymnax's six-value step, the automatic reset, the true last observation, and correct episode lengths.
 """
 
 import abc
@@ -93,7 +93,7 @@ class WrapperConfig(BaseModel, abc.ABC):
 
 
 def _key(key: PRNGKeyArray, use: int) -> PRNGKeyArray:
-    """Return a key for a wrapper's own use: the key itself goes to the inner environment."""
+    """Return a key for the wrapper itself; the inner environment gets the original key."""
     return jax.random.fold_in(key, 2**31 - 1 - use)
 
 
@@ -251,7 +251,7 @@ class FrameSkipConfig(WrapperConfig):
 
 
 class StickyState(eqx.Module):
-    """The inner state, the action taken last, and whether there is none yet in this episode."""
+    """The inner state, the last action, and whether the episode has none yet."""
 
     inner: Any
     action: Array
@@ -336,7 +336,7 @@ class RewardScalingConfig(WrapperConfig):
 
 
 class ObservationWrapper(Wrapper):
-    """Changes every observation by itself: `observe(key, observation, params)` says how."""
+    """Changes each observation independently by `observe(key, observation, params)`."""
 
     @abc.abstractmethod
     def observe(self, key: PRNGKeyArray, obs: Any, params: Any) -> Any:
@@ -577,7 +577,7 @@ CONFIGS: dict[str, type[WrapperConfig]] = {
 
 
 def wrap(env: Any, params: Any, env_id: str, wrappers: Sequence[WrapperConfig]) -> tuple[Any, Any]:
-    """Return an environment with wrappers around it, the first of them innermost, and its parameters.
+    """Return an environment with wrappers applied, the first of them innermost, and its parameters.
 
     Raises:
         ValueError: If a wrapper does not fit what it is put around.

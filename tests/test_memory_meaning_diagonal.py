@@ -53,17 +53,17 @@ def _diagonal(u, d):
 def _elman(p, xs):
     h = np.zeros(OUT)
     for x in xs:
-        h = np.tanh(p.w @ x + p.b + p.u @ h)
+        h = np.tanh(x @ p.w + p.b + h @ p.u)
         yield h
 
 
 def _gru(p, xs):
     h = np.zeros(OUT)
-    u_z, u_r, u_n = np.split(p.u, 3)
+    u_z, u_r, u_n = np.split(p.u, 3, axis=1)
     for x in xs:
-        z = _sigmoid(p.w_z @ x + p.b_z + u_z @ h)
-        r = _sigmoid(p.w_r @ x + p.b_r + u_r @ h)
-        n = np.tanh(p.w_n @ x + p.b_n + r * (u_n @ h + p.c_n))
+        z = _sigmoid(x @ p.w_z + p.b_z + h @ u_z)
+        r = _sigmoid(x @ p.w_r + p.b_r + h @ u_r)
+        n = np.tanh(x @ p.w_n + p.b_n + r * (h @ u_n + p.c_n))
         h = (1 - z) * n + z * h
         yield h
 
@@ -71,7 +71,7 @@ def _gru(p, xs):
 def _lstm(p, xs):
     h = c = np.zeros(OUT)
     for x in xs:
-        i, f, o, g = (w @ x + b + u @ h for w, b, u in zip(p.w, p.b, p.u, strict=True))
+        i, f, o, g = (x @ w + b + h @ u for w, b, u in zip(p.w, p.b, p.u, strict=True))
         c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
         h = _sigmoid(o) * np.tanh(c)
         yield h
@@ -79,10 +79,10 @@ def _lstm(p, xs):
 
 def _mgu(p, xs):
     h = np.zeros(OUT)
-    u_f, u_n = np.split(p.u, 2)
+    u_f, u_n = np.split(p.u, 2, axis=1)
     for x in xs:
-        f = _sigmoid(p.w_f @ x + p.b_f + u_f @ h)
-        n = np.tanh(p.w_n @ x + p.b_n + f * (u_n @ h + p.c_n))
+        f = _sigmoid(x @ p.w_f + p.b_f + h @ u_f)
+        n = np.tanh(x @ p.w_n + p.b_n + f * (h @ u_n + p.c_n))
         h = (1 - f) * h + f * n
         yield h
 
@@ -91,8 +91,8 @@ def _slstm(p, xs):
     heads, size, _ = p.r[0].shape
     y = c = n = np.zeros(OUT)
     for x in xs:
-        recurrent = [np.concatenate([r[j] @ y[j * size : (j + 1) * size] for j in range(heads)]) for r in p.r]
-        z, i, f, o = (w @ x + b + r for w, b, r in zip(p.w, p.b, recurrent, strict=True))
+        recurrent = [np.concatenate([y[j * size : (j + 1) * size] @ r[j] for j in range(heads)]) for r in p.r]
+        z, i, f, o = (x @ w + b + r for w, b, r in zip(p.w, p.b, recurrent, strict=True))
         # Without the stabiliser.
         c = _sigmoid(f) * c + np.exp(i) * np.tanh(z)
         n = _sigmoid(f) * n + np.exp(i)
@@ -109,7 +109,7 @@ def _m2rnn(p, xs):
         f = np.exp(-np.exp(p.a_log) * _softplus(x @ p.w_f + p.f_bias))
         reads = []
         for j in range(p.heads):
-            written = np.tanh(s[j] @ p.w[j].T + np.outer(k[j], v[j]))
+            written = np.tanh(s[j] @ p.w[j] + np.outer(k[j], v[j]))
             s[j] = f[j] * s[j] + (1 - f[j]) * written
             reads.append(s[j].T @ q[j] + p.d[j] * v[j])
         gated = np.concatenate(reads) * _silu(x @ p.w_g)
@@ -387,8 +387,7 @@ def test_a_first_input_is_recalled_after_1000_steps(name, key):
         shut = other.copy()
         shut[2] = -40
         w, b = list(model.w), list(model.b)
-        # slstm holds its weights transposed.
-        w[0], w[1], w[2] = (jnp.asarray(x.T if name == "slstm" else x) for x in (write, shut, other))
+        w[0], w[1], w[2] = (jnp.asarray(x) for x in (write, shut, other))
         b[2] = jnp.full(OUT, 12.0)
         model = eqx.tree_at(lambda m: (m.w, m.b, m.r), model, (tuple(w), tuple(b), tuple(map(jnp.zeros_like, model.r))))
     high, low = (_cue(model, jnp.array([sign * cue, 1.0, 0.0])) for sign in (1, -1))

@@ -137,5 +137,5 @@ def test_norms_differentiate_as_they_should(function):
     ],
 )
 def test_the_norm_of_a_single_number_is_refused(name, argument, sizes):
-    with pytest.raises(ValueError, match=f"{argument} must be 2 or more, got 1: a norm takes the mean off"):
+    with pytest.raises(ValueError, match=f"{argument} must be 2 or more, got 1: the layer norm of a single number"):
         memory.make(name, in_size=3, key=jax.random.key(0), **sizes)

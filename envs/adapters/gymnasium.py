@@ -1,7 +1,7 @@
-"""Any Gymnasium environment, run on the host, under the contract of `memax_rl.envs.base`.
+"""Any Gymnasium environment, run on the host, with the interface of `memax_rl.envs.base`.
 
-A vmapped step is one call out of the compiled program for all streams, whatever the number of vmaps around it. The
-state in JAX is a handle: which copy on the host, and how many commands it has carried out. A state can be stepped once.
+A vmapped step is a single host callback for all streams, however many vmaps surround it. The state in JAX is a handle:
+the index of a copy on the host, and the number of commands it has executed. Each state can be stepped only once.
 
 Every episode begins with a seed of its own, drawn from the key given to `reset` or `step`: the same keys and actions
 give the same episodes, however many copies or processes there are.
@@ -98,7 +98,7 @@ class GymnasiumAdapter(Environment):
 
     @property
     def default_params(self) -> EnvParams:
-        """A gymnasium environment takes its parameters when it is made, so these are of no effect."""
+        """Unused: a gymnasium environment takes its parameters at construction."""
         return EnvParams()
 
     def action_space(self, params: Any) -> Any:
@@ -148,7 +148,7 @@ class GymnasiumAdapter(Environment):
         return self.step_if(jnp.ones((), bool), key, state, action, params)
 
     def step_if(self, active: Bool[Array, ""], key: PRNGKeyArray, state: HostState, action: Any, params: Any) -> Step:
-        """A step where `active`; where not, the copy on the host stands still."""
+        """A step where `active`; elsewhere the copy on the host is not stepped."""
         return self._command(jnp.where(active, STEP, WAIT), key, state, action)
 
     def reset_if(
@@ -239,7 +239,7 @@ def _shapes(space: Any) -> Any:
 
 
 def to_learner_space(space: gymnasium.Space) -> Any:
-    """Return gymnax's form of a gymnasium space. Raises `ValueError` if there is none."""
+    """Return the gymnax space that corresponds to a gymnasium space. Raises `ValueError` if there is none."""
     if isinstance(space, gymnasium.spaces.Tuple):
         return spaces.Tuple(tuple(to_learner_space(part) for part in space.spaces))
     if isinstance(space, gymnasium.spaces.Dict):

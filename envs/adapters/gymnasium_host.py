@@ -1,9 +1,9 @@
-"""Copies of a Gymnasium environment on the host, stepped many at a time, with every answer checked. No JAX in here.
+"""Copies of a Gymnasium environment on the host, stepped in batches, with every result checked. No JAX here.
 
 The copies run in gymnasium's own vector environments: `SyncVectorEnv` in this process, or `AsyncVectorEnv` over several
-processes that hold a `SyncVectorEnv` each. What a vector environment lacks is added around each copy: a copy may be
-left out of a step, an episode that has ended is followed at once by a new one with a seed of its own, and an exception
-or a bad value is reported as text instead of being raised.
+processes that hold a `SyncVectorEnv` each. Each copy has a wrapper for what a vector environment lacks: a copy can skip
+a step, an ended episode is followed at once by a new one with its own seed, and an exception or a bad value is reported
+as text instead of being raised.
 """
 
 import math
@@ -21,16 +21,16 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-# What a copy is told to do.
+# Commands of a copy.
 WAIT, STEP, RESET = 0, 1, 2
 
 
 class HostError(RuntimeError):
-    """An environment on the host has failed. The message says which, where and why."""
+    """An environment on the host has failed. The message names it, the place and the reason."""
 
 
 class Transition(NamedTuple):
-    """What `copies` environments answer; each array has a leading axis of them.
+    """The result of a step of several environments; each array has a leading axis over them.
 
     Attributes:
         observation: Leaves of the observation to act on next, encoded as by `encode`.
@@ -56,7 +56,7 @@ class Keys(gymnasium.ObservationWrapper):
         self.observation_space = spaces.Dict({key: env.observation_space[key] for key in keys})
 
     def observation(self, observation: Any) -> Any:
-        """Leave the others out. What is no dict at all stays, for the check of observations to tell of."""
+        """Drop the other keys. A value that is not a dict is passed on, for the check of observations to report."""
         if not isinstance(observation, Mapping):
             return observation
         return {key: observation[key] for key in self.keys if key in observation}
@@ -269,7 +269,7 @@ def _reward_fault(reward: Any) -> str | None:
 class Copy(gymnasium.Wrapper):
     """One environment. Its action is (whether to step at all, the learner's action); it never raises.
 
-    `problem` holds what went wrong first, or None. After that the copy stands still.
+    `problem` holds the first failure, or None. After a failure the copy is not stepped any more.
     """
 
     def __init__(self, env: gymnasium.Env):
@@ -284,7 +284,7 @@ class Copy(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode with a seed."""
-        # After a problem, step and seed stay those where it came up.
+        # After a failure, step and seed stay those at which it occurred.
         if self.problem is None:
             self.steps, self.seed = 0, seed
             try:
@@ -332,7 +332,7 @@ def _any_box(shape: tuple[int, ...], dtype: Any) -> spaces.Box:
 
 
 class Group(gymnasium.Env):
-    """Several copies in one process, which are made when they are first told something.
+    """Several copies in one process, made at their first command.
 
     Its action is (commands, seeds, actions), arrays of the copies; its observation is a `Transition` laid flat. What
     goes wrong stands in `info["failure"]`. `owner` is the process that learns, `first` the index of the first copy.
@@ -347,7 +347,7 @@ class Group(gymnasium.Env):
         try:
             one = self._make()
         except SystemExit as error:
-            # It would end a worker process without a word.
+            # It would silently end a worker process.
             raise HostError(f"it could not be made: SystemExit: {error}") from error
         self.leaves = [encoded(leaf) for leaf in simple_spaces(one.observation_space)]
         shape, dtype = encoded(one.inner_action_space)
@@ -425,7 +425,7 @@ class Pool:
         if processes == 0:
             self.group = Group(maker, size, os.getpid(), 0)
             return
-        # Every group is of one size, so the last may have copies too many.
+        # All groups have the same size, so the last may have surplus copies.
         self.workers = AsyncVectorEnv(
             [partial(Group, maker, self.per_process, os.getpid(), i) for i in range(0, size, self.per_process)],
             # A fork of this process could deadlock: JAX runs many threads in it.
@@ -460,7 +460,7 @@ class Pool:
 
         commands, *rest = arrays
         dealt = deal(commands)
-        # The copies too many are reset once with the others, because every copy must have something to show.
+        # Surplus copies are reset once with the others, because every copy must return an observation.
         dealt.reshape(-1)[self.size :] = WAIT if self.count.any() else RESET
         try:
             action: Any = (dealt, *map(deal, rest))
@@ -508,8 +508,8 @@ class Host:
         processes: Worker processes; 0 is this one.
         timeout: Seconds that the workers have for one step of all their copies.
 
-    `failure` holds the first thing that went wrong, or None. After that nothing is run any more: every step answers at
-    once that the episode has terminated, so that what is compiled comes to its end soon.
+    `failure` holds the first failure, or None. After a failure no environment is run any more: every step immediately
+    reports a terminated episode, so that the compiled program ends soon.
     """
 
     def __init__(self, name: str, maker: Maker, processes: int, timeout: float):

@@ -1,4 +1,4 @@
-"""gymnax's environments under the contract of `memax_rl.envs.base`.
+"""gymnax's environments with the interface of `memax_rl.envs.base`.
 
 Source: https://github.com/RobertTLange/gymnax, version 1.0.1. The dynamics are gymnax's to the bit. What
 changes: some of its environments return other (weak) types from `step` than from `reset`, integer rewards, or
@@ -148,7 +148,7 @@ _NEEDED = ("reset_env", "step_env", "observation_space", "action_space", "defaul
 
 
 def adapt(env_id: str, env: Any) -> Environment:
-    """Return an environment with gymnax's API under the contract of `memax_rl.envs.base`.
+    """Return an environment with gymnax's API as a `memax_rl.envs.base.Environment`.
 
     Raises:
         ValueError: If it lacks something. The message lists all of it.

@@ -1,4 +1,4 @@
-"""The grid worlds of the package xminigrid under the contract of `memax_rl.envs.base`.
+"""The grid worlds of the package xminigrid with the interface of `memax_rl.envs.base`.
 
 Nikulin et al. 2023, "XLand-MiniGrid: Scalable Meta-Reinforcement Learning Environments in JAX",
 https://arxiv.org/abs/2312.12044. Source: https://github.com/dunnolab/xland-minigrid, version 0.9.3. The dynamics are

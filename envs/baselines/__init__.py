@@ -1,1 +1,1 @@
-"""Scripted players of known strength, and what they score."""
+"""Scripted policies of known strength, and their scores."""

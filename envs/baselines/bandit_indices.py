@@ -1,4 +1,4 @@
-"""Scores of a bandit's arms: what each strategy maximises at every pull."""
+"""Index policies for bandits: the score of each arm that a strategy maximizes at every pull."""
 
 import abc
 import functools
@@ -14,7 +14,7 @@ MOST_PULLS = 120
 
 
 class Counts(eqx.Module):
-    """What every arm paid in sum, and how often it was pulled."""
+    """The total payout of every arm, and its number of pulls."""
 
     paid: Float[Array, " arms"]
     pulls: Int[Array, " arms"]

@@ -1,4 +1,4 @@
-"""What a scripted policy is: a player of known strength, to compare agents with."""
+"""The interface of scripted policies, which have a known strength to compare agents with."""
 
 import abc
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Reference scores of the POPGym suite: what chance gets, and what a scripted policy with a memory gets.
+"""Reference scores of the POPGym suite: of random actions, and of a scripted policy with a memory.
 
 The scripted policies see what an agent sees, observations and their own actions, never the hidden state.
 Where a task is fully solvable they solve it. Elsewhere they are strong, not proven optimal: an agent may do

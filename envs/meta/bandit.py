@@ -1,7 +1,7 @@
 """Bandits: find the arm that pays best while pulling.
 
-Duan et al. 2016, https://arxiv.org/abs/1611.02779, section 3.1. An episode is a block of pulls: nothing happens between
-blocks, they are the unit in which the evaluation counts.
+Duan et al. 2016, https://arxiv.org/abs/1611.02779, section 3.1. An episode is a block of pulls. Nothing happens between
+blocks; they are the unit of the evaluation.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Dark rooms: a square grid in which the agent sees where it stands, and nothing of what it looks for.
+"""Dark rooms: square grids in which the agent observes its own position, but not the hidden goal.
 
 Laskin et al. 2022, "In-context Reinforcement Learning with Algorithm Distillation",
 https://arxiv.org/abs/2210.14215, section 4.

@@ -62,7 +62,7 @@ class TabularMDP(TaskEnvironment):
         return weights / jnp.sum(weights), 1 + normal
 
     def model(self, task: UInt32[Array, " words"]) -> MDP:
-        """The whole tables, for those who may know them."""
+        """The whole tables, for oracles and planners."""
         states, actions = jnp.arange(self.states), jnp.arange(self.actions)
         row = jax.vmap(jax.vmap(lambda s, a: self.row(task, s, a), (None, 0)), (0, None))
         return MDP(*row(states, actions))

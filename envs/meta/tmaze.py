@@ -1,4 +1,4 @@
-"""Endless T-maze: a cue must be remembered to the end of a corridor, and then be forgotten for the next one.
+"""Endless T-maze: a cue must be remembered to the end of a corridor, and then be replaced by the next one.
 
 After the memory-rewriting tasks of the same name: the T-maze of Bakker 2001, "Reinforcement Learning with Long
 Short-Term Memory", corridor after corridor. It tests that a memory can be rewritten; it has no hidden task to adapt to.

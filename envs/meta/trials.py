@@ -20,24 +20,23 @@ from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
 
 SPLITS = ("train", "test")
-# More than any trial has.
+# More than the episodes of any trial.
 UNLIMITED = 2**30
-# The most observations for each of which a trial can remember whether it was seen.
+# The largest number of observations for each of which a trial can store whether it was seen.
 COUNTABLE = 2**20
 
 
 class TaskEnvironment(abc.ABC):
     """Episodes of a task, which is a pytree of arrays drawn from a key and hidden from the agent.
 
-    Instances are hashed by identity and hold nothing that changes. Dtypes never weak, as in `Environment`.
+    Instances are hashed by identity and immutable. Dtypes are never weak, as in `Environment`.
 
-    **Attributes:**
-
-    - `episode_length`: the longest episode, in steps; the trial cuts an episode there.
-    - `ends_early`: whether an episode can end before that.
-    - `has_boundaries`: whether anything happens at an episode's end. A bandit's episode is only a block of pulls, for
-        the evaluation to count by: the agent is shown no flag.
-    - `observation_space`, `action_space`: of the task.
+    Attributes:
+        episode_length: The longest episode, in steps; the trial truncates an episode there.
+        ends_early: Whether an episode can end before that.
+        has_boundaries: Whether anything happens at an episode's end. A bandit's episode is only a block of pulls, the
+            unit of the evaluation: the agent is shown no flag.
+        observation_space, action_space: Of the task.
     """
 
     episode_length: int
@@ -81,7 +80,7 @@ class TrialParams(eqx.Module):
 class TrialState(eqx.Module):
     """The hidden task; episodes ended and steps taken in this trial; steps taken in this episode; its state.
 
-    And which observations there were in this trial, if there is a bonus for new ones; whether it pays nothing else.
+    Also which observations occurred in this trial, if new ones earn a bonus, and whether the trial is unrewarded.
     """
 
     task: PyTree[Array]
@@ -141,17 +140,17 @@ class Trials(Environment):
             tasks: The family of tasks.
             episodes: Episodes a trial; None if it has so many steps instead.
             steps: Steps a trial; the last episode may be cut. None if it has so many episodes instead.
-            split: "train" or "test". Tasks of the two are drawn from different keys.
+            split: "train" or "test". The tasks of the two splits come from different keys.
             split_seed: Seed of the split.
             num_tasks: Draw from only so many tasks; None for as many as there are.
-            discount_across_episodes: Whether a return goes on into the next episode of the trial. If not, the value
-                stops at an episode's end while the memory goes on.
-            novelty_bonus: What the learner, and it alone, adds to the reward of a step to an observation that is new in
-                this trial, until the trial has paid its first positive reward. An agent that is paid by tasks alone
-                learns not to look where no task of its split ever put anything. For observations that can be counted.
-            unrewarded_fraction: Share of the trials of the training split whose rewards are 0 whatever is done, so that
-                there is nothing but the bonus. Otherwise a search ends, in training, where some task pays, and what to
-                do beyond is never learned.
+            discount_across_episodes: Whether returns continue into the next episode of the trial. If not, they stop at
+                an episode's end, while the memory is kept.
+            novelty_bonus: Intrinsic reward of a step to an observation that is new in this trial, until the first
+                positive reward of the trial. Without it an agent learns not to search where no training task ever paid.
+                For finite observation spaces.
+            unrewarded_fraction: Fraction of the trials of the training split whose rewards are all 0, so that only the
+                bonus remains. Otherwise every search ends, in training, where some task pays, and the agent never
+                learns to search on.
 
         Raises:
             ValueError: If an argument is out of range, or both or none of `episodes` and `steps` are given, or there is

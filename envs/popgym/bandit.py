@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment, EnvParams
+from memax_rl.envs.popgym.timed import TimedEnvironment
 
 
 class MultiarmedBanditState(eqx.Module):
@@ -26,7 +27,7 @@ class MultiarmedBanditState(eqx.Module):
     payout: Float32[Array, " arms"]
 
 
-class MultiarmedBandit(Environment):
+class MultiarmedBandit(TimedEnvironment):
     """Pull one of K arms, each of which pays with a fixed probability drawn from U(0, 1).
 
     Observation: Discrete(2), whether the arm paid; 0 at first. Action: Discrete(K). Reward: 1/T if it paid,
@@ -36,15 +37,6 @@ class MultiarmedBandit(Environment):
     def __init__(self, arms: int, max_steps: int):
         self.arms = arms
         self.max_steps = max_steps
-
-    @property
-    def default_params(self) -> EnvParams:
-        """The difficulty's number of pulls."""
-        return EnvParams(max_steps_in_episode=self.max_steps)
-
-    def max_episode_steps(self, params: EnvParams) -> int | None:
-        """The number of pulls."""
-        return int(params.max_steps_in_episode)
 
     def fixed_length(self, params: EnvParams) -> int | None:
         """The number of pulls."""

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment, EnvParams, noise_keys
+from memax_rl.envs.popgym.timed import TimedEnvironment
 
 GRAVITY = 9.8  # m/s^2
 POLE_MASS = 0.1  # kg
@@ -66,7 +67,7 @@ def advance(
     )
 
 
-class CartPole(Environment):
+class CartPole(TimedEnvironment):
     """Balance the pole, seeing half of the state.
 
     Observation: Box(2), `[x, theta]` or `[x_dot, theta_dot]`; with noise of standard deviation `noise` added
@@ -79,19 +80,6 @@ class CartPole(Environment):
         self.max_steps = max_steps
         self.shown = shown
         self.noise = noise
-
-    @property
-    def default_params(self) -> EnvParams:
-        """The difficulty's time limit."""
-        return EnvParams(max_steps_in_episode=self.max_steps)
-
-    def max_episode_steps(self, params: EnvParams) -> int | None:
-        """The time limit."""
-        return int(params.max_steps_in_episode)
-
-    def fixed_length(self, params: EnvParams) -> int | None:
-        """None: an episode ends when the pole falls."""
-        return None
 
     def action_space(self, params: EnvParams) -> spaces.Discrete:
         """Push left (0) or right (1)."""

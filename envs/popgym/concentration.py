@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment, EnvParams
 from memax_rl.envs.popgym.deck import COLORS, DECK_SIZE, RANKS, deal, full_deck
+from memax_rl.envs.popgym.timed import TimedEnvironment
 
 
 class ConcentrationState(eqx.Module):
@@ -39,7 +40,7 @@ class ConcentrationState(eqx.Module):
     hand: Int32[Array, ""]
 
 
-class Concentration(Environment):
+class Concentration(TimedEnvironment):
     """Find all pairs of N = 52 * decks cards of c kinds.
 
     Observation: MultiDiscrete [c+1]*N, the kinds of the cards that lie face up or were just flipped, c for
@@ -55,19 +56,6 @@ class Concentration(Environment):
         self.kinds = kinds
         # The package's formula: near the expected number of flips of a player with perfect memory.
         self.max_steps = math.ceil(2 * self.cards - self.cards / (2 * self.cards - 1))
-
-    @property
-    def default_params(self) -> EnvParams:
-        """The difficulty's time limit."""
-        return EnvParams(max_steps_in_episode=self.max_steps)
-
-    def max_episode_steps(self, params: EnvParams) -> int | None:
-        """The time limit."""
-        return int(params.max_steps_in_episode)
-
-    def fixed_length(self, params: EnvParams) -> int | None:
-        """None: an episode ends when all pairs are found."""
-        return None
 
     def action_space(self, params: EnvParams) -> spaces.Discrete:
         """A card."""

@@ -1,4 +1,4 @@
-"""What POPGym's card games share: a deck dealt card by card, and an episode that ends with the deck.
+"""The base of POPGym's card games: a deck is dealt card by card, and an episode ends with the deck.
 
 Source: `popgym.core.deck`, popgym 1.0.7.
 

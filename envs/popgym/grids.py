@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt32
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment, EnvParams
+from memax_rl.envs.popgym.timed import TimedEnvironment
 
 SHIP_SIZES = (2, 3, 3, 4)
 SHIP_CELLS = sum(SHIP_SIZES)
@@ -83,7 +84,7 @@ class BattleshipState(eqx.Module):
     next_ships: UInt32[Array, " lines"]
 
 
-class Battleship(Environment):
+class Battleship(TimedEnvironment):
     """Hit the 12 cells of the ships of sizes 2, 3, 3 and 4 on an n x n board.
 
     Observation: Discrete(2), whether the last guess hit a ship at a cell not guessed before; 0 at first.
@@ -93,19 +94,11 @@ class Battleship(Environment):
 
     def __init__(self, size: int):
         self.size = size
-
-    @property
-    def default_params(self) -> EnvParams:
-        """A step for every cell."""
-        return EnvParams(max_steps_in_episode=self.size**2)
+        self.max_steps = size**2
 
     def max_episode_steps(self, params: EnvParams) -> int | None:
         """The time limit, four steps at least."""
         return max(int(params.max_steps_in_episode), len(SHIP_SIZES))
-
-    def fixed_length(self, params: EnvParams) -> int | None:
-        """None: an episode ends when all ships are hit."""
-        return None
 
     def action_space(self, params: EnvParams) -> spaces.MultiDiscrete:
         """A row and a column."""
@@ -190,7 +183,7 @@ class MineSweeperState(eqx.Module):
     exploded: Bool[Array, ""]
 
 
-class MineSweeper(Environment):
+class MineSweeper(TimedEnvironment):
     """Visit the L = n^2 - mines cells without a mine.
 
     Observation: Discrete(mines + 1, at most 10), the number of mines within one step of the cell just
@@ -202,20 +195,7 @@ class MineSweeper(Environment):
     def __init__(self, size: int, mines: int):
         self.size = size
         self.mines = mines
-        self.free_cells = size**2 - mines
-
-    @property
-    def default_params(self) -> EnvParams:
-        """A step for every cell without a mine."""
-        return EnvParams(max_steps_in_episode=self.free_cells)
-
-    def max_episode_steps(self, params: EnvParams) -> int | None:
-        """The time limit."""
-        return int(params.max_steps_in_episode)
-
-    def fixed_length(self, params: EnvParams) -> int | None:
-        """None: an episode ends on a mine."""
-        return None
+        self.free_cells = self.max_steps = size**2 - mines
 
     def action_space(self, params: EnvParams) -> spaces.MultiDiscrete:
         """A row and a column."""

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment, EnvParams, noise_keys
+from memax_rl.envs.popgym.timed import TimedEnvironment
 
 GRAVITY = 10.0  # m/s^2; mass 1 kg, length 1 m
 TIME_STEP = 0.05  # s
@@ -42,7 +43,7 @@ def advance(state: PendulumState, torque: Float32[Array, ""]) -> PendulumState:
     return PendulumState(time=state.time + 1, theta=state.theta + theta_dot * TIME_STEP, theta_dot=theta_dot)
 
 
-class Pendulum(Environment):
+class Pendulum(TimedEnvironment):
     """Hold the pendulum upright, seeing the direction it points in.
 
     Observation: Box(2), `[cos(theta), sin(theta)]`; with noise of standard deviation `noise` added and then
@@ -54,15 +55,6 @@ class Pendulum(Environment):
     def __init__(self, max_steps: int, noise: float = 0.0):
         self.max_steps = max_steps
         self.noise = noise
-
-    @property
-    def default_params(self) -> EnvParams:
-        """The difficulty's time limit."""
-        return EnvParams(max_steps_in_episode=self.max_steps)
-
-    def max_episode_steps(self, params: EnvParams) -> int | None:
-        """The time limit."""
-        return int(params.max_steps_in_episode)
 
     def fixed_length(self, params: EnvParams) -> int | None:
         """The time limit."""

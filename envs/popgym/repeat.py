@@ -20,20 +20,8 @@ from memax_rl.envs.base import Environment, EnvParams
 from memax_rl.envs.popgym.deck import DECK_SIZE, SUITS, CardGame, deal, full_deck
 
 
-class RepeatFirstState(eqx.Module):
-    """The state of RepeatFirst: steps taken, cards left of each suit, the first card."""
-
-    time: Int32[Array, ""]
-    counts: Int32[Array, "4"]
-    first: Int32[Array, ""]
-
-
-class RepeatFirst(CardGame):
-    """Name the suit of the first card at every step.
-
-    Observation: Discrete(4), the suit on screen. Action: Discrete(4). Reward: 1/(N-1) if the action is the
-    suit of the episode's first card, else -1/(N-1), with N = 52 * decks. Terminates after N-1 steps.
-    """
+class SuitGame(CardGame):
+    """A deck whose suits are shown one by one; the answer is a suit too."""
 
     def __init__(self, decks: int):
         super().__init__(length=DECK_SIZE * decks - 1)
@@ -46,6 +34,22 @@ class RepeatFirst(CardGame):
     def observation_space(self, params: EnvParams) -> spaces.Discrete:
         """A suit."""
         return spaces.Discrete(SUITS)
+
+
+class RepeatFirstState(eqx.Module):
+    """The state of RepeatFirst: steps taken, cards left of each suit, the first card."""
+
+    time: Int32[Array, ""]
+    counts: Int32[Array, "4"]
+    first: Int32[Array, ""]
+
+
+class RepeatFirst(SuitGame):
+    """Name the suit of the first card at every step.
+
+    Observation: Discrete(4), the suit on screen. Action: Discrete(4). Reward: 1/(N-1) if the action is the
+    suit of the episode's first card, else -1/(N-1), with N = 52 * decks. Terminates after N-1 steps.
+    """
 
     def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Int32[Array, ""], RepeatFirstState]:
         """Deal the first card."""
@@ -71,7 +75,7 @@ class RepeatPreviousState(eqx.Module):
     recent: Int32[Array, " k"]
 
 
-class RepeatPrevious(CardGame):
+class RepeatPrevious(SuitGame):
     """Name the suit of the card k-1 steps before the one on screen.
 
     Observation: Discrete(4), the suit on screen. Action: Discrete(4). Reward: 0 until k cards were seen, then
@@ -79,17 +83,8 @@ class RepeatPrevious(CardGame):
     """
 
     def __init__(self, decks: int, k: int):
-        super().__init__(length=DECK_SIZE * decks - 1)
-        self.decks = decks
+        super().__init__(decks)
         self.k = k
-
-    def action_space(self, params: EnvParams) -> spaces.Discrete:
-        """A suit."""
-        return spaces.Discrete(SUITS)
-
-    def observation_space(self, params: EnvParams) -> spaces.Discrete:
-        """A suit."""
-        return spaces.Discrete(SUITS)
 
     def reset_env(self, key: PRNGKeyArray, params: EnvParams) -> tuple[Int32[Array, ""], RepeatPreviousState]:
         """Deal the first card."""

@@ -1,4 +1,4 @@
-"""Play fresh episodes with a trained agent, by the same function that acts in training."""
+"""Evaluation on fresh episodes. The agent acts through the same function as in training."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,38 +20,39 @@ from memax_rl.runs.run import Run
 
 
 def play(
-    env: Any, env_params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, episodes: int, max_steps: int
+    env: Any, env_params: Any, act: Act, carry: Any, key: PRNGKeyArray, *, episodes: int, max_steps: int
 ) -> tuple[Float[Array, " episodes"], Int[Array, " episodes"], Bool[Array, " episodes"]]:
     """Play one episode in each of `episodes` fresh environments, all at once.
 
-    One episode each, rather than a number of steps, because short episodes would be counted more often than long ones.
+    One episode per environment rather than a fixed number of steps, which would count short episodes more often than
+    long ones.
 
     Args:
-        act, memory: How the agent acts, and its initial memory.
-        max_steps: Give up after so many steps.
+        act, carry: How the agent acts, and the initial carry of its network.
+        max_steps: Stop after this many steps.
 
     Returns:
         Return and length of each episode, and whether it ended within `max_steps`.
     """
     start_key, key = jax.random.split(key)
-    start = jax.vmap(lambda k: start_stream(env, env_params, memory, k))(jax.random.split(start_key, episodes))
-    nothing = (jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
+    start = jax.vmap(lambda k: start_stream(env, env_params, carry, k))(jax.random.split(start_key, episodes))
+    initial = (jnp.zeros(episodes), jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, bool))
 
-    def more(carry):
-        t, _, _, (_, _, ended) = carry
+    def unfinished(progress):
+        t, _, _, (_, _, ended) = progress
         return (t < max_steps) & ~jnp.all(ended)
 
-    def body(carry):
-        t, key, streams, (total, length, ended) = carry
-        key, now = jax.random.split(key)
+    def body(progress):
+        t, key, streams, (total, length, ended) = progress
+        key, step_key = jax.random.split(key)
         step = jax.vmap(lambda s, k, active: step_stream(env, env_params, act, s, k, active))
-        # Where the first episode has ended nothing is stepped, and no other episode ends.
-        streams, _, finished = step(streams, jax.random.split(now, (episodes, 2)), ~ended)
+        # An environment whose first episode has ended is not stepped any more.
+        streams, _, finished = step(streams, jax.random.split(step_key, (episodes, 2)), ~ended)
         total = jnp.where(finished.done, finished.episode_return, total)
         length = jnp.where(finished.done, finished.episode_length, length)
         return t + 1, key, streams, (total, length, ended | finished.done)
 
-    _, _, _, result = jax.lax.while_loop(more, body, (0, key, start, nothing))
+    _, _, _, result = jax.lax.while_loop(unfinished, body, (0, key, start, initial))
     return result
 
 
@@ -74,12 +75,12 @@ def evaluate_state(
     greedy = bool(agent.evaluates_greedily if greedy is None else greedy)
     if env is None:
         env, env_params = agent.env, agent.env_params
-    # Far from the keys of training, which are those of small seeds.
+    # Distinct from the keys of training.
     keys = jax.random.split(
         jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )[np.array(seeds) - config.seed]
     returns, lengths, ended = _play_seeds(agent, networks, keys, env, env_params, episodes, greedy)
-    # A wrapper makes another task of it.
+    # A wrapper changes the task, and the known scores do not apply.
     is_plain = not config.env_wrappers and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
     per_seed = [float(np.mean(r)) for r in returns]
@@ -101,20 +102,20 @@ def evaluate_state(
 
 
 def _play_seeds(agent, networks, keys, env, env_params, episodes: int, greedy: bool) -> list[np.ndarray]:
-    """Return what `play` returns, of each seed."""
+    """Return the results of `play` for each seed."""
     max_steps = env.max_episode_steps(env_params) or 10_000
 
     @eqx.filter_jit
     def run(networks, keys):
-        def one(network, key):
+        def play_one(network, key):
             act, carry = agent.act(network, greedy), network.initial_state()
             return play(env, env_params, act, carry, key, episodes=episodes, max_steps=max_steps + 1)
 
         if host_of(env) is None:
-            return eqx.filter_vmap(one)(networks, keys)
-        # On the host one seed after the other: JAX takes no call to it into a loop whose end differs by seed.
+            return eqx.filter_vmap(play_one)(networks, keys)
+        # One seed after the other on the host: JAX cannot vmap a host callback inside a loop of varying length.
         arrays, static = eqx.partition(networks, eqx.is_array)
-        return jax.lax.map(lambda x: one(eqx.combine(x[0], static), x[1]), (arrays, keys))
+        return jax.lax.map(lambda x: play_one(eqx.combine(x[0], static), x[1]), (arrays, keys))
 
     with closing_new_copies(env):
         played = [np.asarray(x) for x in run(networks, keys)]
@@ -184,7 +185,7 @@ def _check_spaces(agent: Any, env: Any, env_params: Any, changed: dict[str, Any]
         ("action", agent.action_space, env.action_space(env_params)),
     )
     for name, trained, now in spaces:
-        # Spaces compare by identity; what they say of themselves is all there is to compare.
+        # Spaces compare by identity, so their representations are compared.
         if repr(trained) != repr(now):
             raise ValueError(
                 f"env_options {changed} change the {name} space from {trained!r} to {now!r}, which the "

@@ -1,4 +1,4 @@
-"""What the figures share: size, type that can be read at the width of a page, legend and caption below the panels."""
+"""Layout shared by the figures: size, a font that is legible at page width, legend and caption below the panels."""
 
 import textwrap
 from typing import Any

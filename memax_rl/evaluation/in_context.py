@@ -1,8 +1,8 @@
-"""In-context reinforcement learning: does an agent get better within a trial, with its weights fixed?
+"""In-context reinforcement learning: does an agent improve within a trial, with fixed weights?
 
-A trial is several episodes of one hidden task. Measured is the return of every episode of the trial, on tasks of the
-training split and on held-out ones, for as long as the agent was trained and for longer; beside known strategies; and
-beside the same weights with a memory that is wiped at every episode, which cannot adapt.
+A trial is several episodes of one hidden task. The return of every episode of a trial is measured on training tasks and
+on held-out tasks, for trials of the training length and longer ones, and compared with known strategies and with the
+same agent whose memory is reset at every episode, which cannot adapt.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run
 
-# Trials so many times as long as trained.
+# Longer trials are this many times as long as in training.
 LONGER = (2, 4)
 
 
@@ -41,16 +41,15 @@ def play_trials(
     most_episodes: int,
     wiped: bool | Bool[Array, ""] = False,
 ) -> Float[Array, "tasks most_episodes"]:
-    """Play one trial of each of `tasks` tasks and return the return of every episode; 0 beyond the trial's end.
+    """Play one trial of each of `tasks` tasks and return the return of every episode, 0 after the trial's end.
 
-    The same key gives the same tasks, whoever plays.
+    The tasks depend on the key alone, not on the player.
 
     Args:
         act, initial_carry: How to act, and the carry before a trial, made from the task (which only an oracle may look
             at).
         episodes: Episodes a trial, at most `most_episodes`, which sets the shape.
-        wiped: Whether every episode looks to the agent like a trial's first: memory, previous action and previous
-            reward are reset.
+        wiped: Whether memory, previous action and previous reward are reset at every episode, as at a trial's start.
     """
     params = TrialParams(episodes=episodes, max_steps_in_episode=most_episodes * env.tasks.episode_length)
     start_key, key = jax.random.split(key)
@@ -59,7 +58,7 @@ def play_trials(
         stream = start_stream(env, params, None, key)
         return dataclasses.replace(stream, carry=initial_carry(stream.environment.task))
 
-    def one(stream, keys):
+    def step_trial(stream, keys):
         inputs, wipe = stream.inputs, wiped & (stream.environment.time == 0)
         inputs = inputs._replace(
             start=inputs.start | wipe,
@@ -70,19 +69,19 @@ def play_trials(
         stream, slot, finished = step_stream(env, params, act, dataclasses.replace(stream, inputs=inputs), keys)
         return stream, episode, slot.reward, finished.done
 
-    def more(carry):
+    def unfinished(carry):
         return ~jnp.all(carry[2])
 
     def body(carry):
         key, streams, ended, returns = carry
-        key, now = jax.random.split(key)
-        streams, episode, reward, done = jax.vmap(one)(streams, jax.random.split(now, (tasks, 2)))
+        key, step_key = jax.random.split(key)
+        streams, episode, reward, done = jax.vmap(step_trial)(streams, jax.random.split(step_key, (tasks, 2)))
         returns = returns.at[jnp.arange(tasks), episode].add(jnp.where(ended, 0, reward))
         return key, streams, ended | done, returns
 
     streams = jax.vmap(start)(jax.random.split(start_key, tasks))
     carry = (key, streams, jnp.zeros(tasks, bool), jnp.zeros((tasks, most_episodes)))
-    return jax.lax.while_loop(more, body, carry)[3]
+    return jax.lax.while_loop(unfinished, body, carry)[3]
 
 
 def best_returns(env: Trials, key: PRNGKeyArray, tasks: int) -> Float[np.ndarray, " tasks"] | None:
@@ -110,10 +109,10 @@ def summarize_trials(
     - `"return_by_episode"`: a list, one entry an episode of the trial.
     - `"gain"`: return of the last episode minus that of the first.
     - `"area"`: the area under the curve, that is the return of the whole trial.
-    - `"regret"`: what the best expected returns add up to, minus the area; None where the best is not known.
+    - `"regret"`: the sum of the best expected returns minus the area; None where the best is unknown.
 
-    Each is `{"value", "low", "high"}`. The interval is the percentile bootstrap over tasks and seeds, both of which are
-    drawn; a drawn task counts with all its episodes, for all seeds, which play the same tasks.
+    Each is `{"value", "low", "high"}`. The interval is a percentile bootstrap that resamples tasks and seeds; all seeds
+    play the same tasks, and a resampled task contributes all its episodes.
     """
     seeds, tasks, episodes = returns.shape
     columns = [returns, returns[..., -1:] - returns[..., :1], returns.sum(axis=-1, keepdims=True)]
@@ -140,7 +139,7 @@ def summarize_trials(
 
 
 def trained_episodes(env: Any, env_name: str) -> int:
-    """Return how many episodes a trial had in training.
+    """Return the number of episodes of a trial in training.
 
     Raises:
         ValueError: If the environment has no trials, or trials of one episode only.
@@ -220,7 +219,7 @@ def evaluate_in_context(
         played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
         return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
 
-    # Training tasks are those trained on; of the held-out ones there are as many as there are.
+    # `num_tasks` limits the training tasks only.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
     return {
         "env": config.env,
@@ -253,7 +252,7 @@ def _trials(config: Any, split: str, **options: Any) -> Trials:
         # A family of one's own: registered without options, so its trials of the other split are made from it.
         own = envs.make(config.env)[0]
         return own.to_measure(split, options.get("num_tasks", own.num_tasks))
-    # Trials without rewards are there to learn from, not to be measured.
+    # Unrewarded trials are for training only.
     return envs.make(config.env, **(config.env_options | {"split": split, "unrewarded_fraction": 0.0} | options))[0]
 
 

@@ -1,4 +1,4 @@
-"""The figure of an in-context evaluation: return by episode, so that adaptation is a line that rises."""
+"""The figure of an in-context evaluation: return by episode. Adaptation is a rising line."""
 
 import itertools
 from pathlib import Path
@@ -53,7 +53,7 @@ def icl_figure(result: dict[str, Any]) -> Any:
 
 
 def _lines(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any], bool]]:
-    """Return summary, style and whether there is a band, of each line, in the order of the legend."""
+    """Return (summary, style, has a band) for each line, in the order of the legend."""
 
     def style(label: str, color: str, width: float, dashes: Any = "-", marker: str = "") -> dict[str, Any]:
         return {"label": label, "color": color, "linewidth": width, "linestyle": dashes, "marker": marker}

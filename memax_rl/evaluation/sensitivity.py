@@ -1,16 +1,16 @@
-"""How far back does an agent look? What its value and policy at one step owe to what it saw d steps before.
+"""How far back does an agent look? The sensitivity of value and policy at one step to the inputs d steps before.
 
-Two measures, each a mean over pairs of steps of fresh episodes, as a function of the lag d:
+Two measures as functions of the lag d, each a mean over pairs of steps of fresh episodes:
 - the norm of the gradient of the outputs at t with respect to the inputs at t - d;
-- the change of the action distribution at t (total variation) when the inputs at t - d are replaced by those that
-  another episode had at that place, everything after being left as it was.
+- the change of the action distribution at t (total variation) when the inputs at t - d are replaced by those of another
+  episode at the same step, and all later inputs stay the same.
 
-The steps are drawn at random for each episode: of evenly spaced ones some lags would meet some steps only. What the
-first step of an episode showed is apart from the rest: it is often a cue, its memory is empty, and a mean over few
-pairs of steps would jump where it is among them. Lags behind which there are few pairs are left out.
+The steps are sampled at random for each episode: with evenly spaced steps, some lags would occur at some steps only.
+The first step of an episode is reported separately: it is often a cue, the memory before it is empty, and a mean over
+few pairs would jump where it is included. Lags with few pairs are left out.
 
-Inputs are what the agent is shown at a step: observation, previous action and previous reward. Images count as the
-features of their convolutions, and observations that the network normalizes as they are after that.
+Inputs are observation, previous action and previous reward. Of images the outputs of the convolutions are taken, and of
+normalized observations the normalized values.
 """
 
 import csv
@@ -39,12 +39,12 @@ from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import save_figure, write_atomically
 from memax_rl.runs.run import Run
 
-# Steps t, or places t - d, that are looked at in a row: enough for a mean, and few enough for many lags.
+# Steps t, or places t - d, sampled per row: enough for a mean, and cheap enough for many lags.
 _MOST_PLACES = 32
-# A mean over fewer pairs of steps says little.
+# Fewest pairs of steps in a reported mean.
 _FEWEST_PAIRS = 32
 # The pairs of first steps are few, one a step: their lags are put together in so many bins.
-# More would ask for more memory than any machine has.
+# More would exceed the memory of any machine.
 _MOST_ROWS, _MOST_STEPS = 65_536, 65_536
 _FIRST_BINS = 16
 # Samples of the bootstrap.
@@ -53,7 +53,7 @@ _MEASURES = ("policy_gradient", "value_gradient", "action_change")
 
 
 class _ShiftedEncoder(eqx.Module):
-    """An encoder whose flat inputs are moved: the observation is a pair of the true inputs and the shift."""
+    """An encoder that adds a shift to its flat inputs: the observation is a pair of the true inputs and the shift."""
 
     encoder: Encoder
 
@@ -71,7 +71,7 @@ def _shifted(network: ActorCritic) -> ActorCritic:
 
 
 def collect(env: Any, params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, rows: int, steps: int) -> Tape:
-    """Play `rows` fresh environments for so many steps and return the tape [rows, steps]."""
+    """Play `rows` fresh environments for `steps` steps and return the tape [rows, steps]."""
     start_key, key = jax.random.split(key)
     streams = jax.vmap(lambda k: start_stream(env, params, memory, k))(jax.random.split(start_key, rows))
 
@@ -84,14 +84,14 @@ def collect(env: Any, params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, 
 
 
 def _inputs(tape: Tape) -> AgentInput:
-    """Return what the agent was shown in every slot of a tape [rows, slots] whose rows begin with an episode."""
+    """Return the agent's inputs at every slot of a tape [rows, slots] whose rows begin with an episode."""
     first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), (tape.action, tape.reward))
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, first)
     return AgentInput(tape.observation, action, reward, tape.start)
 
 
 def _scan(network: ActorCritic, inputs: AgentInput, shift: Float[Array, "rows slots inputs"]):
-    """Return the distributions and values of the slots, with the flat inputs moved."""
+    """Return the distributions and values of the slots, with shifted flat inputs."""
     memory = network.initial_state()
     memory = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (inputs.start.shape[0], *leaf.shape)), memory)
     _, distribution, value, _ = _shifted(network).scan(memory, inputs._replace(observation=(inputs, shift)))
@@ -107,7 +107,7 @@ def _places(key: PRNGKeyArray, rows: int, first: int, slots: int) -> Int[Array, 
 def _by_lag(
     x: Float[Array, "places slots"], lag: Array, counts: Array, is_first: Array
 ) -> tuple[Float[Array, "2 slots"], Float[Array, "2 slots"]]:
-    """Return sums and numbers of x by lag, where it counts: of later steps' inputs, and of first steps'."""
+    """Return sums and counts of x by lag: for the inputs of later steps, and for those of first steps."""
     slots = x.shape[1]
     index = (is_first.astype(jnp.int32), jnp.where(counts, lag, 0))
     total = jnp.zeros((2, slots)).at[index].add(jnp.where(counts, x, 0))
@@ -117,11 +117,11 @@ def _by_lag(
 def gradients_by_lag(
     network: ActorCritic, tape: Tape, key: PRNGKeyArray
 ) -> tuple[Float[Array, "rows 2 slots"], Float[Array, "rows 2 slots"], Float[Array, "rows 2 slots"]]:
-    """Return the summed gradient norms of policy and value by row and lag, and how many pairs of steps are behind each.
+    """Return sums of the gradient norms of policy and value by row and lag, and the number of pairs of steps.
 
-    The axis of two: the inputs of later steps of an episode, and those of its first step. The gradient of the policy is
-    that of all outputs of its head together, without what is common to all actions of a discrete space. A lag counts
-    within an episode only.
+    The axis of size two: the inputs of later steps of an episode, and those of its first step. The gradient of the
+    policy is that of all outputs of its head, minus their mean over the actions of a discrete space. Lags do not cross
+    episodes.
     """
     inputs = _inputs(tape)
     rows, slots = tape.start.shape
@@ -167,8 +167,8 @@ def action_change_by_lag(
     """Return the summed total variation between the action distributions with and without a replaced input, and the
     number of pairs of steps, by row and lag; the axis of two is that of `gradients_by_lag`.
 
-    What was shown at one place of a row is replaced by what the next row was shown at that place. The first slot, with
-    which an episode begins, is among the places of every row.
+    The inputs at one place of a row are replaced by those of the next row at the same place. The first slot, where an
+    episode begins, is among the places of every row.
     """
     inputs = _inputs(tape)
     rows, slots = tape.start.shape
@@ -194,7 +194,8 @@ def action_change_by_lag(
 def total_variation(p: ActionDistribution, q: ActionDistribution) -> Float[Array, ""]:
     """Return the total variation distance of two distributions over actions, between 0 and 1.
 
-    Of a MultiDiscrete space the mean over its components; of a Box that of two normals of one standard deviation.
+    For a MultiDiscrete space the mean over its components; for a Box that of two normals with the same standard
+    deviation.
     """
     if p.log_std is not None:
         distance = jnp.linalg.norm((p.raw - q.raw) / jnp.exp(p.log_std))
@@ -322,7 +323,7 @@ def _entries(
 ) -> list[dict[str, Any]]:
     """Return the means in bins of lags, up to the first bin that has few pairs, with bootstrap intervals.
 
-    Drawn again are seeds, and episodes within each: the pairs of one episode are much alike.
+    The bootstrap resamples seeds, and episodes within each, because the pairs of one episode are correlated.
     """
     totals, numbers = (np.add.reduceat(x, borders[:-1], axis=-1) for x in (totals, numbers))
     _, seeds, rows, _ = totals.shape
@@ -347,7 +348,7 @@ def _entries(
 
 
 def _reach(curve: Float[np.ndarray, " lags"]) -> int:
-    """Return the smallest lag by which nine tenths of the sum lie."""
+    """Return the smallest lag up to which nine tenths of the sum lie."""
     total = np.cumsum(curve)
     return int(np.argmax(total >= 0.9 * total[-1]))
 
@@ -396,7 +397,7 @@ def inspection_figure(result: dict[str, Any]) -> Any:
     for panel in axes:
         panel.set_xlabel("lag d in steps")
         set_counts(panel, 0, last)
-    # Where nothing depends on anything there is no logarithm.
+    # All zero: there is no logarithm.
     if any(entry[name] > 0 for entry in result["lags"] for name in ("value_gradient", "policy_gradient")):
         axes[0].set_yscale("log")
     axes[0].set_ylabel("norm of the gradient")
@@ -409,7 +410,7 @@ def _draw_measure(axes: Any, result: dict[str, Any], name: str, color: str, mark
     """Draw a measure by lag with its band, and that of the first steps as points with bars."""
 
     def column(entries: list[dict[str, Any]], suffix: str = "") -> Any:
-        # On the axis of logarithms zeros are gaps.
+        # Zeros are gaps on a logarithmic axis.
         x = np.array([entry[name + suffix] for entry in entries])
         return x if name == "action_change" else np.where(x > 0, x, np.nan)
 

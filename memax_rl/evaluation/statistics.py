@@ -3,7 +3,7 @@
 Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice,
 https://arxiv.org/abs/2108.13264, recommend the interquartile mean of the scores of runs, a score being the mean over
 the episodes of an evaluation, and percentile bootstrap intervals over runs, stratified by task if there are several.
-With a single run there is nothing to say of runs: the same statistics are then over its episodes, and named so.
+With a single run, the same statistics are taken over its episodes, and labeled so.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 
 def interquartile_mean(x: Float[np.ndarray, "*axes n"]) -> Any:
-    """Return the mean of the middle half along the last axis; values on its borders count in part.
+    """Return the mean of the middle half along the last axis; values on its borders have fractional weight.
 
     With n values the middle half holds n / 2 of them, from position n / 4 to 3 n / 4 of the sorted values.
     """

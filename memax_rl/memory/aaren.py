@@ -8,12 +8,11 @@ the input; with several heads.
     u = u exp(m - m') + exp(s - m'),    w = w exp(m - m') + v exp(s - m')
     y = W_o (w / u)
 
-y is a mean over all steps of the episode, weighted by scores that do not see the input, so it falls with the steps seen
-on inputs without order (.13 after 1,000 steps) and stays near 1 where the past holds the same value. That is the
-paper's form.
+y is a weighted mean over all steps of the episode. On independent inputs its size therefore shrinks with the number of
+steps (0.13 after 1,000); on a constant input it stays near 1. That is the paper's form.
 
-State: per head m, u and w [head_size]. Reset: m = -inf, u = 0, w = 0. Given all m, a cumulative maximum, u
-and w follow linear recurrences whose decays exp(m - m') are at most 1.
+State: per head m, u and w [head_size]. Reset: m = -inf, u = 0, w = 0. m is a cumulative maximum; given m, u and w
+follow linear recurrences whose decays exp(m - m') are at most 1.
 """
 
 from typing import ClassVar

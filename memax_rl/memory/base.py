@@ -1,4 +1,4 @@
-"""The contract that every memory model keeps."""
+"""The interface of all memory models."""
 
 import abc
 from typing import Any, ClassVar
@@ -16,12 +16,13 @@ class Memory(eqx.Module):
     that input is consumed, so outputs and gradients never cross from one episode into the next. The incoming state
     counts until the first start flag. `scan` equals `step` in a loop: outputs, last state and gradients.
 
-    A state has the dtype of the parameters, float32 at least: beside parameters and inputs of bfloat16 it is float32,
-    and so is what is read from it.
+    A state has the dtype of the parameters, but at least float32: with parameters and inputs in bfloat16, states and
+    outputs are float32.
 
-    A subclass states what `memax_rl.memory.spec` returns of it. Its options are the keyword arguments of its
-    constructor beside `in_size`, `out_size` and `key`; the section `Args:` of its docstring says what each means, with
-    its unit. Where the default is None the line ends with what that stands for, "None: out_size".
+    `memax_rl.memory.spec` describes a subclass from its class variables and its options, which are the keyword
+    arguments of its constructor other than `in_size`, `out_size` and `key`. The section `Args:` of the class docstring
+    documents each option with its unit. Where the default is None the line ends with its meaning, as in "None:
+    out_size".
 
     Attributes:
         family: how it computes: "none", "diagonal", "matrix", "delta", "attention", "nonlinear" or "own".

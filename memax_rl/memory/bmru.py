@@ -1,8 +1,8 @@
-"""Bistable memory recurrent unit: units of +1 or -1 that hold their value until a strong input comes.
+"""Bistable memory recurrent unit: units of +1 or -1 that hold their value until a sufficiently strong input.
 
-https://arxiv.org/abs/2601.09495, written from the recurrence alone; whether alpha depends on the input could
-not be confirmed, here it is a trained vector. The authors state pending patents and an evaluation-only
-licence for their own code.
+https://arxiv.org/abs/2601.09495, implemented from the recurrence alone. Whether alpha depends on the input could not be
+confirmed; here it is a trained vector. The authors state pending patents and an evaluation-only licence for their own
+code.
 
     c = W_c x + b_c,    beta = W_beta x + b_beta
     z = H(|c| - |beta|)

@@ -1,4 +1,4 @@
-"""What a memory model costs: the size of its state, and the arithmetic of learning. Both without running it."""
+"""The cost of a memory model, without running it: the size of its state and the arithmetic of learning."""
 
 import math
 from typing import Any
@@ -53,7 +53,7 @@ def training_flops(memory: Memory, *, steps: int = 256) -> float:
     """Return the floating-point operations of a step of learning: forward, and the gradient by parameters and inputs.
 
     Counted in the traced program of `steps` steps for the backend that runs now. A multiply-add counts as two
-    operations, any function of an element as one. What loops until it has converged counts as one turn.
+    operations, any function of an element as one. A loop that runs until convergence counts as one iteration.
     """
     arrays, static = eqx.partition(memory, _is_array)
     floats, rest = eqx.partition(arrays, lambda x: jnp.issubdtype(x.dtype, jnp.inexact))

@@ -150,6 +150,6 @@ class DeltaProduct(Memory):
 
 
 def _activated(substeps, heads, qkv):
-    """Return q [heads, size], k and v [substeps, heads, size] from q, all k and all v side by side."""
+    """Return q [heads, size], k and v [substeps, heads, size] from q, all k and all v concatenated."""
     q, k, v = jnp.split(jax.nn.silu(qkv).reshape(1 + 2 * substeps, heads, -1), [1, 1 + substeps])
     return unit(q[0]), unit(k), v

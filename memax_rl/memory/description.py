@@ -1,4 +1,4 @@
-"""What is known of a memory model, read off its class."""
+"""The description of a memory model, taken from its class."""
 
 import dataclasses
 import inspect
@@ -42,7 +42,7 @@ def spec_of(model: type[Memory]) -> MemorySpec:
 def documented_options(model: type[Memory]) -> dict[str, str]:
     """Return the lines of the section `Args:` of a class's docstring, by option."""
     _, _, section = (inspect.getdoc(model) or "").partition("\nArgs:\n")
-    # The section ends where the indentation does. Where a line is deeper than an option, the text goes on.
+    # The section ends with its indentation. A line that is indented more than an option continues it.
     section = re.split(r"\n(?=\S)", section)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
     return {name: " ".join(text.split()).removesuffix(".") for name, text in entries}

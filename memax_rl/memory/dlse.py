@@ -1,17 +1,17 @@
 """Decaying log-sum-exp: a smooth maximum over the past, which fades.
 
-A leaky sum of positive features kept as its logarithm; the form follows the recurrence as commonly given and
-could not be confirmed against a paper.
+A leaky sum of positive features in log space. The recurrence is the one commonly given; it could not be confirmed
+against a paper.
 
     u = W_u x + b_u,    h = logaddexp(h + log gamma, u),    log gamma = -softplus(rate)
     y = W_y h + b_y
 
-h is the logarithm of a sum and grows with the logarithm of the steps seen, up to about log(1 / (1 - gamma)), 9 at most
-at the start: it tells time as well. W_y starts at a quarter of the usual size, so that y stays near 1.
+h grows with the logarithm of the number of steps, up to about log(1 / (1 - gamma)), at most 9 at initialization: it
+encodes time as well. W_y is initialized at a quarter of the usual scale, so that y stays near 1.
 
-State: h [state_size]. Reset: h = -inf, the logarithm of an empty sum; after a step h is finite. `scan` is a
-loop on a CPU and elsewhere a tree over pairs (sum of log gamma, logarithm of the sum), which compose as (g,
-a) then (g', a') to (g + g', logaddexp(a + g', a')).
+State: h [state_size]. Reset: h = -inf, the logarithm of an empty sum; after a step h is finite. `scan` is a loop on a
+CPU and elsewhere an associative scan over pairs (sum of log gamma, logarithm of the sum), which compose as (g, a) then
+(g', a') to (g + g', logaddexp(a + g', a')).
 """
 
 from typing import ClassVar
@@ -56,7 +56,7 @@ _MAPS = Maps(_lift, _constant, _combine, _value)
 class DLSE(Memory):
     """Log-sum-exp over the past with a decay for each unit, between 0.9 and 0.9999 at the start.
 
-    A smooth maximum: for "did this ever happen, and how strongly"; it counts repetitions and tells time as well.
+    A smooth maximum, for "did this ever happen, and how strongly"; it also counts repetitions and encodes time.
 
     Args:
         state_size: state variables. None: out_size.

@@ -1,8 +1,7 @@
-"""Frame stacking: the last `window` inputs of the episode side by side.
+"""Frame stacking: the last `window` inputs of the episode, concatenated.
 
-Mnih et al. 2015, Human-level control through deep reinforcement learning,
-https://doi.org/10.1038/nature14236, with a linear map before, so that a frame is small, and one after, so
-that the output has the size asked for.
+Mnih et al. 2015, Human-level control through deep reinforcement learning, https://doi.org/10.1038/nature14236, with a
+linear map before that makes frames small, and one after to `out_size`.
 
     u = W_u x
     y = W_y concat(u_{t - window + 1}, ..., u_t) + b,    u = 0 outside the episode
@@ -24,8 +23,8 @@ from memax_rl.ops._checks import check_starts
 
 State = Ring
 
-# Columns of the matrix of frames that `scan` forms at once: enough for the matrix product to be efficient. Frames as
-# large as these go one by one: more at once take more memory and time.
+# Columns of the matrix of frames in one product of `scan`: enough for it to be efficient. Frames larger than `_LARGE`
+# are multiplied one by one, which takes less memory and time.
 _COLUMNS, _LARGE = 512, 128
 
 
@@ -71,7 +70,7 @@ class FrameStack(Memory):
     def scan(
         self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
     ) -> tuple[State, Float[Array, "T out_size"]]:
-        """A matrix product a group of lags, over all steps; the gradient forms the frames again."""
+        """One matrix product over all steps for each group of lags; the frames are rematerialized in the gradient."""
         length = xs.shape[0]
         check_starts(starts, length)
         us = linear(xs, self.w_u)

@@ -1,4 +1,4 @@
-"""Fast weight programmer: a matrix written by outer products, the linear transformer without divisor.
+"""Fast weight programmer: a matrix written by outer products, the linear transformer without its normalizer.
 
 Schlag, Irie and Schmidhuber 2021, Linear Transformers Are Secretly Fast Weight Programmers,
 https://arxiv.org/abs/2102.11174, the purely additive rule of its section 3.
@@ -6,8 +6,8 @@ https://arxiv.org/abs/2102.11174, the purely additive rule of its section 3.
     q, k, v = W_q x, W_k x, W_v x,    phi(u) = 1 + elu(u)
     S = S + phi(k) v^T,    y = W_o rms_norm(S^T phi(q))
 
-Nothing else bounds S, so the read is divided by its root mean square. State: per head S [head_size,
-head_size]; a start zeroes it.
+S is not bounded, so what is read is divided by its root mean square. State: per head S [head_size, head_size]; a start
+zeroes it.
 """
 
 from typing import ClassVar
@@ -25,7 +25,7 @@ State = Float[Array, "heads head_size head_size"]
 
 
 class FWP(Memory):
-    """Linear attention without divisor and decay: a matrix to which each step adds an outer product.
+    """Linear attention without normalizer and decay: a matrix to which each step adds an outer product.
 
     The simplest associative memory; stored values pile up and interfere in long episodes.
 

@@ -1,4 +1,4 @@
-"""Gated recurrent unit, with the reset gate behind the recurrent product as in cuDNN.
+"""Gated recurrent unit, with the reset gate after the recurrent product as in cuDNN.
 
 Cho et al. 2014, https://arxiv.org/abs/1406.1078 (version 3 for the place of the reset gate).
 
@@ -10,34 +10,20 @@ Cho et al. 2014, https://arxiv.org/abs/1406.1078 (version 3 for the place of the
 State: h [out_size].
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
-from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
+from memax_rl.memory.bases import NonlinearMemory
+from memax_rl.memory.layers.weights import normal, orthogonal, state_zeros
+from memax_rl.ops import linear
 
 State = tuple[Float[Array, " out_size"], ...]
 
 
-def _cell(gates, state):
-    z, r, n_x, n_h = gates
-    (h,) = state
-    z = jax.nn.sigmoid(z)
-    n = jnp.tanh(n_x + jax.nn.sigmoid(r) * n_h)
-    return ((1 - z) * n + z * h,)
-
-
-def _product(weights, h):
-    u, c = weights
-    z, r, n = jnp.split(linear(h, u.T), 3)
-    return z, r, None, n + c
-
-
-class GRU(Memory):
+class GRU(NonlinearMemory):
     """Gated recurrent unit with orthogonal recurrent matrices. `u` holds U_z, U_r and U_n side by side.
 
     The default of recurrent reinforcement learning: small state, robust, and sequential in time.
@@ -49,38 +35,42 @@ class GRU(Memory):
 
     in_size: int
     out_size: int
-    w_z: Float[Array, "out_size in_size"]
-    w_r: Float[Array, "out_size in_size"]
-    w_n: Float[Array, "out_size in_size"]
+    w_z: Float[Array, "in_size out_size"]
+    w_r: Float[Array, "in_size out_size"]
+    w_n: Float[Array, "in_size out_size"]
     b_z: Float[Array, " out_size"]
     b_r: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
-    u: Float[Array, "gates out_size"]
+    u: Float[Array, "out_size gates"]
     c_n: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 6)
-        self.w_z, self.w_r, self.w_n = (matrix(k, in_size, out_size) for k in keys[:3])
-        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[3:]])
+        self.w_z, self.w_r, self.w_n = (normal(k, in_size, out_size) for k in keys[:3])
+        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[3:]], axis=1)
         self.b_z, self.b_r, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(4))
 
-    def _inputs(self, x):
-        z, r = linear(x, self.w_z.T) + self.b_z, linear(x, self.w_r.T) + self.b_r
-        return z, r, linear(x, self.w_n.T) + self.b_n, None
+    def inputs(self, x: Float[Array, " in_size"]) -> Any:
+        z, r = linear(x, self.w_z) + self.b_z, linear(x, self.w_r) + self.b_r
+        return z, r, linear(x, self.w_n) + self.b_n, None
 
     def initial_state(self) -> State:
         return (state_zeros(self.b_z, self.out_size),)
 
-    def step(
-        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
-    ) -> tuple[State, Float[Array, " out_size"]]:
-        state = select(start, self.initial_state(), state)
-        state = nonlinear_step(_cell, _product, (self.u, self.c_n), self._inputs(x), state)
-        return state, state[0]
+    def weights(self) -> Any:
+        return self.u, self.c_n
 
-    def scan(
-        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
-    ) -> tuple[State, Float[Array, "T out_size"]]:
-        weights = self.u, self.c_n
-        return nonlinear_recurrence(_cell, _product, weights, jax.vmap(self._inputs)(xs), state, starts)
+    @staticmethod
+    def product(weights, h):
+        u, c = weights
+        z, r, n = jnp.split(linear(h, u), 3, axis=-1)
+        return z, r, None, n + c
+
+    @staticmethod
+    def cell(gates, state):
+        z, r, n_x, n_h = gates
+        (h,) = state
+        z = jax.nn.sigmoid(z)
+        n = jnp.tanh(n_x + jax.nn.sigmoid(r) * n_h)
+        return ((1 - z) * n + z * h,)

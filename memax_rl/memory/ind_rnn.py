@@ -1,13 +1,15 @@
-"""IndRNN: each unit feeds back to itself alone.
+"""IndRNN: an RNN with diagonal recurrent weights.
 
 Li et al. 2018, Independently Recurrent Neural Network, https://arxiv.org/abs/1803.04831.
 
     h = relu(W x + b + u o h),    y = h,    |u| <= 2^(1 / horizon)
 
-State: h [out_size]. Reset: h = 0. `scan` is a loop on a CPU. Elsewhere it is a tree, and exact: a step is a
-map h -> clip(m h + c, low, high), and two such maps make a third,
+State: h [out_size]. Reset: h = 0. `scan` is a loop on a CPU and an associative scan elsewhere, which is exact: a step
+is a map h -> clip(m h + c, low, high), and the composition of two such maps,
+
     clip(m' clip(m h + c, low, high) + c', low', high'),
-whose slope is m' m and whose bounds are those of the first under the second, swapped where m' is negative.
+
+has the slope m' m; its bounds are the images of the first map's bounds under the second, swapped where m' is negative.
 """
 
 from typing import ClassVar
@@ -61,7 +63,7 @@ _MAPS = Maps(_lift, _constant, _combine, _value)
 class IndRNN(Memory):
     """Rectified linear units, each with one recurrent weight.
 
-    Keeps a sum for thousands of steps where the weight is near 1; units do not exchange their states.
+    Can hold a sum for thousands of steps where the weight is near 1; units do not see each other's states.
 
     Args:
         horizon: steps over which a state may at most double: |u| <= 2^(1 / horizon).

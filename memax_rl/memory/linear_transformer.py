@@ -6,18 +6,18 @@ heads.
     q, k, v = W_q x, W_k x, W_v x,    phi(u) = 1 + elu(u)
     S = S + phi(k) v^T,    n = n + phi(k),    y = W_o (S^T phi(q) / (n . phi(q) + eps))
 
-y is a mean over all steps of the episode, weighted with phi(k) . phi(q) > 0, so it falls with the steps seen on inputs
-without order (t^-1/2: .04 after 1,000 steps) and stays near 1 where the past holds the same value. That is the paper's
-form; a norm behind it would hide how much of the past agrees.
+y is a mean over all steps of the episode with the weights phi(k) . phi(q) > 0. On independent inputs its size therefore
+shrinks as t^-1/2 (0.04 after 1,000 steps); on a constant input it stays near 1. That is the paper's form; a norm after
+it would hide how much of the past agrees.
 
-State: per head S [head_size, head_size] and n [head_size], held side by side as one matrix [head_size, head_size + 1].
+State: per head S [head_size, head_size] and n [head_size], stored as one matrix [head_size, head_size + 1].
 
-As it stands the sum knows what was seen but not when. Option `rotary_base` turns queries and keys as Su et al. 2021,
-https://arxiv.org/abs/2104.09864, section 3.3, do: with R the rotary matrix of one step (layers/rotary.py),
+The sums do not depend on the order of the inputs. With `rotary_base`, queries and keys are rotated as in section 3.3 of
+Su et al. 2021, https://arxiv.org/abs/2104.09864: with R the rotary matrix of one step (layers/rotary.py),
 
     S = R^-1 S + phi(k) v^T,    n as above,
 
-so that a key s steps old is read through R^-s, and a query can single out a distance.
+so that a key from s steps ago is read through R^-s, and a query can select a distance.
 """
 
 from typing import ClassVar
@@ -128,7 +128,7 @@ class LinearTransformer(Memory):
         if not self.rotary_base:
             state, reads = each_head(linear_attention, (q, k, v, None), state, starts)
             return state, self._read(reads)
-        # In a frame that turns with R the sum has no decay: keys and queries are turned to their position on the tape.
+        # Rotated by their positions on the tape, keys and queries leave a sum without decay.
         turned = [turn(u, 1, self.rotary_base) for u in (q, k)]
         s, reads = each_head(linear_attention, (*turned, v[..., :-1], None), state[..., :-1], starts)
         n, weights = each_head(linear_attention, (q, k, v[..., -1:], None), state[..., -1:], starts)

@@ -13,16 +13,16 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory.base import Memory
+from memax_rl.memory.bases import DiagonalMemory
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear, linear_recurrence
+from memax_rl.ops import linear
 
 State = Float[Array, " out_size"]
 
 
-class LRNN(Memory):
+class LRNN(DiagonalMemory):
     """Exponential moving average of a candidate, whose rate depends on the input.
 
     The smallest gated linear recurrence: parallel in time, with learned forgetting.
@@ -45,24 +45,10 @@ class LRNN(Memory):
         self.w_g, self.b_g = normal(key_g, in_size, out_size), jnp.zeros(out_size)
         self.w_i, self.b_i = normal(key_i, in_size, out_size), jnp.zeros(out_size)
 
-    def _gates(self, x):
+    def gates(self, x: Float[Array, " in_size"]) -> tuple[State, State]:
         """Return the decay g and the write (1 - g) o i."""
         pre_g = linear(x, self.w_g) + self.b_g
         return jax.nn.sigmoid(pre_g), jax.nn.sigmoid(-pre_g) * jnp.tanh(linear(x, self.w_i) + self.b_i)
 
     def initial_state(self) -> State:
         return state_zeros(self.b_g, self.out_size)
-
-    def step(
-        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
-    ) -> tuple[State, Float[Array, " out_size"]]:
-        decay, write = self._gates(x)
-        h = decay * jnp.where(start, 0, state) + write
-        return h, h
-
-    def scan(
-        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
-    ) -> tuple[State, Float[Array, "T out_size"]]:
-        decay, write = jax.vmap(self._gates)(xs)
-        hs = linear_recurrence(decay, write, state, starts)
-        return hs[-1], hs

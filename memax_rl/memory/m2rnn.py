@@ -7,13 +7,13 @@ Mishra et al. 2026, M2RNN: Non-Linear RNNs with Matrix-Valued States, https://ar
     S = f S + (1 - f) tanh(S W + k v^T)
     y = W_o norm((S^T q + D o v) o silu(W_g x))
 
-norm divides all heads together by their root mean square and multiplies by a weight. As the authors' layer
-(https://github.com/open-lm-engine/lm-engine, sequence_mixer_blocks/m2rnn.py) but for its convolution and activation of
-q, k, v, which are options there, its heads that share q, k, v, f, g or W, and its clipping of the gradient of S; the
-decay's exp(a_log) starts in [1, 16], theirs by default in [0, 16].
+norm is an RMS norm over all heads together. This is the authors' layer (https://github.com/open-lm-engine/lm-engine,
+sequence_mixer_blocks/m2rnn.py) without its optional convolution and activation of q, k, v, without heads that share q,
+k, v, f, g or W, and without its clipping of the gradient of S; exp(a_log) is initialized in [1, 16], theirs by default
+in [0, 16].
 
-W starts as the identity; `w` holds it transposed. State: per head S [head_size, head_size]. Reset: S = 0. `scan` forms
-S for one chunk of time at once, and again for the gradient.
+W starts as the identity. State: per head S [head_size, head_size]. Reset: S = 0. `scan` materializes S for one chunk of
+time, and rematerializes it for the gradient.
 """
 
 import math
@@ -41,7 +41,7 @@ def _cell(gates, state):
 
 
 def _product(w, s):
-    return None, jnp.einsum("hkv,huv->hku", s, w)
+    return None, jnp.einsum("hkv,hvu->hku", s, w)
 
 
 class M2RNN(Memory):

@@ -1,4 +1,4 @@
-"""Mamba-2: a state space model with one decay a head, computed as linear attention.
+"""Mamba-2: a state space model with one decay per head, computed as linear attention.
 
 Dao and Gu 2024, Transformers are SSMs, https://arxiv.org/abs/2405.21060. The whole layer, as transformers'
 Mamba2Mixer with one group of B and C and no limits on dt.
@@ -6,7 +6,7 @@ Mamba2Mixer with one group of B and C and no limits on dt.
     x', B, C = silu(conv(W_x x, W_B x, W_C x) + b_conv),    dt = softplus(W_dt x + dt_bias),    z = W_z x
     S = exp(-exp(a_log) dt) S + B (dt x')^T,    y = W_o rms_norm((S^T C + d o x') o silu(z))
 
-x' has [heads, head_size] entries; B and C [state_size] are shared by the heads; dt, a_log and d are one a
+x' has [heads, head_size] entries; B and C [state_size] are shared by the heads; dt, a_log and d have one entry per
 head. At the start b_conv is zero, exp(a_log) ~ U(1, 16) and softplus(dt_bias) log-uniform in [0.001, 0.1]. State: per
 head S [state_size, head_size], and the last three inputs of the convolution; a start zeroes all.
 """
@@ -119,6 +119,6 @@ class Mamba2(Memory):
 
 
 def _activated(heads, head_size, bias, xbc):
-    """Return x' [heads, head_size], B and C [state_size] from all three side by side."""
+    """Return x' [heads, head_size], B and C [state_size] from the three concatenated."""
     x, bc = jnp.split(jax.nn.silu(xbc + bias), [heads * head_size])
     return x.reshape(heads, head_size), *jnp.split(bc, 2)

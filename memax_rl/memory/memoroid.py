@@ -1,4 +1,4 @@
-"""Your own memory from four parts, with the reset for free.
+"""A memory model from four functions, with the reset added to any associative update.
 
 Morad et al. 2024, Recurrent Reinforcement Learning with Memoroids, https://arxiv.org/abs/2402.09900: a memory whose
 update is associative, h_t = combine(h_{t-1}, lift(x_t)), is given resets by carrying a flag beside each element
@@ -19,15 +19,15 @@ from memax_rl.memory.layers.weights import select
 
 
 class Memoroid(Memory):
-    """A memory model made of `lift`, `combine`, `identity` and `read`.
+    """A memory model whose state is h_t = combine(h_{t-1}, lift(x_t)) and whose output is y_t = read(h_t, x_t).
 
-    **Arguments:**
-
-    - `lift`: x [in_size] -> an element, a pytree of arrays. A module with parameters or a plain function.
-    - `combine`: (earlier element, later element) -> element; associative.
-    - `identity`: the neutral element, combine(identity, e) = e; a pytree of arrays of the element's shapes and dtypes.
-    - `read`: (element, x) -> y [out_size]. A module with parameters or a plain function.
-    - `in_size`, `out_size`: sizes of x and y.
+    Args:
+        in_size: Size of an input x.
+        out_size: Size of an output y.
+        lift: x -> an element, a pytree of arrays. A module with parameters or a plain function.
+        combine: (earlier element, later element) -> element; associative.
+        identity: The neutral element, combine(identity, e) = e: a pytree of arrays of the element's shapes and dtypes.
+        read: (element, x) -> y. A module with parameters or a plain function.
 
     For example a sum of everything seen, in_size = out_size = 3:
 
@@ -45,7 +45,7 @@ class Memoroid(Memory):
 
     def initial_state(self) -> Any:
         """Return the neutral element."""
-        # Not a parameter: it is neutral by definition, so nothing may train it away.
+        # Neutral by definition, so it is no parameter and gets no gradient.
         return jax.lax.stop_gradient(self.identity)
 
     def step(self, state, x, start):
@@ -59,7 +59,7 @@ class Memoroid(Memory):
 
         def with_reset(left, right):
             (a, flag_a), (b, flag_b) = left, right
-            # The reset replaces `a` before `combine` sees it, so that neither its value nor its gradient gets through.
+            # The reset replaces `a` before `combine`, so that neither its value nor its gradient passes.
             a = jax.vmap(select, in_axes=(0, None, 0))(flag_b, identity, a)
             return jax.vmap(self.combine)(a, b), flag_a | flag_b
 

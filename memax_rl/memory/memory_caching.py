@@ -1,8 +1,7 @@
-"""Memory caching: linear attention in segments whose last states are kept and read again.
+"""Memory caching: linear attention in segments; the last states of earlier segments are cached and can be read.
 
-Memory Caching: RNNs with Growing Memory, 2026, https://arxiv.org/abs/2602.24281. Written from a second-hand
-description, its gated form: segments start from an empty state, and a segment is known by the mean of its
-keys.
+Memory Caching: RNNs with Growing Memory, 2026, https://arxiv.org/abs/2602.24281. Written from a second-hand description
+of its gated form: a segment starts from an empty state and is addressed by the mean of its keys.
 
     q, k, v, u = unit(W_q x), unit(W_k x), W_v x, W_u x
     at the first step of a segment: cache (S, mean of k) of the one before, S = 0
@@ -160,7 +159,7 @@ class MemoryCaching(Memory):
 
         closed_k = jnp.where(first, k, 0)
         closed = s + closed_k.T @ v, keys + jnp.sum(closed_k, axis=0)
-        # One slot more than cached: the segment that this chunk may close. The present segment comes last.
+        # One more than `cached`: the segment that may end in this chunk. The current segment comes last.
         s_all, means = (
             jnp.concatenate([old, new])
             for old, new in zip(cache, (closed[0][None], closed[1][None] / self.segment_size), strict=True)

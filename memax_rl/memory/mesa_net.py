@@ -1,17 +1,17 @@
-"""MesaNet: reads by the solution of a least-squares problem over all keys and values, found at each step.
+"""MesaNet: each step solves a least-squares problem over all past keys and values, and reads with its solution.
 
 von Oswald et al. 2025, MesaNet: Sequence Modeling by Locally Optimal Test-Time Training,
-https://arxiv.org/abs/2506.05233. The recurrence is the paper's; of the block around it the convolution of
-q and k and the norm of each head are here.
+https://arxiv.org/abs/2506.05233. The recurrence is the paper's, and so are the convolution of q and k and the norm of
+each head; the rest of its block is left out.
 
     q, k = unit(silu(conv(W_q x))), unit(silu(conv(W_k x))),    v = W_v x
     beta = sigmoid(W_beta x + b_beta),    gamma = sigmoid(W_gamma x + b_gamma)
     Lam = diag(softplus(lam) + 0.25)
     H = gamma H + beta k k^T,    G = gamma G + beta k v^T,    y = W_o rms_norm(G^T (H + Lam)^{-1} q)
 
-The system is solved by `iterations` steps of conjugate gradients, in `scan` for all steps of a chunk at once
-without forming any H but those between chunks. Gradients are those of the exact solution. State: per head H
-and G [head_size, head_size], and the last three inputs of the convolution; a start zeroes all.
+The system is solved by `iterations` steps of conjugate gradients, in `scan` for all steps of a chunk at once,
+materializing H between chunks only. Gradients are those of the exact solution. State: per head H and G [head_size,
+head_size], and the last three inputs of the convolution; a start zeroes all.
 """
 
 import functools
@@ -137,6 +137,6 @@ class MesaNet(Memory):
 
 
 def _activated(heads, qk):
-    """Return unit(silu(q)) and unit(silu(k)) for each head, from both side by side."""
+    """Return unit(silu(q)) and unit(silu(k)) for each head, from both concatenated."""
     q, k = unit(jax.nn.silu(qk).reshape(2, heads, -1))
     return q, k

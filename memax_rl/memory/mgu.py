@@ -1,7 +1,7 @@
 """Minimal gated unit: one gate forgets and resets.
 
-Zhou et al. 2016, Minimal Gated Unit for Recurrent Neural Networks, https://arxiv.org/abs/1603.09420, with the
-gate behind the recurrent product rather than before it, so that both products of a step are made at once.
+Zhou et al. 2016, Minimal Gated Unit for Recurrent Neural Networks, https://arxiv.org/abs/1603.09420, with the gate
+after the recurrent product rather than before it, so that a step has one matrix product.
 
     f = sigmoid(W_f x + b_f + U_f h)
     n = tanh(W_n x + b_n + f o (U_n h + c_n))
@@ -10,33 +10,20 @@ gate behind the recurrent product rather than before it, so that both products o
 State: h [out_size]. Reset: h = 0.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory.base import Memory
-from memax_rl.memory.layers.weights import matrix, orthogonal, select, state_zeros
-from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
+from memax_rl.memory.bases import NonlinearMemory
+from memax_rl.memory.layers.weights import normal, orthogonal, state_zeros
+from memax_rl.ops import linear
 
 State = tuple[Float[Array, " out_size"], ...]
 
 
-def _cell(gates, state):
-    f, n_x, n_h = gates
-    (h,) = state
-    f = jax.nn.sigmoid(f)
-    return ((1 - f) * h + f * jnp.tanh(n_x + f * n_h),)
-
-
-def _product(weights, h):
-    u, c = weights
-    f, n = jnp.split(linear(h, u.T), 2)
-    return f, None, n + c
-
-
-class MGU(Memory):
+class MGU(NonlinearMemory):
     """Minimal gated unit: a GRU with one gate. `u` holds U_f and U_n side by side.
 
     Two thirds of the weights of a GRU; sequential in time.
@@ -48,35 +35,38 @@ class MGU(Memory):
 
     in_size: int
     out_size: int
-    w_f: Float[Array, "out_size in_size"]
-    w_n: Float[Array, "out_size in_size"]
+    w_f: Float[Array, "in_size out_size"]
+    w_n: Float[Array, "in_size out_size"]
     b_f: Float[Array, " out_size"]
     b_n: Float[Array, " out_size"]
-    u: Float[Array, "gates out_size"]
+    u: Float[Array, "out_size gates"]
     c_n: Float[Array, " out_size"]
 
     def __init__(self, *, in_size: int, out_size: int, key: PRNGKeyArray):
         self.in_size, self.out_size = in_size, out_size
         keys = jax.random.split(key, 4)
-        self.w_f, self.w_n = (matrix(k, in_size, out_size) for k in keys[:2])
-        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[2:]])
+        self.w_f, self.w_n = (normal(k, in_size, out_size) for k in keys[:2])
+        self.u = jnp.concatenate([orthogonal(k, out_size) for k in keys[2:]], axis=1)
         self.b_f, self.b_n, self.c_n = (jnp.zeros(out_size) for _ in range(3))
 
-    def _inputs(self, x):
-        return linear(x, self.w_f.T) + self.b_f, linear(x, self.w_n.T) + self.b_n, None
+    def inputs(self, x: Float[Array, " in_size"]) -> Any:
+        return linear(x, self.w_f) + self.b_f, linear(x, self.w_n) + self.b_n, None
 
     def initial_state(self) -> State:
         return (state_zeros(self.b_f, self.out_size),)
 
-    def step(
-        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
-    ) -> tuple[State, Float[Array, " out_size"]]:
-        state = select(start, self.initial_state(), state)
-        state = nonlinear_step(_cell, _product, (self.u, self.c_n), self._inputs(x), state)
-        return state, state[0]
+    def weights(self) -> Any:
+        return self.u, self.c_n
 
-    def scan(
-        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
-    ) -> tuple[State, Float[Array, "T out_size"]]:
-        weights = self.u, self.c_n
-        return nonlinear_recurrence(_cell, _product, weights, jax.vmap(self._inputs)(xs), state, starts)
+    @staticmethod
+    def product(weights, h):
+        u, c = weights
+        f, n = jnp.split(linear(h, u), 2, axis=-1)
+        return f, None, n + c
+
+    @staticmethod
+    def cell(gates, state):
+        f, n_x, n_h = gates
+        (h,) = state
+        f = jax.nn.sigmoid(f)
+        return ((1 - f) * h + f * jnp.tanh(n_x + f * n_h),)

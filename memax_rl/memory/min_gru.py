@@ -12,16 +12,16 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory.base import Memory
+from memax_rl.memory.bases import DiagonalMemory
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear, linear_recurrence
+from memax_rl.ops import linear
 
 State = Float[Array, " out_size"]
 
 
-class MinGRU(Memory):
+class MinGRU(DiagonalMemory):
     """GRU whose gates see the input only: a diagonal linear recurrence.
 
     Parallel in time, at a GRU's size of state; what is written cannot depend on the state.
@@ -44,7 +44,7 @@ class MinGRU(Memory):
         self.w_z, self.b_z = normal(key_z, in_size, out_size), jnp.zeros(out_size)
         self.w_h, self.b_h = normal(key_h, in_size, out_size), jnp.zeros(out_size)
 
-    def _gates(self, x):
+    def gates(self, x: Float[Array, " in_size"]) -> tuple[State, State]:
         """Return the decay 1 - z and the write z o c."""
         # One product for the two: it reads the inputs once, and so does its gradient.
         u, z = jnp.split(linear(x, jnp.concatenate([self.w_h, self.w_z], axis=1)), 2, axis=-1)
@@ -54,17 +54,3 @@ class MinGRU(Memory):
 
     def initial_state(self) -> State:
         return state_zeros(self.b_z, self.out_size)
-
-    def step(
-        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
-    ) -> tuple[State, Float[Array, " out_size"]]:
-        decay, write = self._gates(x)
-        h = decay * jnp.where(start, 0, state) + write
-        return h, h
-
-    def scan(
-        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
-    ) -> tuple[State, Float[Array, "T out_size"]]:
-        decay, write = jax.vmap(self._gates)(xs)
-        hs = linear_recurrence(decay, write, state, starts)
-        return hs[-1], hs

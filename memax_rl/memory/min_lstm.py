@@ -14,16 +14,16 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.memory.base import Memory
+from memax_rl.memory.bases import DiagonalMemory
 from memax_rl.memory.layers.weights import normal, state_zeros
-from memax_rl.ops import linear, linear_recurrence
+from memax_rl.ops import linear
 
 State = Float[Array, " out_size"]
 
 
-class MinLSTM(Memory):
+class MinLSTM(DiagonalMemory):
     """LSTM whose gates see the input only, with forget and input gates that sum to one.
 
     Parallel in time; close to MinGRU, with separate control of forgetting and writing.
@@ -48,7 +48,7 @@ class MinLSTM(Memory):
         self.w_f, self.w_i, self.w_h = (normal(k, in_size, out_size) for k in keys)
         self.b_f, self.b_i, self.b_h = (jnp.zeros(out_size) for _ in range(3))
 
-    def _gates(self, x):
+    def gates(self, x: Float[Array, " in_size"]) -> tuple[State, State]:
         """Return the decay f / (f + i) and the write i / (f + i) o c."""
         f = jax.nn.log_sigmoid(linear(x, self.w_f) + self.b_f)
         i = jax.nn.log_sigmoid(linear(x, self.w_i) + self.b_i)
@@ -59,17 +59,3 @@ class MinLSTM(Memory):
 
     def initial_state(self) -> State:
         return state_zeros(self.b_f, self.out_size)
-
-    def step(
-        self, state: State, x: Float[Array, " in_size"], start: Bool[Array, ""]
-    ) -> tuple[State, Float[Array, " out_size"]]:
-        decay, write = self._gates(x)
-        h = decay * jnp.where(start, 0, state) + write
-        return h, h
-
-    def scan(
-        self, state: State, xs: Float[Array, "T in_size"], starts: Bool[Array, " T"]
-    ) -> tuple[State, Float[Array, "T out_size"]]:
-        decay, write = jax.vmap(self._gates)(xs)
-        hs = linear_recurrence(decay, write, state, starts)
-        return hs[-1], hs

@@ -1,4 +1,4 @@
-"""No memory at all: y_t depends on x_t alone. The control that every comparison needs.
+"""No memory: y_t depends on x_t alone. The baseline that every comparison of memories needs.
 
 y = W_2 gelu(W_1 x + b_1) + b_2
 """
@@ -19,7 +19,7 @@ State = tuple[()]
 class MLP(Memory):
     """Two dense layers, applied to each step by itself.
 
-    No memory: the control in a comparison, which shows what a task needs no memory for.
+    No memory: the baseline that shows how far a task can be solved without one.
     """
 
     family: ClassVar[str] = "none"

@@ -8,11 +8,10 @@ Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/
     m_new = max(f_log + m, i_log),    f = exp(f_log + m - m_new),    i = exp(i_log - m_new)
     C = f C + i k v^T,    n = f n + i k,    y = W_y (o o layer_norm(C^T q / max(|n . q|, exp(-m_new))))
 
-C and n are kept divided by exp(m), which cancels in y: no gradient goes through m. layer_norm takes the mean of each
-head off, divides by its standard deviation and multiplies by a weight: without it what is read grows with the steps
-seen, because n . q is a sum of terms of either sign. State: per head C [head_size, head_size] and n [head_size] side
-by side as one matrix, and m; a start zeroes all three. At the start the gates do not depend on the input and the
-forget biases are spread over [3, 6].
+C and n are stored divided by exp(m), which cancels in y, so no gradient flows through m. layer_norm normalizes each
+head and multiplies by a weight: without it y grows with the number of steps, because n . q is a sum of terms of either
+sign. State: per head C [head_size, head_size] and n [head_size], stored as one matrix, and m; a start zeroes all three.
+At the start the gates do not depend on the input and the forget biases are spread over [3, 6].
 
 The cell, the norm after it and the sigmoid gate after the norm are those of the authors' xLSTM-7B layer
 (https://github.com/NX-AI/xlstm, xlstm_large). What differs there: q and k have half the size of v, the inputs of both
@@ -37,7 +36,7 @@ State = tuple[Float[Array, "heads head_size width"], Float[Array, " heads"]]
 
 
 class MLSTM(Memory):
-    """Linear attention with a forget gate, an exponential input gate and a divisor.
+    """Linear attention with a forget gate, an exponential input gate and a normalizer.
 
     For associative recall where a late and strong input must outweigh all earlier ones; parallel in time.
 
@@ -127,7 +126,7 @@ class MLSTM(Memory):
 
 
 def _gated(norm, bias, reads, m, o):
-    """Return sigmoid(o + b_o) o layer_norm(the reading of C over that of n), from both side by side."""
+    """Return sigmoid(o + b_o) o layer_norm(C^T q / max(|n . q|, exp(-m))), from `reads` = [C^T q, n . q]."""
     divisor = jnp.maximum(jnp.abs(reads[:, -1:]), jnp.exp(-m)[:, None])
     return jax.nn.sigmoid(o + bias) * layer_norm(reads[:, :-1] / divisor, norm)
 

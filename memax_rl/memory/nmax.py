@@ -1,14 +1,13 @@
 """Decaying maximum: each unit remembers the largest value that it has seen, which fades.
 
-A max-plus relative of the leaky sum; the form follows the recurrence as commonly given and could not be
-confirmed against a paper.
+A leaky sum in max-plus algebra. The recurrence is the one commonly given; it could not be confirmed against a paper.
 
     u = W_u x + b_u,    h = max(decay o h, u),    decay = sigmoid(logit)
     y = W_y h + b_y
 
-State: h [state_size]. Reset: h = 0, so that h is never negative. `scan` is a loop on a CPU and elsewhere a
-tree over pairs (product of decays, maximum), which compose as (d, m) then (d', m') to (d' d, max(d' m, m')),
-for any decay >= 0.
+State: h [state_size]. Reset: h = 0, so that h is never negative. `scan` is a loop on a CPU and elsewhere an associative
+scan over pairs (product of decays, maximum), which compose as (d, m) then (d', m') to (d' d, max(d' m, m')), for any
+decay >= 0.
 """
 
 from typing import ClassVar

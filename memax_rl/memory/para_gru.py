@@ -1,4 +1,4 @@
-"""ParaGRU: a GRU whose units feed back to themselves alone, for Newton's method to solve.
+"""ParaGRU: a GRU with diagonal recurrent weights, which Newton's method solves in parallel.
 
 Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the recurrence of the authors' code
 (https://github.com/apple/ml-pararnn), without the block around it.
@@ -8,8 +8,7 @@ Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the recurrence o
     n = tanh(W_n x + b_n + a_n o h o r)
     h = (1 - z) o h + z o n,    y = h
 
-State: h [out_size]. Reset: h = 0. `scan` is a loop on a CPU, which is faster there, and Newton's method
-elsewhere.
+State: h [out_size]. Reset: h = 0. `scan` is a loop on a CPU, where that is faster, and Newton's method elsewhere.
 """
 
 from typing import ClassVar

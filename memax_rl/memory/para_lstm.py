@@ -1,4 +1,4 @@
-"""ParaLSTM: an LSTM whose units feed back to themselves alone, for Newton's method to solve.
+"""ParaLSTM: an LSTM with diagonal recurrent weights, which Newton's method solves in parallel.
 
 Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the recurrence of the authors' code
 (https://github.com/apple/ml-pararnn), without the block around it.
@@ -9,11 +9,11 @@ Danieli et al. 2025, ParaRNN, https://arxiv.org/abs/2510.21450; the recurrence o
     o = sigmoid(W_o x + b_o + a_o o h + p_o o c)    with the new c
     h = o o tanh(c),    y = h
 
-y is h itself, a gate times the tanh of a running average, and about .15 in size for unit inputs at the start, like that
-of an LSTM: there is no output matrix that could scale it, and h feeds back.
+y is h, a gate times the tanh of a running average, of a size of about 0.15 for unit inputs at initialization, like that
+of an LSTM: no output matrix could scale it, because h feeds back.
 
-State: h, c [out_size]. Reset: h = c = 0. The Jacobian of a step is a 2 x 2 matrix for each unit. `scan` is a
-loop on a CPU, which is faster there, and Newton's method elsewhere.
+State: h, c [out_size]. Reset: h = c = 0. The Jacobian of a step is a 2 x 2 matrix for each unit. `scan` is a loop on a
+CPU, where that is faster, and Newton's method elsewhere.
 """
 
 from typing import ClassVar

@@ -1,8 +1,8 @@
 """Any memory with the plain form of `scan`: `step` in a loop.
 
-The `scan`s of most models have a derivative written by hand, which is fast and of first order, in reverse mode alone.
-Here everything is JAX's own: meta-gradients, Hessian-vector products and forward mode work, at the price of T dependent
-steps and of what each of them leaves for the gradient.
+The `scan` of most models has a hand-written derivative, which is fast but supports only first derivatives in reverse
+mode. Here all derivatives are JAX's own: meta-gradients, Hessian-vector products and forward mode work, at the cost of
+T dependent steps and of the residuals that each of them stores.
 """
 
 import jax
@@ -12,7 +12,7 @@ from memax_rl.ops._checks import check_starts
 
 
 class Reference(Memory):
-    """The memory it is given, with `scan` as `jax.lax.scan` over `step`: differentiable any number of times, both ways.
+    """Another memory with `scan` as `jax.lax.scan` over `step`: differentiable any number of times, in both modes.
 
     The same function with the same parameters, `memory`. `memax_rl.memory.make(..., method="reference")` returns one.
     """

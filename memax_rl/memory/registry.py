@@ -1,4 +1,4 @@
-"""The registry of memory models: a plain dict from name to class. What is known of a model is stated on its class."""
+"""The registry of memory models: a plain dict from name to class. A model is described on its class."""
 
 import difflib
 from collections.abc import Mapping
@@ -104,7 +104,7 @@ def names() -> tuple[str, ...]:
 
 
 def spec(name: str) -> MemorySpec:
-    """Return what is known of a model. Raises `ValueError` with the close matches if the name is unknown."""
+    """Return the description of a model. Raises `ValueError` with the close matches if the name is unknown."""
     if name not in _ENTRIES:
         close = difflib.get_close_matches(str(name), names(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names())}"

@@ -6,9 +6,9 @@ Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
     p = softmax over the last `window` steps j of the episode of (R_t q_t) . (R_j k_j) / sqrt(head_size)
     y = W_o (sum_j p_j v_j)
 
-R_t turns the pair of features (i, i + head_size / 2) by the angle t 10000^(-2 i / head_size). Only t - j
-matters, so that the position on the tape does as well as that in the episode, and the keys are kept as they
-were before turning. State: rings of the last window - 1 keys and values, [window - 1, heads, head_size] each.
+R_t rotates the pair of features (i, i + head_size / 2) by the angle t 10000^(-2 i / head_size). The score depends on t
+- j alone, so positions on the tape can replace those in the episode. Keys are stored before rotation. State: rings of
+the last window - 1 keys and values, [window - 1, heads, head_size] each.
 Reset: the rings are emptied.
 """
 

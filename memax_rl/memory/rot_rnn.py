@@ -5,12 +5,11 @@ Dimitriou et al. 2024, RotRNN: Modelling Long Sequences with Rotations, https://
     per head:  h = gamma Theta h + xi P^T (B x)
     y = C concat over heads (P h) + D x
 
-Theta turns pairs of state variables by the angles theta; P = expm(M - M^T) is orthogonal; gamma =
-exp(-exp(log_rate)) is one decay for the head; xi = sqrt((1 - gamma^2) / tr(B B^T)) keeps the size of h that
-of x. A turn by theta times gamma is the product with the complex number gamma e^(i theta), which is how
-`scan` computes it. State: h [heads, head_size / 2, 2], pairs last. Reset: h = 0. At the start gamma is in
-[gamma_min, gamma_max] and theta uniform in [0, 2 pi]. D is diagonal where the sizes of input and output
-agree, else a matrix.
+Theta rotates pairs of state variables by the angles theta; P = expm(M - M^T) is orthogonal; gamma = exp(-exp(log_rate))
+is one decay for the head; xi = sqrt((1 - gamma^2) / tr(B B^T)) gives h the size of x. Rotation by theta and scaling by
+gamma is the product with the complex number gamma e^(i theta), which is how `scan` computes it. State: h [heads,
+head_size / 2, 2], pairs last. Reset: h = 0. At the start gamma is in [gamma_min, gamma_max] and theta uniform in [0, 2
+pi]. D is diagonal where the sizes of input and output agree, else a matrix.
 """
 
 import math
@@ -47,7 +46,8 @@ def _exponential(a: Float[Array, "heads n n"]) -> Float[Array, "heads n n"]:
 class RotRNN(Memory):
     """Linear recurrence by rotations, with one decay for each head.
 
-    As the LRU for long dependencies at regular delays, with a state whose size stays that of the input by construction.
+    For long dependencies at regular delays, as the LRU, with a state normalized to the size of the input by
+    construction.
 
     Args:
         heads: number of heads. None: out_size // head_size, at least 1.
@@ -107,7 +107,7 @@ class RotRNN(Memory):
     def _matrices(
         self,
     ) -> tuple[Float[Array, "heads in_size head_size"], Float[Array, "heads head_size out_size"]]:
-        """Return (xi P^T B)^T and (C P)^T for each head: P meets the parameters only, never a step."""
+        """Return (xi P^T B)^T and (C P)^T for each head: P is applied to the parameters once, not at each step."""
         p = _exponential(self.m - self.m.swapaxes(1, 2))
         xi = jnp.sqrt(-jnp.expm1(-2 * jnp.exp(self.log_rate)) / jnp.sum(self.b**2, axis=(1, 2)))
         into = jnp.einsum("hnp,hin->hip", p, self.b) * xi[:, None, None]

@@ -1,4 +1,4 @@
-"""RWKV-7: a matrix state with a decay a channel and a delta rule whose removal and writing strengths differ.
+"""RWKV-7: a matrix state with a decay per channel and a delta rule whose removal and writing strengths differ.
 
 Peng et al. 2025, RWKV-7 "Goose" with Expressive Dynamic State Evolution, https://arxiv.org/abs/2503.14456.
 One memory is one layer, so the mixing of values with those of the first layer is left out.
@@ -73,7 +73,7 @@ class RWKV7(Memory):
         keys = jax.random.split(key, 10)
         self.mu = tuple(jnp.full(in_size, 0.5) for _ in range(6))
         self.w_rkv = tuple(normal(k, in_size, inner) for k in keys[:3])
-        # Decays from one step in hundreds to one in a few, over the channels of each head.
+        # Time constants from a few to hundreds of steps, over the channels of each head.
         self.w_0 = jnp.tile(jnp.linspace(-6.5, -1.5, self.head_size), self.heads)
         self.a_0 = jnp.zeros(inner)
         self.lora_in = tuple(normal(k, in_size, _RANK) for k in keys[3:6])

@@ -8,11 +8,11 @@ Beck et al. 2024, xLSTM: Extended Long Short-Term Memory, https://arxiv.org/abs/
     n = exp(log sigmoid(f) + m - m') o n + exp(i - m')
     h = sigmoid(o) o c / n,    y = layer_norm(h)
 
-m only keeps the exponentials in range: it cancels in c / n. After any step n >= 1, so that n = 0 marks the
-first. layer_norm takes the mean of each head off, divides by its standard deviation and multiplies by a weight, as the
-authors' layer (https://github.com/NX-AI/xlstm, blocks/slstm) does behind the cell: h is an average over the past, which
-for inputs without order falls to less than .1. What else is there, and is left out here: a convolution of 4 and SiLU
-before i and f, input weights in blocks as those of R, and a feed-forward layer behind.
+m keeps the exponentials in range and cancels in c / n. After any step n >= 1, so that n = 0 marks the first step.
+layer_norm normalizes each head and multiplies by a weight, as the authors' layer (https://github.com/NX-AI/xlstm,
+blocks/slstm) does after the cell: h is an average over the past, whose size falls below 0.1 on independent inputs.
+Their block has more that is left out here: a convolution of 4 and SiLU before i and f, block-diagonal input weights,
+and a feed-forward layer after it.
 
 State: h, c, n, m [out_size]. Reset: all zero.
 """
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.memory.base import Memory
 from memax_rl.memory.layers.heads import each_row, layer_norm
-from memax_rl.memory.layers.weights import check_size, matrix, orthogonal, select, state_zeros
+from memax_rl.memory.layers.weights import check_size, normal, orthogonal, select, state_zeros
 from memax_rl.ops import linear, nonlinear_recurrence, nonlinear_step
 
 State = tuple[Float[Array, " out_size"], ...]
@@ -47,7 +47,7 @@ def _cell(gates, state):
 def _product(weights, h):
     heads, size, _ = weights[0].shape
     split = h.reshape(*h.shape[:-1], heads, size)
-    return tuple(jnp.einsum("...hi,hji->...hj", split, r).reshape(h.shape) for r in weights)
+    return tuple(jnp.einsum("...hi,hij->...hj", split, r).reshape(h.shape) for r in weights)
 
 
 def _normed(heads, weight, h):
@@ -70,7 +70,7 @@ class SLSTM(Memory):
 
     in_size: int
     out_size: int
-    w: tuple[Float[Array, "out_size in_size"], ...]
+    w: tuple[Float[Array, "in_size out_size"], ...]
     b: tuple[Float[Array, " out_size"], ...]
     r: tuple[Float[Array, "heads head_size head_size"], ...]
     norm: Float[Array, " out_size"]
@@ -87,14 +87,14 @@ class SLSTM(Memory):
             # The norm of a single number is zero.
             raise ValueError(f"heads must leave each head 2 units or more, got heads={heads} and out_size={out_size}")
         keys = jax.random.split(key, 8)
-        self.w = tuple(matrix(k, in_size, out_size) for k in keys[:4])
+        self.w = tuple(normal(k, in_size, out_size) for k in keys[:4])
         self.r = tuple(jax.vmap(orthogonal, (0, None))(jax.random.split(k, heads), size) for k in keys[4:])
         self.norm = jnp.ones(out_size)
         zero = jnp.zeros(out_size)
         self.b = zero, zero, jnp.linspace(3.0, 6.0, out_size), zero
 
     def _inputs(self, x):
-        return tuple(linear(x, w.T) + b for w, b in zip(self.w, self.b, strict=True))
+        return tuple(linear(x, w) + b for w, b in zip(self.w, self.b, strict=True))
 
     def initial_state(self) -> State:
         return tuple(state_zeros(self.norm, self.out_size) for _ in range(4))

@@ -1,6 +1,6 @@
-"""The laws of the memory contract, as functions that raise `AssertionError`. The tests run them over the registry.
+"""Checks of the memory contract, for the registered models and for your own.
 
-Run them on a model of your own: `memax_rl.memory.testing.check_memory(memory, key)`.
+`memax_rl.memory.testing.check_memory(memory, key)` runs all of them; each raises `AssertionError` if it is violated.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,16 @@ TOLERANCE = 2e-4
 
 
 def check_memory(memory: Memory, key: PRNGKeyArray, *, length: int = 37) -> None:
-    """Check all laws on random inputs of `length` steps, with a start flag at about every sixth step."""
+    """Check a model on random inputs, with a start flag at about every sixth step.
+
+    Args:
+        memory: The model.
+        key: For the inputs.
+        length: Number of steps.
+
+    Raises:
+        AssertionError: If `scan` and `step` differ, or anything crosses a start flag.
+    """
     keys = jax.random.split(key, 3)
     xs = jax.random.normal(keys[0], (length, memory.in_size))
     starts = jax.random.bernoulli(keys[1], 1 / 6, (length,))
@@ -30,7 +39,7 @@ def check_memory(memory: Memory, key: PRNGKeyArray, *, length: int = 37) -> None
 
 
 def reachable_state(memory: Memory, key: PRNGKeyArray, *, steps: int = 5) -> PyTree[Array]:
-    """Return the state after a few random inputs: some states, such as a negative sum of keys, cannot occur."""
+    """Return the state after `steps` random inputs. An arbitrary state may be impossible, as a negative sum of keys."""
     xs = jax.random.normal(key, (steps, memory.in_size))
     return values_and_gradients(memory, memory.initial_state(), xs, jnp.zeros(steps, bool))[0][0]
 
@@ -59,14 +68,20 @@ def values_and_gradients(
     *,
     run: Callable[..., Any] = _scan,
 ) -> tuple[Any, Any]:
-    """Return (last state, outputs), and the gradients of a weighted sum of them by memory, state and inputs.
+    """Return the results of a scan, and the gradients of a weighted sum of them.
 
-    All laws go through this one program, because compiling is most of what they cost.
+    All checks share this one compiled program, because compilation is most of their cost.
 
-    **Arguments:**
+    Args:
+        memory: The model.
+        state: The state before the first input.
+        xs: The inputs.
+        starts: True on the first input of an episode.
+        counts: Weight of each step's outputs in the sum; 1 by default.
+        run: The memory's `scan` by default, or `loop`.
 
-    - `counts`: how much the outputs of each step count in the sum; by default 1.
-    - `run`: by default the memory's `scan`; or `loop`.
+    Returns:
+        (last state, outputs), and the gradients with respect to (memory, state, inputs).
     """
     counts = jnp.ones(xs.shape[0]) if counts is None else counts
     (_, values), gradients = _compiled((memory, state, xs), starts, counts, run)
@@ -92,7 +107,18 @@ def scan_equals_steps(
     *,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """`scan` and `step` in a loop agree: outputs, last state, and the gradients by parameters, state and inputs."""
+    """Check that `scan` equals `step` in a loop: outputs, last state, gradients of parameters, state and inputs.
+
+    Args:
+        memory: The model.
+        state: The state before the first input.
+        xs: The inputs.
+        starts: True on the first input of an episode.
+        tolerance: Largest difference, relative to the largest entry of an array.
+
+    Raises:
+        AssertionError: If they differ. The message names the array.
+    """
     fast, fast_grads = values_and_gradients(memory, state, xs, starts)
     slow, slow_grads = values_and_gradients(memory, state, xs, starts, run=loop)
     _agree("outputs and last state", fast, slow, tolerance)
@@ -100,7 +126,11 @@ def scan_equals_steps(
 
 
 def resets(memory: Memory, state: PyTree[Array], xs: Float[Array, "T in_size"]) -> None:
-    """From a start flag on, the outputs and the last state are those of a fresh state, whatever came before."""
+    """Check that from a start flag on, outputs and last state do not depend on what came before.
+
+    Raises:
+        AssertionError: If they do.
+    """
     time, inputs = np.arange(xs.shape[0]), np.asarray(xs)
     initial = memory.initial_state()
 
@@ -117,7 +147,11 @@ def resets(memory: Memory, state: PyTree[Array], xs: Float[Array, "T in_size"]) 
 
 
 def gradients_stop_at_starts(memory: Memory, state: PyTree[Array], xs: Float[Array, "T in_size"]) -> None:
-    """The derivative of any output, or of the last state, by what an earlier episode held is exactly zero."""
+    """Check that no output and no last state has a gradient with respect to an earlier episode: exactly zero.
+
+    Raises:
+        AssertionError: If there is one.
+    """
     time = np.arange(xs.shape[0])
     at = len(time) // 2
     counts = jnp.asarray(time >= at, jnp.float32)
@@ -128,7 +162,11 @@ def gradients_stop_at_starts(memory: Memory, state: PyTree[Array], xs: Float[Arr
 
 
 def step_does_not_keep_nan(memory: Memory, x: Float[Array, " in_size"]) -> None:
-    """A state of nan or infinity is gone after one `step` with a start flag."""
+    """Check that a `step` with a start flag replaces a state of nan or infinity.
+
+    Raises:
+        AssertionError: If the output is not that of the initial state.
+    """
     step = eqx.filter_jit(memory.step)
     _, want = step(memory.initial_state(), x, jnp.array(True))
     for bad in (jnp.nan, jnp.inf):
@@ -154,12 +192,12 @@ def _weighted_sum(x: Array) -> Float[Array, ""]:
 
 
 def _agree(what: str, got: PyTree, want: PyTree, tolerance: float) -> None:
-    # On the host: as small JAX programs, one for each shape, the comparisons would cost as much as the laws.
+    # With numpy: as small JAX programs, one for each shape, the comparisons would cost as much as the checks.
     got = [(path, np.asarray(g)) for path, g in jax.tree.leaves_with_path(eqx.filter(got, eqx.is_array))]
     want = [np.asarray(w) for w in jax.tree.leaves(eqx.filter(want, eqx.is_array))]
     if len(got) != len(want):
         raise AssertionError(f"{what}: {len(got)} arrays where {len(want)} were expected")
-    # A gradient that is zero but for rounding is compared with the size of the others.
+    # A gradient that is zero up to rounding is compared relative to the size of the others.
     floor = 1e-2 * max((_size(w) for w in want), default=0.0)
     for (path, g), w in zip(got, want, strict=True):
         if g.shape != w.shape or g.dtype != w.dtype:

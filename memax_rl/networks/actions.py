@@ -1,4 +1,4 @@
-"""Actions: the distribution that a policy draws them from, and what the environment is given."""
+"""Action distributions of a policy, and the mapping of its actions to those of the environment."""
 
 import itertools
 from typing import Any, cast
@@ -17,8 +17,8 @@ class ActionDistribution(eqx.Module):
     """A distribution over the actions of a space. `raw` is the policy head's output for one step.
 
     Discrete: a categorical with logits `raw`. MultiDiscrete: independent categoricals. Box: a normal with independent
-    components, its mean `raw` and its standard deviation exp(log_std), in units of the box where its bounds are finite:
-    `to_environment` clips and maps what the environment is given, the learner sees it as it was drawn.
+    components, mean `raw` and standard deviation exp(log_std). Components with finite bounds are scaled to [-1, 1].
+    The learner uses the action as sampled; `to_environment` clips and rescales it for the environment.
     """
 
     space: Any = eqx.field(static=True)
@@ -85,7 +85,7 @@ def check_action_space(space: Any) -> None:
 
 
 def action_outputs(space: Any) -> int:
-    """Return how many numbers a policy head puts out for the action space."""
+    """Return the output size of a policy head for the action space."""
     return flat_size(space)
 
 
@@ -98,9 +98,9 @@ def _bounds(space: Any) -> tuple[Array, Array, Array]:
 def to_environment(space: Any, action: Array) -> Array:
     """Return the policy's action as the environment takes it.
 
-    A component of a Box with two finite bounds is in [-1, 1] for the policy, so that neither its first standard
-    deviation nor its learning rate depends on the unit of the action: it is clipped there and mapped affinely to
-    [low, high]. Every other component is clipped to the bound that it has. Discrete actions are as they are.
+    For the policy, a component of a Box with two finite bounds is in [-1, 1], so that neither the initial standard
+    deviation nor the learning rate depends on the unit of the action. It is clipped to [-1, 1] and mapped affinely to
+    [low, high]. Every other component is clipped to the bound that it has. Discrete actions are unchanged.
     """
     if not isinstance(space, spaces.Box):
         return action
@@ -113,7 +113,7 @@ def to_environment(space: Any, action: Array) -> Array:
 
 
 def from_environment(space: Any, action: Array) -> Array:
-    """Return an action of the environment as the policy would have put it: the inverse of `to_environment`."""
+    """Return the policy's action that corresponds to an action of the environment: the inverse of `to_environment`."""
     if not isinstance(space, spaces.Box):
         return action
     low, high, bounded = _bounds(space)

@@ -1,4 +1,4 @@
-"""A policy and a value function on memory, for policy gradients."""
+"""An actor-critic: a policy and a value function with memory, for policy gradient methods."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
 
 
 class ActorCritic(eqx.Module):
-    """A policy and a value function on one shared torso, or on one each."""
+    """A policy and a value function, on one shared torso or on separate ones."""
 
     action_space: Any = eqx.field(static=True)
     torso: Torso
@@ -40,13 +40,13 @@ class ActorCritic(eqx.Module):
     log_std: Float[Array, " outputs"] | None
 
     def initial_state(self) -> tuple[Any, ...]:
-        """Return the initial memory of the torso, or of both."""
+        """Return the initial carry of the torso, or of both."""
         if self.value_torso is None:
             return (self.torso.initial_state(),)
         return (self.torso.initial_state(), self.value_torso.initial_state())
 
     def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
-        """Return the next memory, the distribution over actions, and the value, for one step."""
+        """Return the next carry, the distribution over actions, and the value, for one step."""
         new, features = self.torso.step(state[0], inputs)
         if self.value_torso is None:
             return (new,), self._policy(features), self._value(features)
@@ -54,9 +54,9 @@ class ActorCritic(eqx.Module):
         return (new, new_value), self._policy(features), self._value(value_features)
 
     def act(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution]:
-        """Return the next memory and the distribution over actions, for one step.
+        """Return the next carry and the distribution over actions, for one step.
 
-        The memory of a value torso of its own is left as it is: acting does not need it.
+        The carry of a separate value torso is left unchanged: acting does not need it.
         """
         new, features = self.torso.step(state[0], inputs)
         return (new, *state[1:]), self._policy(features)

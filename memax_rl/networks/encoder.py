@@ -1,4 +1,4 @@
-"""From what an agent is shown at a step to a vector of features: the observation, its last action and its last reward.
+"""The encoder: from observation, previous action and previous reward to a vector of features.
 
 All modules are unbatched; callers `jax.vmap`.
 """
@@ -44,7 +44,7 @@ class Dense(eqx.Module):
 
 
 def leaf_spaces(space: spaces.Space) -> list[Any]:
-    """Return the simple spaces inside a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
+    """Return the leaf spaces of a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
     leaves = spaces.leaves(space)
     for leaf in leaves:
         if not isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete | spaces.Box):
@@ -53,7 +53,7 @@ def leaf_spaces(space: spaces.Space) -> list[Any]:
 
 
 def one_hot(space: spaces.Discrete | spaces.MultiDiscrete, x: Array) -> Float[Array, " features"]:
-    """Return the one-hot code of a discrete value, or of each component of a multi-discrete one, end to end."""
+    """Return the one-hot code of a discrete value, or those of all components of a multi-discrete one, concatenated."""
     if isinstance(space, spaces.Discrete):
         return jax.nn.one_hot(x, space.n)
     parts = [jax.nn.one_hot(x[i], n) for i, n in enumerate(nvec(space))]
@@ -61,7 +61,7 @@ def one_hot(space: spaces.Discrete | spaces.MultiDiscrete, x: Array) -> Float[Ar
 
 
 def nvec(space: spaces.MultiDiscrete) -> tuple[int, ...]:
-    """Return how many values each component has."""
+    """Return the number of values of each component."""
     return tuple(int(n) for n in space.nvec)
 
 
@@ -69,8 +69,8 @@ class ImageSettings(NamedTuple):
     """How images among the observations are read.
 
     Attributes:
-        kind: "pixels", measures of brightness; "codes", numbers of things, one-hot for each channel; "auto": codes
-            where a Box of whole numbers has three to 32 values.
+        kind: "pixels": brightness; "codes": categorical values, encoded one-hot for each channel; "auto": codes if a
+            Box of whole numbers has three to 32 values, else pixels.
         channels: Which axis of three holds the channels, "first" or "last"; "auto": the smaller one.
     """
 
@@ -81,7 +81,7 @@ class ImageSettings(NamedTuple):
 AUTO = ImageSettings()
 # Whole numbers of fewer values than the first are flags, of more than the second brightness.
 _FEWEST_CODES, _MOST_CODES = 3, 32
-# More would be a one-hot code that no memory holds.
+# A longer one-hot code would not fit into memory.
 _MOST_STATED_CODES = 256
 
 
@@ -89,14 +89,14 @@ _MOST_STATED_CODES = 256
 _SMALLEST_IMAGE = 5
 # Convolutions shrink an image until neither side is longer than this.
 _LARGEST_MAP = 12
-# Bounds beyond the first are scaled; beyond the second they are as good as infinite.
+# Boxes with bounds beyond the first are scaled; bounds beyond the second count as infinite.
 _LARGE_BOUND, _NO_BOUND = 30.0, 1e6
 # A Discrete space of more values is embedded, not one-hot.
 _LARGEST_ONE_HOT = 512
 
 
 def image_axes(space: Any, settings: ImageSettings = AUTO) -> tuple[tuple[int, ...], int] | None:
-    """Return which axes of a Box hold channels, and which is the first of rows and columns; None for no image.
+    """Return the channel axes of a Box and the first of its two spatial axes; None if it is no image.
 
     Of three axes the smallest is that of the channels, if it is the first or the last (the last if both are as small).
     Two axes are an image of one channel. Of four the first counts images of a stack, which are channels too.
@@ -141,8 +141,8 @@ def image_codes(space: Any, settings: ImageSettings = AUTO) -> tuple[int, ...] |
 def scaling(space: Any, settings: ImageSettings = AUTO) -> tuple[Array, Array] | None:
     """Return (low, width) by which values of a Box are mapped to [0, 1], or None where they stay as they are.
 
-    It follows from the bounds, never from the dtype: an image is mapped wherever its bounds are finite, any other Box
-    where they are finite and reach beyond 30.
+    This depends on the bounds, never on the dtype: an image is scaled if its bounds are finite, any other Box if they
+    are finite and exceed 30.
     """
     if not isinstance(space, spaces.Box):
         return None
@@ -157,7 +157,7 @@ def scaling(space: Any, settings: ImageSettings = AUTO) -> tuple[Array, Array] |
 
 
 class ConvNet(eqx.Module):
-    """Convolutions of 3 x 3 for an image, at least two, as many as make neither side longer than 12."""
+    """Convolutions of 3 x 3 for an image: at least two, and as many as reduce both sides to at most 12."""
 
     layers: tuple[eqx.nn.Conv2d, ...]
     channels: tuple[int, ...] = eqx.field(static=True)
@@ -186,7 +186,7 @@ class ConvNet(eqx.Module):
         self.out_size = channels * height * width
 
     def __call__(self, image: Shaped[Array, "*shape"]) -> Float[Array, " out_size"]:
-        """Return the flat features of one image, as the environment gives it."""
+        """Return the flat features of one image, in the layout of the environment."""
         if self.codes is None:
             x = self._channels_first(_scale(self.space, image, self.settings))
         else:
@@ -204,7 +204,7 @@ class ConvNet(eqx.Module):
 
 
 class Embedding(eqx.Module):
-    """A learned vector for each value of a large Discrete space: the sum of one for its quotient and one for its rest.
+    """A learned vector for each value of a large Discrete space: the sum of two, for its quotient and its remainder.
 
     Two tables of about sqrt(n) rows instead of one of n (Shi et al. 2020, https://arxiv.org/abs/1909.02107), so that
     any 32-bit space fits.
@@ -227,7 +227,7 @@ class Embedding(eqx.Module):
 
 
 class NormalizedBox(spaces.Box):
-    """A Box of real numbers that are normalized by running statistics before anything else sees them.
+    """A Box of real numbers that the network normalizes by running statistics.
 
     Attributes:
         clip: Normalized components are clipped to plus and minus this.
@@ -238,7 +238,7 @@ class NormalizedBox(spaces.Box):
         self.box, self.clip = box, clip
 
     def __eq__(self, other: object) -> bool:
-        # Networks hold it, and those of two calls must have one structure.
+        # It is part of the networks, whose structure must be the same for two calls.
         return isinstance(other, NormalizedBox) and self.box is other.box and self.clip == other.clip
 
     def __hash__(self) -> int:
@@ -246,7 +246,7 @@ class NormalizedBox(spaces.Box):
 
 
 def mark_normalized(leaves: list[Any], clip: float | None) -> list[Any]:
-    """Return the simple spaces, every Box of real numbers of fewer than three axes marked unless `clip` is None.
+    """Return the leaf spaces, with Boxes of real numbers that are no images as `NormalizedBox` unless `clip` is None.
 
     Raises:
         ValueError: If there is none to mark.
@@ -263,9 +263,9 @@ def mark_normalized(leaves: list[Any], clip: float | None) -> list[Any]:
 
 
 class RunningNormalizer(eqx.Module):
-    """(x - mean) / standard deviation of all x that `update` was given, clipped. Before the first `update`, x clipped.
+    """(x - mean) / standard deviation over all x passed to `update`, clipped. Before the first `update`, x clipped.
 
-    No gradient reaches the statistics, so that an optimizer leaves them as they are.
+    No gradient flows into the statistics, so an optimizer does not change them.
     """
 
     moments: RunningMeanStd
@@ -286,7 +286,7 @@ class RunningNormalizer(eqx.Module):
 
 
 class Encoder(eqx.Module):
-    """Observation, and as asked previous action, previous reward and start flag, to `width` features."""
+    """Maps the observation, and optionally previous action, previous reward and start flag, to `width` features."""
 
     observation_spaces: tuple[Any, ...] = eqx.field(static=True)
     action_space: Any = eqx.field(static=True)
@@ -345,7 +345,7 @@ class Encoder(eqx.Module):
         previous_action, previous_reward, start = self.include
         if previous_action:
             code = flat(self.action_space, inputs.previous_action)
-            # Without this the code of action 0 would stand for "no action yet".
+            # Otherwise "no action yet" would be encoded as action 0.
             parts.append(jnp.where(inputs.start, jnp.zeros_like(code), code))
         if previous_reward:
             parts.append(inputs.previous_reward[None])
@@ -372,7 +372,7 @@ class Encoder(eqx.Module):
 
 
 def flat_size(space: Any) -> int:
-    """Return how many numbers a value of the space is as one vector, discrete ones as one-hot codes."""
+    """Return the size of a value of the space as a flat vector, discrete values one-hot."""
     if isinstance(space, spaces.Discrete):
         return space.n
     if isinstance(space, spaces.MultiDiscrete):
@@ -387,10 +387,10 @@ def _make_part(space: Any, images: ImageSettings, key: PRNGKeyArray) -> ConvNet 
 
 
 def _scale(space: Any, x: Array, settings: ImageSettings) -> Array:
-    """Return a value of a Box as float32, scaled as `scaling` says; any other as it is."""
+    """Return a value of a Box as float32, scaled by `scaling`; any other value unchanged."""
     if not isinstance(space, spaces.Box):
         return x
-    # The bounds of a normalized box say nothing of what the normalizer makes of it.
+    # The bounds of a normalized box do not apply to the normalized values.
     by = None if isinstance(space, NormalizedBox) else scaling(space, settings)
     x = x.astype(jnp.float32)
     return x if by is None else (x - by[0]) / by[1]
@@ -404,7 +404,7 @@ def flat(space: Any, x: Array, settings: ImageSettings = AUTO) -> Float[Array, "
 
 
 def describe_inputs(space: Space, images: ImageSettings = AUTO, normalize: float | None = None) -> list[str]:
-    """Return a line for each array of an observation: where it is in a Dict or Tuple, and what the network makes of it.
+    """Return a line for each array of an observation: its path in a Dict or Tuple, and how the network encodes it.
 
     Raises:
         ValueError: As `image_codes` and `mark_normalized` do.

@@ -1,4 +1,4 @@
-"""Mean and variance of a stream of numbers."""
+"""Running mean and variance."""
 
 import equinox as eqx
 import jax
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class RunningMeanStd(eqx.Module):
-    """Count, mean and variance, entry by entry, of all arrays that `update` was given. At first 0, 0 and 1."""
+    """Count, mean and variance, element by element, of all arrays passed to `update`. Initially 0, 0 and 1."""
 
     count: Float[Array, ""]
     mean: Float[Array, "*shape"]
@@ -19,10 +19,10 @@ class RunningMeanStd(eqx.Module):
         self.variance = jnp.ones(shape)
 
     def update(self, x: Float[Array, "n ..."], valid: Bool[Array, " n"]) -> "RunningMeanStd":
-        """Return the moments after they have seen the valid ones of n arrays.
+        """Return the statistics updated with the valid ones of n arrays.
 
         Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm for computing sample variances,
-        equation 2.1, with means in the place of sums.
+        equation 2.1, with means instead of sums.
         """
         mask = valid.reshape(valid.shape + (1,) * (x.ndim - 1))
         n = jnp.sum(valid).astype(jnp.float32)
@@ -36,6 +36,6 @@ class RunningMeanStd(eqx.Module):
             self.mean + share * difference,
             old_share * self.variance + share * variance + old_share * share * difference**2,
         )
-        # With nothing seen at all the moments stay those of "no change".
+        # Without any valid array the statistics stay as they are.
         new = jax.tree.map(lambda a, b: jnp.where(n > 0, a, b), new, (self.count, self.mean, self.variance))
         return eqx.tree_at(lambda r: (r.count, r.mean, r.variance), self, new)

@@ -1,4 +1,4 @@
-"""Action values on memory, for Q-learning."""
+"""A network of action values with memory, for Q-learning."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
 
 
 class QValues(eqx.Module):
-    """Action values of one step, from `raw`, a number for each value of each component of an action.
+    """Action values of one step, from `raw`: one number for each value of each component of an action.
 
     Discrete: `raw` holds the values themselves. MultiDiscrete: the value of an action is the sum of the numbers of its
     components, so that the best action is the best value of each component (the branches of Tavakoli et al. 2018,
@@ -44,7 +44,7 @@ class QValues(eqx.Module):
 
 
 class QNetwork(eqx.Module):
-    """Action values, on a torso. With a `value_head` it is a dueling one.
+    """Action values on a torso. With a `value_head` it is a dueling network.
 
     Wang et al. 2016, https://arxiv.org/abs/1511.06581, equation 9: Q(s, a) = V(s) + A(s, a) - mean of A(s, .).
     """
@@ -55,16 +55,16 @@ class QNetwork(eqx.Module):
     value_head: Dense | None
 
     def initial_state(self) -> tuple[Any, ...]:
-        """Return the initial memory."""
+        """Return the initial carry."""
         return self.torso.initial_state()
 
     def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], QValues]:
-        """Return the next memory and the action values of one step."""
+        """Return the next carry and the action values of one step."""
         state, features = self.torso.step(state, inputs)
         return state, self._values(features)
 
     def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], QValues]:
-        """Return the last memories, and the action values [rows, slots] of a batch of rows."""
+        """Return the last carries, and the action values [rows, slots] of a batch of rows."""
         state, features = self.torso.scan(state, inputs)
         return state, on_slots(self._values, features)
 
@@ -77,7 +77,7 @@ class QNetwork(eqx.Module):
         if self.value_head is None:
             return q
         components = q._components()
-        # The value is shared out, so that it counts once in the sum over components.
+        # The value is divided by the number of components, so that it counts once in their sum.
         value = self.value_head(features) / len(components)
         return QValues(self.action_space, jnp.concatenate([value + a - jnp.mean(a) for a in components]))
 
@@ -103,7 +103,7 @@ def make_q_network(
     return QNetwork(
         action_space=action_space,
         torso=make_torso(config, observation_space, action_space, key=torso_key),
-        # Small gains make the first values, which the first targets are made of, nearly zero.
+        # Small gains make the initial values, and so the first targets, nearly zero.
         head=Dense(config.width, outputs, 0.01, key=head_key),
         value_head=Dense(config.width, 1, 0.01, key=value_key) if dueling else None,
     )

@@ -1,4 +1,4 @@
-"""The stack: an encoder and memory blocks, from inputs to features.
+"""The torso of a network: an encoder and a stack of memory blocks, from inputs to features.
 
 Unbatched but for `Torso.scan`; `step` is for acting, `scan` for learning, as in the memory contract.
 """
@@ -171,7 +171,7 @@ class Block(eqx.Module):
 
 
 class Torso(eqx.Module):
-    """Encoder and memory blocks: inputs to `width` features, with a state."""
+    """Encoder and memory blocks, from inputs to `width` features. The carry holds a state for each block."""
 
     encoder: Encoder
     blocks: tuple[Block, ...]
@@ -196,8 +196,8 @@ class Torso(eqx.Module):
     ) -> tuple[tuple[Any, ...], Float[Array, "rows slots width"]]:
         """Return the last states and the features of all steps of a batch of rows.
 
-        Batched, unlike the rest: the layers between the memories see all slots as one flat batch, because a weight
-        gradient that sums over two axes costs a transposed copy on a CPU.
+        Batched, unlike the other methods: the layers between the memories see all slots as one flat batch, because a
+        weight gradient that sums over two axes needs a transposed copy on a CPU.
         """
         rows, slots = inputs.start.shape
         flat = jax.tree.map(lambda leaf: leaf.reshape(rows * slots, *leaf.shape[2:]), inputs)

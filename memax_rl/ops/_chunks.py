@@ -20,10 +20,10 @@ from memax_rl.ops._loop import loop, row
 
 State = TypeVar("State", bound=PyTree[Array])
 
-# What goes on inside a memory has no name of its own for the message.
+# The name that error messages use for internals of a memory.
 _SCAN = "the `scan` of this memory"
 
-# Steps at a time where the state is no matter of arithmetic: enough for XLA on a CPU to share a kernel between cores.
+# Steps per block of `rematerialized`, where the size does not affect the arithmetic: enough for XLA to use all cores.
 _BLOCK = 128
 
 _SUB_CHUNK = 8
@@ -34,9 +34,9 @@ _GRID = 1024.0
 
 
 def chunk_size(chunk: int | None, length: int) -> int:
-    """Return the steps a chunk: what was asked for, or 32 on a CPU, which is faster there, else 64.
+    """Return the number of steps per chunk: the given one, or by default 32 on a CPU, where that is faster, else 64.
 
-    Rounded up to whole sub-chunks; the padding takes care of what is beyond the sequence.
+    Rounded up to whole sub-chunks; the sequence is padded to whole chunks.
     """
     if chunk is None:
         chunk = 32 if jax.default_backend() == "cpu" else 64
@@ -49,7 +49,7 @@ def scan_chunks(
 ) -> tuple[State, Array]:
     """Run `state, ys = body(state, inputs of one chunk)` over all chunks; the last one is padded with zeros.
 
-    The backward pass forms the inside of each chunk again, so that only one state a chunk is kept.
+    The backward pass rematerializes each chunk, so that only one state per chunk is stored.
     """
     remat = jax.checkpoint(lambda state, now: body(state, *now), prevent_cse=False)
     state, ys = jax.lax.scan(remat, state, split_chunks(inputs, length, chunk))
@@ -80,10 +80,10 @@ def rematerialized(
     inputs: PyTree[Array],
     *params: PyTree[Array],
 ) -> Any:
-    """Return the ys of `state, ys = body(*params, state, *inputs)`, whose inside is formed again in the backward pass.
+    """Return the ys of `state, ys = body(*params, state, *inputs)`, rematerialized in the backward pass.
 
-    That goes over blocks of some steps: `befores(state, inputs)` returns the state before each of them from inputs
-    [blocks, steps, ...]. Inputs are all that is kept, and their gradients take their place. `body` closes over no
+    The backward pass goes block by block: `befores(state, inputs)` returns the state before each block from inputs
+    [blocks, steps, ...]. Only the inputs are stored, and their gradients reuse their buffers. `body` closes over no
     arrays. First derivatives only.
     """
     return _remade(body, befores, *no_forward(_SCAN, (params, state, inputs)))
@@ -141,7 +141,7 @@ def _loop_back(body, params, states, inputs, dlast, dys):
         more, dstate, dx = pull_back((dstate, dy))
         return (dstate, jax.tree.map(jnp.add, dparams, more)), dx
 
-    # The gradient of a chunk's inputs takes their place.
+    # The gradients of a chunk's inputs reuse their buffers.
     carry = dlast, jax.tree.map(jnp.zeros_like, params)
     (dstate, dparams), dinputs = loop(step, carry, floats, _length(inputs), reverse=True, read_ahead=True)
     return dparams, dstate, dinputs
@@ -174,7 +174,7 @@ define(_remade, _SCAN, _remade_fwd, _remade_bwd)
 
 
 def transposed(x: Float[Array, "n m"]) -> Float[Array, "m n"]:
-    """Return x.T for the left of a product: on a CPU written out, which costs less than to read it transposed."""
+    """Return x.T for the left side of a product; on a CPU as a copy, which makes the product faster."""
     return jax.lax.optimization_barrier(x.T) if jax.default_backend() == "cpu" else x.T
 
 
@@ -189,7 +189,7 @@ class Segments(NamedTuple):
 def segments(starts: Bool[Array, " C"]) -> Segments:
     """Return the segments of a chunk."""
     earlier = jnp.tri(starts.shape[0], dtype=bool)
-    # One masked sum: a cumsum is several kernels on a CPU, which count in a loop over chunks.
+    # One masked sum: a cumsum is several kernels on a CPU, an overhead in each iteration over chunks.
     segment = jnp.sum(earlier & starts[None, :], axis=1)
     return Segments(earlier & (segment[:, None] == segment[None, :]), segment == 0, starts)
 

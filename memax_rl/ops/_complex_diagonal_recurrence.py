@@ -2,9 +2,9 @@
 
     h_t = (re + i im) h_{t-1} + b_t,    h_{t-1} := 0 at a start flag
 
-A complex array costs a pass to be put together from the real results of matrix products, and two more to be
-taken apart. Here real and imaginary parts lie one after the other, [T, 2, n], as the product with one real
-matrix of 2n rows leaves them. With J (a, b) = (-b, a) a step is h = re h + im J h + b.
+To assemble a complex array from the real results of matrix products costs a pass over memory, and to split it again two
+more. Here real and imaginary parts are stored one after the other, [T, 2, n], which is the layout of a product with one
+real matrix of 2n columns. With J (a, b) = (-b, a) a step is h = re h + im J h + b.
 """
 
 from typing import cast

@@ -93,7 +93,7 @@ def delta_rule(
     if is_reference(method):
         last, ys = _plain(jnp.repeat(q.astype(compute), every, axis=0), steps, state.astype(compute), starts)
         return last.astype(state.dtype), ys[every - 1 :: every].astype(v.dtype)
-    # A padded step has beta = 0 and decay 1: it leaves the state as it is.
+    # A padded step has beta = 0 and decay 1: it does not change the state.
     inputs = split_chunks(steps, length, chunk), split_chunks(starts, length, chunk)
     queries = split_chunks(q.astype(compute), reads, chunk // every)
     first, queries, inputs = no_forward(_OP, (state.astype(compute), queries, inputs))
@@ -148,7 +148,7 @@ def _delta_rule_fwd(state, q, inputs, starts):
         after = decay.all.from_before[-1] * state + transposed(k * decay.all.within[-1][:, None]) @ u
         return after, (ys, error, inverse, state.T)
 
-    # Results take the place of inputs of their shape where there are some: XLA fills zeros long before they are used.
+    # Results reuse the buffers of inputs of their shape where possible: XLA fills new zeros long before they are used.
     v, every = inputs[1], size // reads
     rows = (
         v[:, every - 1 :: every],
@@ -181,7 +181,7 @@ def _delta_rule_bwd(residuals, cotangents):
         dbeta = jnp.vecdot(error, du) + jnp.vecdot(dsystem, k @ k.T)
         dsystem = beta[:, None] * dsystem
         dscores = within * (u @ dy.T)
-        # What was read from the state before the chunk.
+        # The part that was read from the state before the chunk.
         dy_held, dv_held = decay.reads.from_before[:, None] * dy, -decay.all.from_before[:, None] * dv
         dq = dy_held @ state_t + transposed(dscores) @ k
         dk = dv_held @ state_t + dscores @ q + (dsystem + dsystem.T) @ k + to_end * (u @ dstate_t)
@@ -196,7 +196,7 @@ def _delta_rule_bwd(residuals, cotangents):
         dstate = decay.all.from_before[-1] * dstate + dheld
         return (dstate, state_t), (dq, dk, dbeta, dlog_decay, dv)
 
-    # Gradients take the place of what they are gradients of, and that of v the place of the errors.
+    # Gradients reuse their primals' buffers, and that of v reuses the errors'.
     rows = (q, k, beta, log_decay, errors)
     (dstate, _), (dq, dk, dbeta, dlog_decay, dv) = loop(
         step, (dlast, last.T), rows, count, reverse=True, read_ahead=True
@@ -246,7 +246,7 @@ def generalized_delta_rule(
     if is_reference(method):
         last, ys = _generalized_plain(state.astype(compute), (*floats, starts))
         return last.astype(state.dtype), ys.astype(v.dtype)
-    # A padded step has k = b = 0 and decay 1: it leaves the state as it is.
+    # A padded step has k = b = 0 and decay 1: it does not change the state.
     first, inputs, size = state.astype(compute), (*floats, starts), chunk_size(chunk, length)
     last, ys = loop_chunks("ops.generalized_delta_rule", _generalized_chunk, first, inputs, length, size)
     return last.astype(state.dtype), ys.astype(v.dtype)

@@ -1,4 +1,4 @@
-"""Recurrences of each element by itself, h_t = cell(weights, x_t, h_{t-1}), linear or not, with resets.
+"""Element-wise recurrences h_t = cell(weights, x_t, h_{t-1}), linear or not, with resets.
 
 The derivative of a solved recurrence needs no trace of how it was solved: with J_t the Jacobian of the cell
 at h_{t-1},
@@ -156,7 +156,7 @@ def _tree(maps: Maps, weights, inputs, state, starts, initial):
 
     def with_reset(left, right):
         (a, flag_a), (b, flag_b) = left, right
-        # What an episode begins with takes the place of all before it, so that nan there cannot get through.
+        # At a start the initial state replaces everything before, so that nan there cannot get through.
         a = jax.tree.map(lambda e, c: jnp.where(_like(flag_b, e), c[None], e), a, constant)
         return jax.vmap(maps.combine)(a, b), flag_a | flag_b
 
@@ -182,13 +182,13 @@ def _newton(cell, weights, inputs, state, starts, initial):
         before = _before(hs, state, starts, initial)
         values = run(inputs, before)
         gaps = tuple(jnp.abs(h - v) / (1 + jnp.abs(v)) for h, v in zip(hs, values, strict=True))
-        # Nan is a gap too: what lies ahead of the solved steps may overflow until its turn comes.
+        # Nan counts as not converged: steps after the solved ones may overflow until they are solved.
         wide = [~(gap <= _RESIDUAL) & ~skip for gap, skip in zip(gaps, broken, strict=True)]
         return before, values, jnp.stack([jnp.any(w) for w in wide]).any()
 
     def unfinished(carry):
         count, _, _, _, wide = carry
-        # One iteration secures a step, or two where its last iterate was so large that the change is rounded.
+        # An iteration solves one more step; two do, where the last iterate was so large that its change is rounded.
         return (count < 2 * length) & wide
 
     def iterate(carry):
@@ -280,5 +280,5 @@ def _attach_bwd(sequential, residuals, dhs):
     return gs, dstate, None, None, None
 
 
-# To a second derivative hs would be a constant: only this rule says what it depends on.
+# A second derivative would treat hs as a constant: only this rule states what it depends on.
 define(_attach, _OP, _attach_fwd, _attach_bwd)

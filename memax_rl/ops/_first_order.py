@@ -1,9 +1,8 @@
-"""Guards for derivatives written by hand, which JAX can neither differentiate again nor run forward.
+"""Guards for hand-written derivatives, which support neither second derivatives nor forward mode.
 
-A `jax.custom_vjp` is differentiated again by differentiating its two rules. Ours hold values fixed, and write rows in
-place, which JAX cannot see through: the second derivative would be wrong without a word, or end in an error that names
-nothing. Forward mode does not know the rules at all. Both guards return what they are given and leave no trace in a
-compiled program.
+JAX computes a second derivative of a `jax.custom_vjp` by differentiating its two rules. The rules here stop gradients
+and update buffers in place, so a second derivative would be silently wrong or fail with an obscure error; forward mode
+does not use the rules at all. Both guards are the identity and add nothing to the compiled program.
 """
 
 from collections.abc import Callable
@@ -25,9 +24,9 @@ _WAY_OUT = (
 
 
 def no_second(op: str, arrays: T) -> T:
-    """Return `arrays` and raise `ValueError` where they are differentiated. For the rules of a `custom_vjp`.
+    """Return `arrays`; raise `ValueError` if they are differentiated. For use inside the rules of a `custom_vjp`.
 
-    A first derivative does not differentiate the rules themselves, a second one does.
+    Only second derivatives differentiate the rules themselves.
 
     Args:
         op: The name of the op, for the message.
@@ -36,7 +35,7 @@ def no_second(op: str, arrays: T) -> T:
 
 
 def no_forward(op: str, arrays: T) -> T:
-    """Return `arrays` and raise `ValueError` in forward mode. For what a `custom_vjp` is given."""
+    """Return `arrays`; raise `ValueError` in forward mode. For the arguments of a `custom_vjp`."""
     return _on_floats(_reverse_p, op, arrays)
 
 
@@ -77,10 +76,9 @@ def _identity(name: str) -> Primitive:
     return primitive
 
 
-# The value, in the forward rule of a derivative: it must not have a tangent.
+# For values in the forward rule of a derivative, which must not have a tangent.
 _fixed_p = _identity("no_second_derivative")
-# The value before a derivative written by hand, and its tangent, which is transposed away in reverse mode and which
-# forward mode alone runs.
+# For arguments of a hand-written derivative. Reverse mode transposes the tangent away; only forward mode runs it.
 _reverse_p, _tangent_p = _identity("reverse_mode_only"), _identity("reverse_mode_tangent")
 
 

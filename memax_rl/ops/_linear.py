@@ -1,8 +1,8 @@
 """The product of vectors with a weight matrix, x W, that stays one product of matrices under `vmap`.
 
-Batched by JAX, `x @ w` becomes a product over [batch, time, features]. The gradient of its weights then contracts two
-axes, for which XLA on a CPU copies one side to [features, batch * time]: forward and backward pass take more than twice
-as long. Here all leading axes are one, however many of them `vmap` adds.
+Under `jax.vmap`, `x @ w` becomes a product over [batch, time, features] whose weight gradient contracts two axes. For
+that XLA on a CPU copies one side to [features, batch * time], and forward and backward pass take more than twice as
+long. Here all leading axes, also those that `vmap` adds, are flattened into one.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def _linear(x: Array, w: Array) -> Array:
 
 
 def _outer(x: Array, y: Array) -> Array:
-    """Return the sum over all leading axes of the outer products of x and y: what W gets if x W gets y."""
+    """Return the sum over all leading axes of the outer products of x and y: the gradient of W if that of x W is y."""
     x, y = _rows(x), _rows(y)
     if y.shape[1] == 1:
         # As a product of a matrix and a vector, x would be copied to its transpose first.
@@ -48,11 +48,11 @@ def _outer(x: Array, y: Array) -> Array:
 
 
 def _outer_on_cpu(x: Array, y: Array) -> Array:
-    """Return the same, as XLA on a CPU is fastest at it.
+    """Return `_outer(x, y)` in the form that is fastest in XLA on a CPU.
 
-    With the shorter side first, which is turned beforehand: products of matrices that lie as they are read go to a
-    faster library than others. The barriers keep XLA from folding this into a product of another order. From some
-    thousand rows on, the turning costs more than it gains.
+    The narrower side comes first and is transposed as a copy: products of matrices in plain row-major layout go to a
+    faster library than others. The barriers keep XLA from folding the transpose into the product. From about two
+    thousand rows on, the copy costs more than it gains.
     """
     x, y = _rows(x), _rows(y)
     barrier = jax.lax.optimization_barrier
@@ -74,7 +74,7 @@ def _primitive(name: str, run: Callable[..., Array], on_cpu: Callable[..., Array
         out = jax.eval_shape(run, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args))
         return ShapedArray(out.shape, out.dtype)
 
-    # Compiled on its own, so that it is lowered as it is in a program.
+    # Outside of a program it is compiled too, so that it is lowered in the same way.
     primitive.def_impl(jax.jit(primitive.bind))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))

@@ -68,7 +68,7 @@ def linear_attention(
     floats = [None if x is None else x.astype(compute) for x in (q, k, v, log_decay)]
     per_channel = log_decay is not None and log_decay.ndim == 2
     body = _channel_chunk if per_channel else _scalar_chunk
-    # A padded step has k = 0 and decay 1: it leaves the state as it is.
+    # A padded step has k = 0 and decay 1: it does not change the state.
     if is_reference(method):
         last, ys = _plain(state.astype(compute), (*floats, starts))
         return last.astype(state.dtype), ys.astype(v.dtype)

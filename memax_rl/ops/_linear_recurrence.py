@@ -132,7 +132,7 @@ def _backward_loop(a: Array, h0: Array, starts: Array, hs: Array, dhs: Array) ->
     length, constant = len(hs), a.ndim < hs.ndim
 
     def step(t, later, dh):
-        # What is kept from step to step is what is put out: one array to write, not two.
+        # The carry of the loop is also its output: one array to write, not two.
         after = jnp.minimum(t + 1, length - 1)
         gone = row(starts, after) | (t == length - 1)
         g = dh + jnp.where(gone, 0, (a if constant else row(a, after)) * later)

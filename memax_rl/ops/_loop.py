@@ -1,9 +1,9 @@
-"""A loop over time that leaves every array where it lies.
+"""A loop over time that reads and writes rows in place.
 
 `jax.lax.scan` wants time first, so that under `jax.vmap` its inputs and outputs, [batch, T, ...], are copied to [T,
-batch, ...] and back. Here rows are taken and put by index, and stay in place: half of the time of a recurrence with
-short steps on a CPU. The price is that JAX cannot differentiate the loop backwards: it is for use inside rules of one's
-own.
+batch, ...] and back. Here rows are read and written by index, without that copy, which takes half of the time of a
+recurrence with short steps on a CPU. JAX cannot differentiate this loop in reverse mode: it is for use inside the rules
+of a `custom_vjp`.
 """
 
 import functools
@@ -28,8 +28,8 @@ def loop(
 ) -> tuple[Carry, Any]:
     """Return the last carry, and `rows` with each row t replaced.
 
-    `step(t, carry, rows[t])` returns the carry and the new row t. Results thus take the place of inputs that are needed
-    no more, if nothing else uses these; else the compiler copies them first.
+    `step(t, carry, rows[t])` returns the carry and the new row t. So results reuse the buffers of the inputs; if
+    something else still uses the inputs, the compiler copies them first.
 
     With `read_ahead` a row is read at the end of the step before. Where several kernels of a step use its row, one of
     them might read it after it is replaced, and the compiler would copy the whole array in each step.

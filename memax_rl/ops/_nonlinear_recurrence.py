@@ -1,12 +1,12 @@
-"""Nonlinear recurrences (GRU, LSTM, ...): a sequential scan that does nothing in the loop that can be done outside.
+"""Nonlinear recurrences (GRU, LSTM, ...): a sequential scan with everything hoisted out of the loop that can be.
 
-A cell is split into what its gates are given, `a_t = inputs_t + product(weights, h_{t-1})`, and an element-wise rest
-`s_t = cell(a_t, s_{t-1})`.
+A cell is split into the pre-activations of its gates, `a_t = inputs_t + product(weights, h_{t-1})`, and an element-wise
+function of them and the state, `s_t = cell(a_t, s_{t-1})`.
 
-- The input's share of a_t is computed for all steps before the scan, and a_t takes its place.
-- The backward scan has in each step one matrix product and the derivative of the element-wise rest, formed again from
-  a_t and s_{t-1}; the gradient by a_t takes the place of a_t. So little memory is held besides the states.
-- The gradients of the inputs are those by a_t, and that of `weights` is one matrix product over batch and time.
+- `inputs_t` is computed for all steps before the scan; a_t reuses its buffer.
+- Each step of the backward scan has one matrix product and the derivative of `cell`, rematerialized from a_t and
+  s_{t-1}; the gradient of a_t reuses the buffer of a_t. So little memory is needed besides the states.
+- The gradients of the inputs are those of a_t, and that of `weights` is one matrix product over batch and time.
 """
 
 import functools
@@ -50,8 +50,8 @@ def nonlinear_recurrence(
         product: Affine in h and in `weights`; closes over no arrays. Returns what is added to `inputs`, in the same
             structure.
         weights: Parameters of `product`.
-        inputs: The input's share of each step, time first. Where a gate has no such share it is None, and where it has
-            no share of the state `product` returns None.
+        inputs: What the input adds to each gate, time first. It is None for a gate that does not see the input;
+            `product` returns None for one that does not see the state.
         state: The tuple s_0; it counts until the first start flag.
         starts: True where a step begins a new sequence.
         method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
@@ -74,9 +74,9 @@ def nonlinear_recurrence(
     weights, inputs, state = no_forward(_OP, widened((weights, inputs, state)))
     frozen = jax.lax.stop_gradient((weights, inputs, state))
     gates, states = _forward(cell, product, *frozen, starts)
-    # The value is unused, and removed by the compiler: this is here for its transpose, the weight gradient.
+    # The value is unused and removed by the compiler. What counts is its transpose, the weight gradient.
     h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
-    traced = jax.vmap(product, in_axes=(None, 0))(weights, h_before)
+    traced = jax.vmap(product, in_axes=(None, 0))(jax.tree.map(_with_transposed_gradient, weights), h_before)
     out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (gates, states))
     hs, last = cast(tuple[Array, State], out)
     return last, hs
@@ -104,7 +104,7 @@ def nonlinear_step(
 
 
 def _gates(x: Any, v: Any) -> Any:
-    """Return x + v, and the one alone where the other is None."""
+    """Return x + v; where one of them is None, the other."""
 
     def add(x, v):
         return v if x is None else x if v is None else x + v
@@ -121,8 +121,19 @@ def _is_none(leaf: Any) -> bool:
     return leaf is None
 
 
-def _turn(weight: Array) -> Array:
+def _transpose(weight: Array) -> Array:
     return jnp.swapaxes(weight, -1, -2) if weight.ndim >= 2 else weight
+
+
+def _with_transposed_gradient(weight: Array) -> Array:
+    """Return the weight; if it is a stack of matrices, its gradient is computed transposed, and then transposed back.
+
+    On a CPU, XLA is up to 15 % faster with that product. The barrier keeps it from folding the transpose into the
+    product.
+    """
+    if weight.ndim < 3:
+        return weight
+    return _transpose(jax.lax.optimization_barrier(_transpose(weight)))
 
 
 def _reset(start: Array, state: State) -> State:
@@ -139,20 +150,16 @@ def _before(state: State, states: State, starts: Array) -> State:
 
 
 def _forward(cell, product, weights, inputs, state, starts):
-    """Return what the gates are given at each step, and the state after it."""
+    """Return the pre-activations of the gates at each step, and the state after it."""
     length = len(starts)
-    # Products are by transposed weights, h @ w.T, whose weight gradient needs no transposed copy. In a loop of small
-    # products those take twice as long as plain ones. So they are transposed once, out here; inside, the two transposes
-    # cancel.
-    turned = jax.tree.map(_turn, weights)
 
     def step(t, state, now):
         state = _reset(row(starts, t), state)
-        gates = _gates(_where_there(inputs, now[0]), product(jax.tree.map(_turn, turned), state[0]))
+        gates = _gates(_where_there(inputs, now[0]), product(weights, state[0]))
         state = cell(gates, state)
         return state, (gates, state)
 
-    # What the rows were before does not matter; from an input, they have its batch.
+    # Buffers for the results. Their values do not matter; made from an input, they have its batch axes.
     like = jax.tree.leaves(inputs)[0]
 
     def empty(s):
@@ -180,13 +187,16 @@ def _attach_fwd(cell, product, weights, inputs, traced, state, starts, trajector
 def _attach_bwd(cell, product, residuals, cotangents):
     weights, inputs, traced, state, starts, (gates, states) = residuals
     dhs, dlast = cotangents
+    # The derivative of h @ w is a product by w.T. In a loop of small products those take twice as long as plain ones on
+    # a CPU. So the weights are transposed once, out here; inside, the two transposes cancel.
+    transposed = jax.tree.map(_transpose, weights)
 
     def step(t, dstate, gates):
         dstate = (dstate[0] + row(dhs, t), *dstate[1:])
         before = _reset(row(starts, t), row_before(states, state, t))
         _, cell_vjp = jax.vjp(cell, gates, before)
         dgates, dbefore = cell_vjp(dstate)
-        v, product_vjp = jax.vjp(lambda h: product(weights, h), jnp.zeros_like(before[0]))
+        v, product_vjp = jax.vjp(lambda h: product(jax.tree.map(_transpose, transposed), h), jnp.zeros_like(before[0]))
         (dh_before,) = product_vjp(_where_there(v, dgates))
         return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dgates
 

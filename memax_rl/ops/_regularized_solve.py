@@ -1,10 +1,10 @@
-"""Solve with the decayed sum of key products at each step, in chunks.
+"""Solve a linear system with the decayed sum of outer products of keys at each step, in chunks.
 
     H_t = decay_t H_{t-1} + beta_t k_t k_t^T,    x_t = (H_t + diag(regularizer))^{-1} q_t
 
-von Oswald et al. 2025, MesaNet, https://arxiv.org/abs/2506.05233. H_{t-1} counts as 0 at a start flag.
-Conjugate gradients need only products H_t p_t, and those of all steps of a chunk are linear attention with
-queries p and values k: no H but those between chunks is formed.
+von Oswald et al. 2025, MesaNet, https://arxiv.org/abs/2506.05233. H_{t-1} counts as 0 at a start flag. Conjugate
+gradients need only products H_t p_t, and those of all steps of a chunk are linear attention with queries p and values
+k: H is materialized between chunks only.
 """
 
 from collections.abc import Callable

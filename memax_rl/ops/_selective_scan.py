@@ -3,8 +3,9 @@
     h_t = exp(dt_t a) o h_{t-1} + b_t (dt_t o u_t)^T,    y_t = h_t^T c_t
 
 with h and a [n, d], dt and u [d], b and c [n]. Gu and Dao 2023, Mamba, https://arxiv.org/abs/2312.00752, algorithm 2
-and section 3.3.2. Decays and writes are as large as h, n times as large as the inputs. So they are formed in the loop
-over time, where they stay in the cache; one h a chunk is kept for the gradient, and those between are formed again.
+and section 3.3.2. Decays and writes have the size of h, n times that of the inputs. So they are computed inside the
+loop over time, where they stay in the cache; one h per chunk is stored for the gradient, and those in between are
+rematerialized.
 """
 
 from typing import cast
@@ -66,7 +67,7 @@ def selective_scan(
     dt, u, b, c, a, state = no_forward(_OP, (dt, u, b, c, a, state))
     if method == "associative":
         return _chunks(a, state, dt, u, b, c, starts)
-    # A step that fills up the last chunk has dt = 0: it leaves h as it is.
+    # A padded step has dt = 0: it does not change h.
     missing = -length % _CHUNK
     inputs = (jnp.pad(x, ((0, missing), (0, 0))) for x in (dt, u, b, c))
     last, ys = cast(tuple[Array, Array], _loops(a, state, *inputs, jnp.pad(starts, (0, missing))))
@@ -130,7 +131,7 @@ def _loops_bwd(residuals, cotangents):
         befores = loop(again, row(firsts, k), jnp.zeros((_CHUNK, *a.shape), a.dtype), _CHUNK)[1]
 
         def back(i, carry, _):
-            """From the gradient by h_t to that by h_{t-1}. Sums over d are products, which are faster here."""
+            """From the gradient of h_t to that of h_{t-1}. Sums over d as products, which are faster here."""
             t = k * _CHUNK + i
             dh, da, grads = carry
             (dt_t, u_t, b_t, c_t, dy), before = row((dt, u, b, c, dys), t), row(befores, i)

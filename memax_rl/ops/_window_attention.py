@@ -74,7 +74,7 @@ def window_attention(
 def _in_blocks(q, k, v, starts, window, past, bias, block, compute):
     """Return all y_t in the dtype `compute`: each block of steps sees itself and the steps before it."""
     length = k.shape[0]
-    # As many rows before a block as its steps can see, in eights: the processor computes that many at once.
+    # The rows before a block that its steps can see, rounded up to a multiple of eight, the width of the processor.
     before = -(-(window - 1) // 8) * 8
     past_k, past_v, past_segment = _past(past[0], past[1], past[2], before, k, v)
 
@@ -87,8 +87,8 @@ def _in_blocks(q, k, v, starts, window, past, bias, block, compute):
 
     def joined(past: Array, x: Array) -> Array:
         """Return the blocks of the padded tape, each with the `before` rows ahead of it."""
-        # Laid side by side once. Without the barrier every part would be cut from the array that x is a slice of, with
-        # q, k and v in one: three times as large, and in memory until all is joined.
+        # Without the barrier XLA would slice every block from the array of q, k and v together, of which x is a part:
+        # three times as large, and in memory until all blocks are joined.
         rows = jax.lax.optimization_barrier(jnp.concatenate([past.astype(x.dtype), x]))
         rest = before % block
         first = blocks(rows[: len(x)])[:, :rest]
@@ -130,8 +130,8 @@ def _plain(q, k, v, starts, window, past, bias):
 def _attend(q: Array, k: Array, v: Array, seen: Array, offset: Array | None) -> Array:
     """Return softmax(q k^T / sqrt(dk) + offset where seen) v. Every query sees at least one key.
 
-    Scores are [keys, queries], and so are `seen` and `offset`: then q and dy are turned for the products rather than
-    k and v, which have more rows.
+    Scores, `seen` and `offset` are [keys, queries], so that the products transpose q and dy rather than k and v, which
+    have more rows.
     """
     return _attend_fwd(q, k, v, seen, offset)[0]
 
@@ -165,7 +165,7 @@ def _past(past_k, past_v, past_valid, size, k, v):
         return jnp.zeros((size, k.shape[1])), jnp.zeros((size, v.shape[1])), jnp.full(size, -1, jnp.int32)
     if past_valid is None:
         past_valid = jnp.ones(past_k.shape[0], bool)
-    # An empty entry may hold anything, nan included, and the product of 0 and nan is nan.
+    # An empty entry may hold any value, also nan, and 0 * nan is nan.
     past_k, past_v = (jnp.where(past_valid[:, None], p, 0) for p in (past_k, past_v))
     past = past_k, past_v, jnp.where(past_valid, 0, -1).astype(jnp.int32)
     fills = (0, 0, -1)

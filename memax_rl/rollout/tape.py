@@ -87,7 +87,7 @@ def previous(
 ) -> PyTree[Array]:
     """Return x shifted by one slot, and zero at every start flag: the previous action or reward, as the agent saw it.
 
-    `first` stands before slot 0; it counts only where slot 0 is no start.
+    `first` is the value preceding slot 0, used only if slot 0 does not start an episode.
     """
 
     def shift(leaf, first_leaf):

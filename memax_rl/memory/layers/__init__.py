@@ -1,1 +1,1 @@
-"""Parts that several memory models share."""
+"""Layers and helpers that several memory models share."""

@@ -46,8 +46,8 @@ class ShortConvolution(eqx.Module):
     ) -> tuple[Float[Array, "lags width"], PyTree[Float[Array, "T ..."]]]:
         """Return the last state and `then(*params, y)` of the output y of each step.
 
-        `then` closes over no arrays. It and the convolution are formed again in the backward pass: the inputs are all
-        that is kept. First derivatives only.
+        `then` closes over no arrays. It and the convolution are rematerialized in the backward pass, so that only the
+        inputs are stored. First derivatives only.
         """
         length = len(starts)
         flags = jnp.concatenate([jnp.zeros(_TAPS - 2, bool), starts])
@@ -62,7 +62,7 @@ class ShortConvolution(eqx.Module):
 
 
 def _convolve(then, weights, params, tail, xs, reach):
-    """Return the last three inputs and what comes of the outputs of some steps."""
+    """Return the last three inputs and `then` of the outputs of some steps."""
     length = len(reach)
     history = jnp.concatenate([tail, xs])
     shifted = (jnp.where((reach >= lag)[:, None], history[_TAPS - 1 - lag :][:length], 0) for lag in range(_TAPS))

@@ -1,4 +1,4 @@
-"""Small parts that the models with a matrix state a head share."""
+"""Small functions that the models with one matrix state per head share."""
 
 import functools
 import math
@@ -20,9 +20,9 @@ def check_heads(out_size: int, heads: int | None, head_size: int) -> tuple[int, 
 
 
 def check_norm(name: str, size: int) -> None:
-    """Raise `ValueError` where the mean is taken off a single number, which leaves nothing of the memory."""
+    """Raise `ValueError` if a layer norm would see a single number, which it maps to zero."""
     if check_size(name, size) == 1:
-        raise ValueError(f"{name} must be 2 or more, got 1: a norm takes the mean off, and a single number is its mean")
+        raise ValueError(f"{name} must be 2 or more, got 1: the layer norm of a single number is always zero")
 
 
 def unit(x: Float[Array, "*shape size"]) -> Float[Array, "*shape size"]:
@@ -38,9 +38,9 @@ def _over_root(x: Array, epsilon: float) -> Array:
 
 @_over_root.defjvp
 def _over_root_jvp(epsilon, primals, tangents):
-    """With dot products both ways: for a single head, XLA on a CPU takes eight times as long for a sum over products.
+    """Dot products forward and backward: for one head, XLA on a CPU is eight times slower at a sum of products.
 
-    The last one is with a matrix of one column, so that its transpose is a dot product too.
+    The last product has a matrix of one column, so that its transpose is a dot product too.
     """
     (x,), (dx,) = primals, tangents
     over = jax.lax.rsqrt(jnp.vecdot(x, x) + epsilon)[..., None]
@@ -49,24 +49,24 @@ def _over_root_jvp(epsilon, primals, tangents):
 
 
 def activated_qkv(heads: int, qkv: Float[Array, " width"]) -> tuple[Float[Array, "heads size"], ...]:
-    """Return unit(silu(q)), unit(silu(k)) and silu(v) for each head, from q, k, v side by side."""
+    """Return unit(silu(q)), unit(silu(k)) and silu(v) for each head, from q, k, v concatenated."""
     q, k, v = jax.nn.silu(qkv).reshape(3, heads, -1)
     return unit(q), unit(k), v
 
 
 def rms_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
-    """Return each head divided by its root mean square, side by side, times a weight."""
+    """Return all heads concatenated, each divided by its root mean square, times a weight."""
     size = x.shape[-1]
     return (math.sqrt(size) * cast(Array, _over_root(x, size * 1e-5))).reshape(-1) * weight
 
 
 def layer_norm(x: Float[Array, "heads size"], weight: Float[Array, " inner"]) -> Float[Array, " inner"]:
-    """Return each head with its mean taken off and divided by its standard deviation, side by side, times a weight."""
+    """Return all heads concatenated, each minus its mean and divided by its standard deviation, times a weight."""
     return rms_norm(x - jnp.mean(x, axis=-1, keepdims=True), weight)
 
 
 def head_norm(heads: int, weight: Float[Array, " inner"], reads: Float[Array, " inner"]) -> Float[Array, " inner"]:
-    """Return rms_norm of all heads side by side."""
+    """Return rms_norm of all heads, concatenated."""
     return rms_norm(reads.reshape(heads, -1), weight)
 
 
@@ -81,7 +81,7 @@ def gated_norm(
 def each_row(body: Callable, inputs: tuple[Float[Array, "T ..."], ...], *params: Array) -> Float[Array, "T ..."]:
     """Return `body(*params, *rows)` for each row of `inputs`, where `body` closes over no arrays.
 
-    Its inside is formed again in the backward pass, some steps at a time: the inputs are all that is kept.
+    It is rematerialized in the backward pass, a block of steps at a time, so that only the inputs are stored.
     """
 
     def run(params, state, *rows):
@@ -105,10 +105,10 @@ def each_head(
     starts: Bool[Array, " T"],
 ) -> tuple[Float[Array, "heads k v"], Float[Array, "_ heads v"]]:
     """Return `op(*inputs, state, starts)`, one of `ops` with a matrix state, run for each head by itself."""
-    # The op reads in the dtype of its values; a step reads in that of the state.
+    # The op returns the dtype of its values; a step that of the state.
     inputs = tuple(None if x is None else x.astype(state.dtype) for x in inputs)
     if len(state) == 1:
-        # Without an axis of one, which XLA would move about.
+        # Without an axis of size one, which XLA would transpose.
         last, ys = op(*(None if x is None else x[:, 0] for x in inputs), state[0], starts)
         return last[None], ys[:, None]
     axes = tuple(None if x is None else 1 for x in inputs)

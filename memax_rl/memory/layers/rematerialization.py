@@ -1,4 +1,4 @@
-"""A scan over chunks of time that keeps one state a chunk for the gradient, and forms the rest again."""
+"""A scan over chunks of time that stores one state per chunk for the gradient and rematerializes the rest."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +13,7 @@ State = TypeVar("State", bound=PyTree)
 def scan_chunks(
     body: Callable[[State, PyTree], tuple[State, Array]], state: State, inputs: PyTree, chunk: int
 ) -> tuple[State, Array]:
-    """Return the last state and all outputs of `body`, called on `chunk` steps at a time.
+    """Return the last state and all outputs of `body`, which is called with `chunk` steps at a time.
 
     `body` maps (state, inputs of some steps) to (state, outputs of these steps); inputs and outputs have time
     first.

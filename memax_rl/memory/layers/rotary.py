@@ -1,8 +1,9 @@
-"""Rotary position embedding: features turn in pairs, by an angle that grows with the position.
+"""Rotary position embedding: pairs of features are rotated by an angle that grows with the position.
 
 Su et al. 2021, RoFormer, https://arxiv.org/abs/2104.09864, section 3.2.2.
 
-R_t turns the pair of features (i, i + size / 2) by the angle t base^(-2 i / size). Only t - s matters in R_t q . R_s k.
+R_t rotates the pair of features (i, i + size / 2) by the angle t base^(-2 i / size). R_t q . R_s k depends on t - s
+alone.
 """
 
 from typing import Any
@@ -17,8 +18,8 @@ _FINE = 64
 def _rotations(first: int, count: int, size: int, base: float, dtype: Any) -> tuple[Array, Array]:
     """Return cos and sin [count, size / 2] of the angles at positions first, first + 1, ...
 
-    From two small tables in double precision and the sum of angles: an angle of a million radians has no
-    digits left in float32 after the point.
+    Computed from two small tables in double precision by the addition theorems, because in float32 an angle of a
+    million radians has no digits after the point.
     """
     frequency = base ** (-2 * np.arange(size // 2) / size)
     fine = np.arange(_FINE)[None, :, None] * frequency

@@ -12,7 +12,8 @@ T = TypeVar("T", bound=PyTree[Array])
 def state_dtype(parameter: Float[Array, "..."]) -> Any:
     """Return the dtype of the states beside a parameter: the parameter's own, float32 at least.
 
-    A sum over thousands of steps does not fit into the eight bits of bfloat16: what is added last would vanish.
+    A sum over thousands of steps exceeds the eight significant bits of bfloat16: small late terms would be rounded
+    away.
     """
     return jnp.promote_types(parameter.dtype, jnp.float32)
 
@@ -35,11 +36,6 @@ def select(condition: Bool[Array, ""], if_true: T, if_false: T) -> T:
 def normal(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -> Float[Array, "in_size out_size"]:
     """Return a matrix W for `x @ W`, entries from N(0, scale^2 / in_size): unit inputs give outputs of size `scale`."""
     return jax.random.normal(key, (in_size, out_size)) * (scale * in_size**-0.5)
-
-
-def matrix(key: PRNGKeyArray, in_size: int, out_size: int, scale: float = 1.0) -> Float[Array, "out_size in_size"]:
-    """Return a matrix W for `x @ W.T`, with the entries of `normal`."""
-    return jax.random.normal(key, (out_size, in_size)) * (scale * in_size**-0.5)
 
 
 def orthogonal(key: PRNGKeyArray, size: int) -> Float[Array, "size size"]:

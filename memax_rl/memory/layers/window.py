@@ -1,7 +1,7 @@
-"""What the attention models share: projections to heads, the ring of past keys and values, and attention to it.
+"""Parts of the attention models: projections to heads, the ring buffer of past keys and values, attention over it.
 
-The ring holds what the last window - 1 steps left, oldest first and right-aligned, and how many of its rows
-count. Rows that do not count are zero, so that nothing of an earlier episode is kept.
+The ring buffer holds the rows of the last window - 1 steps, oldest first and right-aligned, and how many of them are
+valid. Invalid rows are zero, so that nothing of an earlier episode is kept.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from memax_rl.ops import linear, window_attention
 
 
 class Heads(eqx.Module):
-    """Queries, keys, values and the way back, for several heads."""
+    """Projections to queries, keys and values of several heads, and the output projection."""
 
     heads: int
     head_size: int
@@ -64,7 +64,7 @@ def attend_step(
     turn: Callable[[Array, int], Array] = _as_it_is,
     bias: Float[Array, "heads window"] | None = None,
 ) -> tuple[tuple["Ring", "Ring"], Float[Array, " out_size"]]:
-    """Push the new key and value, then attend to all in the rings.
+    """Return the rings with the new key and value, and the output of attention over them.
 
     `turn(ks, first)` is applied to the keys before they meet the query, `first` being the position of the first of them
     where that of the query is 0; `bias` is added to the score of the key that lies 0, 1, ... steps back.
@@ -100,20 +100,20 @@ def attend_scan(
         past = {"past_k": past_k, "past_v": past_v, "past_valid": valid}
         return window_attention(q, k, v, starts, window, bias=bias, **past)
 
-    # Only the distance matters, so that the position on the tape does as well as that in the episode.
+    # Only distances matter, so positions on the tape can replace those in the episode.
     turned = turn(q, 0), turn(k, 0), v.astype(past_v.rows.dtype), turn(past_k.rows, 1 - window), past_v.rows
     ys = jax.vmap(attend, in_axes=(1, 1, 1, 1, 1, None if bias is None else 0), out_axes=1)(*turned, bias)
     return (past_k.extend(k, starts), past_v.extend(v, starts)), heads.merge(ys)
 
 
 class Ring(eqx.Module):
-    """The last rows of a sequence, oldest first, and how many of them count."""
+    """A ring buffer: the last rows of a sequence, oldest first, and how many of them are valid."""
 
     rows: Float[Array, " size *shape"]
     count: Int[Array, ""]
 
     def valid(self) -> Bool[Array, " size"]:
-        """Return which rows count: the last `count`."""
+        """Return which rows are valid: the last `count`."""
         size = self.rows.shape[0]
         return jnp.arange(size) >= size - self.count
 
@@ -122,7 +122,7 @@ class Ring(eqx.Module):
         return Ring(self.rows, jnp.where(start, 0, self.count)).clear()
 
     def clear(self) -> "Ring":
-        """Return the ring with zeros in the rows that do not count."""
+        """Return the ring with zeros in the invalid rows."""
         keep = self.valid().reshape(-1, *(1,) * (self.rows.ndim - 1))
         return Ring(jnp.where(keep, self.rows, 0), self.count)
 
