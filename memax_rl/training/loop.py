@@ -246,7 +246,9 @@ def make_many_updates(
         sound = sound & finite
         new = eqx.filter(state, eqx.is_array)
         learned = [jax.tree.map(functools.partial(jnp.where, sound), *pair) for pair in _learned(agent, new, arrays)]
-        new = eqx.tree_at(lambda s: [getattr(s, name) for name in agent.learned_fields], new, learned)
+        # A field may be None: an auxiliary loss that there is not.
+        where_learned = functools.partial(_fields, names=agent.learned_fields)
+        new = eqx.tree_at(where_learned, new, learned, is_leaf=lambda x: x is None)
         return new, sound, metrics | {"finite": finite.astype(jnp.float32)}
 
     def update_seeds(arrays, sound):
@@ -278,6 +280,10 @@ def make_many_updates(
     if agent.devices > 1:
         many = sharding.shard_map(many, agent.devices, agent.sharded_fields, _ROWS)
     return jax.jit(many, donate_argnums=0)
+
+
+def _fields(state: PyTree, names: Iterable[str]) -> list[PyTree]:
+    return [getattr(state, name) for name in names]
 
 
 def _learned(agent: Agent[Any], *states: PyTree) -> Iterable[tuple[PyTree, ...]]:
