@@ -41,7 +41,9 @@ def _print(results: Any) -> None:
         table = Table(title=f"{env}, {agent}", caption="returns, not normalized; 95 % intervals over seeds")
         for column in ("memory", "seeds", "mean", "95 % interval", "interquartile mean", "95 % interval"):
             table.add_column(column, justify="left" if column == "memory" else "right")
-        scores = {str(name): rows["final_return"].to_numpy() for name, rows in task.groupby("memory")}
+        scores = {name: rows["final_return"].to_numpy() for name, rows in task.groupby(_labels(task))}
+        if (doubled := task.assign(label=_labels(task)).duplicated(["label", "seed"]).sum()) > 0:
+            print(f"{doubled} runs repeat the settings and seed of another; each counts as a run of its own")
         for name in sorted(scores, key=lambda name: -scores[name].mean()):
             cells = []
             for statistic in ("mean", "iqm"):
@@ -50,3 +52,14 @@ def _print(results: Any) -> None:
             table.add_row(name, str(len(scores[name])), *cells)
         console.print(table)
         print(sentence(scores))
+
+
+def _labels(task: Any) -> Any:
+    """Return what tells the runs of one task apart besides their seed: the memory, and every setting that differs."""
+    from memax_rl.studies.results import COLUMNS
+
+    labels = task["memory"].astype(str)
+    for name in task.columns.difference(COLUMNS, sort=False):
+        if task[name].astype(str).nunique() > 1:
+            labels = labels + f", {name}=" + task[name].astype(str)
+    return labels

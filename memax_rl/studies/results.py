@@ -15,6 +15,11 @@ import pandas as pd
 from memax_rl.runs.run import Run, RunError
 
 _LARGEST_SUMMARY = 50_000_000
+# What every table of results has; its other columns are settings that vary between the runs.
+COLUMNS = (
+    *("run", "env", "memory", "agent", "seed", "status", "final_return", "best_return", "steps", "wall_clock"),
+    *("episodes", "chance", "best_known"),
+)
 _PARTS = ("env", "agent", "seed", "num_seeds", "network.memory")
 
 
@@ -34,7 +39,7 @@ def find_runs(*folders: str | Path) -> list[Path]:
                 names.clear()
     if not found:
         raise RunError(
-            f"no run folder (one with a config.yaml) lies under {', '.join(map(str, folders)) or 'nothing'}; name others"
+            f"no run folder (one with a config.yaml) is under {', '.join(map(str, folders)) or 'nothing'}; name others"
         )
     return sorted(found)
 
