@@ -11,26 +11,31 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+# The last axis is that of runs; leading ones, the same for all tasks, are drawn samples.
 Scores = Sequence[np.ndarray]
 
 
-def _mean(scores: Scores) -> float:
-    return float(np.mean([s.mean() for s in scores]))
+def _means(scores: Scores) -> np.ndarray:
+    return np.stack([s.mean(axis=-1) for s in scores])
 
 
-def _median(scores: Scores) -> float:
-    return float(np.median([s.mean() for s in scores]))
+def _mean(scores: Scores) -> Any:
+    return _means(scores).mean(axis=0)
 
 
-def _iqm(scores: Scores) -> float:
-    return float(stats.trim_mean(np.concatenate(scores), 0.25))
+def _median(scores: Scores) -> Any:
+    return np.median(_means(scores), axis=0)
 
 
-def _optimality_gap(scores: Scores) -> float:
-    return float(np.mean([np.mean(1 - np.minimum(s, 1)) for s in scores]))
+def _iqm(scores: Scores) -> Any:
+    return stats.trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=-1)
 
 
-STATISTICS: dict[str, Callable[[Scores], float]] = {
+def _optimality_gap(scores: Scores) -> Any:
+    return _means([1 - np.minimum(s, 1) for s in scores]).mean(axis=0)
+
+
+STATISTICS: dict[str, Callable[[Scores], Any]] = {
     "mean": _mean,
     "median": _median,
     "iqm": _iqm,
@@ -48,10 +53,10 @@ def estimate(scores: Scores, statistic: str, *, resamples: int = 2000, seed: int
         `{"value", "low", "high"}`; low and high are nan where a task has a single run.
     """
     rng, of = np.random.default_rng(seed), STATISTICS[statistic]
-    value, fewest = of(scores), min(len(s) for s in scores)
+    value, fewest = float(of(scores)), min(len(s) for s in scores)
     if fewest < 2:
         return {"value": value, "low": np.nan, "high": np.nan}
-    drawn = [of([s[rng.integers(len(s), size=len(s))] for s in scores]) for _ in range(resamples)]
+    drawn = of([s[rng.integers(len(s), size=(resamples, len(s)))] for s in scores])
     half = np.std(drawn) * np.sqrt(fewest / (fewest - 1)) * stats.t.ppf(0.975, fewest - 1)
     return {"value": value, "low": float(value - half), "high": float(value + half)}
 
@@ -72,7 +77,7 @@ def p_values(scores: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
         elif np.ptp(x) == np.ptp(y) == 0:
             raw[a, b] = float(x[0] == y[0])
         else:
-            raw[a, b] = float(stats.ttest_ind(x, y, equal_var=False).pvalue)
+            raw[a, b] = float(stats.ttest_ind(x, y, equal_var=False)[1])
     corrected, highest = {}, 0.0
     for rank, pair in enumerate(sorted(raw, key=raw.__getitem__)):
         highest = corrected[pair] = max(highest, min(1.0, raw[pair] * (len(raw) - rank)))

@@ -100,20 +100,24 @@ def _rows(run: Run, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
         lost = set(summary.get("diverged_seeds", [])) | set(table["seed"][table["finite"] == 0].astype(int))
         for seed in range(int(fields["seed"]), int(fields["seed"]) + int(fields["num_seeds"])):
             own = table[table["seed"] == seed]
-            steps = 0 if own.empty else int(own["env_steps"].max())
+            steps = int(max(own["env_steps"].tolist(), default=0))
             ended = bool(summary) and steps >= int(fields["total_steps"])
             yield {"run": str(run.folder), **names, "seed": seed} | {
                 "status": "diverged" if seed in lost else "finished" if ended else "unfinished",
                 "final_return": float(means.get(seed, math.nan)),
-                "best_return": float(own["episode/return"].max()),
+                "best_return": _largest(own["episode/return"]),
                 "steps": steps,
-                "wall_clock": float(summary.get("seconds", own["seconds"].max())),
+                "wall_clock": float(summary.get("seconds", _largest(own["seconds"]))),
                 "episodes": evaluation.get("episodes_per_seed", 0),
                 "chance": _number(evaluation.get("chance")),
                 "best_known": _number(evaluation.get("best")),
             }
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"the run {run.folder} is damaged ({error}); restore its files, or move it away") from None
+
+
+def _largest(column: Any) -> float:
+    return float(column.max())
 
 
 def _number(value: Any) -> float:
