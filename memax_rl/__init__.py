@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from memax_rl import returns as returns
     from memax_rl import rollout as rollout
     from memax_rl import runs as runs
+    from memax_rl import studies as studies
     from memax_rl import tape as tape
     from memax_rl import training as training
     from memax_rl.agents import AgentSettings
@@ -31,8 +32,14 @@ if TYPE_CHECKING:
     from memax_rl.networks import NetworkConfig
     from memax_rl.runs import Run as Run
     from memax_rl.runs import TrainConfig as TrainConfig
+    from memax_rl.studies import results as results
 
-_OBJECTS = {"TrainConfig": "memax_rl.runs", "Run": "memax_rl.runs", "evaluate": "memax_rl.evaluation"}
+_OBJECTS = {
+    "TrainConfig": "memax_rl.runs",
+    "Run": "memax_rl.runs",
+    "evaluate": "memax_rl.evaluation",
+    "results": "memax_rl.studies",
+}
 
 __all__ = [
     "Run",
@@ -44,9 +51,11 @@ __all__ = [
     "memory",
     "networks",
     "ops",
+    "results",
     "returns",
     "rollout",
     "runs",
+    "studies",
     "tape",
     "train",
     "training",

@@ -1,4 +1,4 @@
-"""The command line: `memax-rl train | evaluate | icl | inspect | list | completion`.
+"""The command line: `memax-rl train | evaluate | icl | inspect | list | compare | completion`.
 
 Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
 message on standard error and exit status 2.
@@ -12,6 +12,7 @@ import click
 from memax_rl import signals
 from memax_rl._version import __version__
 from memax_rl.cli.common import fail
+from memax_rl.cli.compare import compare
 from memax_rl.cli.listing import listing
 from memax_rl.cli.play import evaluate, icl, inspect
 from memax_rl.cli.train import train
@@ -46,7 +47,7 @@ def _completion(shell: str) -> int:
     return 0
 
 
-for _command in (train, evaluate, icl, inspect, listing):
+for _command in (train, evaluate, icl, inspect, listing, compare):
     _group.add_command(_command)
 
 

@@ -1,0 +1,42 @@
+"""How long `memax-rl compare` takes for 100 runs of 1,000 rows each, import of Python and its packages included."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from memax_rl.runs import Run, make_config
+
+
+def write_runs(folder: Path, runs: int = 100, rows: int = 1000) -> None:
+    """Write made-up runs of ten memories, with the columns that `compare` reads and 20 more."""
+    rng = np.random.default_rng(0)
+    memories = ["gru", "lru", "lstm", "s5", "mlp", "mamba2", "gla", "mgu", "min_gru", "ffm"]
+    for i in range(runs):
+        memory, seed = memories[i % 10], i // 10
+        config = make_config({"seed": seed, "total_steps": 100 * rows, "network": {"memory": memory}})
+        run = Run.create(folder / f"{memory}-{seed}", config)
+        made = []
+        for t in range(1, rows + 1):
+            row = {"update": t, "seed": seed, "seconds": t, "env_steps": 100 * t, "finite": 1}
+            row["episode/return"] = float(rng.normal())
+            made.append(row | {f"other{k}": float(rng.normal()) for k in range(20)})
+        run.append_metrics(made)
+        evaluation = {"seeds": [seed], "mean_return_per_seed": [float(rng.normal())], "episodes_per_seed": 256}
+        run.write_summary({"seconds": 60.0, "evaluation": evaluation})
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_runs(Path(folder) / "runs")
+        command = [sys.executable, "-m", "memax_rl", "compare", f"{folder}/runs", "--out", f"{folder}/out"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        print(f"{time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

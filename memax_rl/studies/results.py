@@ -1,0 +1,171 @@
+"""The results of many run folders as tables. Files alone are read: no environment is built, nothing is compiled."""
+
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from memax_rl.runs.run import Run, RunError
+
+_LARGEST_SUMMARY = 50_000_000
+# What every table of results has; its other columns are settings that vary between the runs.
+COLUMNS = (
+    *("run", "env", "memory", "agent", "seed", "status", "final_return", "best_return", "steps", "wall_clock"),
+    *("episodes", "chance", "best_known"),
+)
+_PARTS = ("env", "agent", "seed", "num_seeds", "network.memory")
+
+
+def find_runs(*folders: str | Path) -> list[Path]:
+    """Return the run folders at or under `folders`, in order. Links are not followed.
+
+    Raises:
+        RunError: If a folder does not exist, or no run is found.
+    """
+    found: set[Path] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise RunError(f"{folder} is no folder; name a study's folder or run folders")
+        for path, names, files in os.walk(folder, followlinks=False):
+            if "config.yaml" in files:
+                found.add(Path(path).resolve())
+                names.clear()
+    if not found:
+        raise RunError(
+            f"no run folder (one with a config.yaml) is under {', '.join(map(str, folders)) or 'nothing'}; name others"
+        )
+    return sorted(found)
+
+
+def results(*folders: str | Path) -> pd.DataFrame:
+    """Return one row a run and seed of all run folders at or under `folders`.
+
+    The columns are run, env, memory, agent, seed, the configuration's fields that vary between runs, status
+    ("finished", "unfinished" or "diverged"), `final_return` (the mean of the evaluation's episodes; nan where there is
+    none), `best_return` (the highest mean of an update's episodes in training), steps, wall_clock (seconds of the
+    whole run, its other seeds included), episodes of the evaluation, chance and best_known.
+
+    Raises:
+        RunError: If no run is found, or a file of one is damaged.
+    """
+    rows, configs = [], []
+    for folder in find_runs(*folders):
+        run = Run.open(folder)
+        fields = run.fields()
+        own = list(_rows(run, fields))
+        rows += own
+        configs += [_flat(fields)] * len(own)
+    varying = sorted(_varying(configs) - set(_PARTS))
+    return pd.DataFrame([row | {name: c.get(name) for name in varying} for row, c in zip(rows, configs, strict=True)])
+
+
+def curves(*folders: str | Path) -> pd.DataFrame:
+    """Return one row an update: run, env, memory, agent, seed, and the columns of metrics.csv.
+
+    Raises:
+        RunError: If no run is found, or a file of one is damaged.
+    """
+    tables = []
+    for folder in find_runs(*folders):
+        run = Run.open(folder)
+        table = _metrics(run)
+        about = {"run": str(folder)} | _names(run.fields(), run)
+        for place, (name, value) in enumerate(about.items()):
+            table.insert(place, name, value)
+        tables.append(table)
+    return pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+
+
+def _names(fields: dict[str, Any], run: Run) -> dict[str, str]:
+    try:
+        network = fields["network"]
+        memory = "+".join([block["memory"] for block in network["blocks"]] or [network["memory"]])
+        return {"env": str(fields["env"]), "memory": memory, "agent": str(fields["agent"])}
+    except (LookupError, TypeError):
+        raise RunError(f"{run.config_path} is not the complete configuration of a run; restore the file") from None
+
+
+def _rows(run: Run, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    names, summary, table = _names(fields, run), _summary(run), _metrics(run)
+    try:
+        evaluation = summary.get("evaluation", {})
+        means = dict(zip(evaluation.get("seeds", []), evaluation.get("mean_return_per_seed", []), strict=True))
+        lost = set(summary.get("diverged_seeds", [])) | set(table["seed"][table["finite"] == 0].astype(int))
+        for seed in range(int(fields["seed"]), int(fields["seed"]) + int(fields["num_seeds"])):
+            own = table[table["seed"] == seed]
+            steps = int(max(own["env_steps"].tolist(), default=0))
+            ended = bool(summary) and steps >= int(fields["total_steps"])
+            yield {"run": str(run.folder), **names, "seed": seed} | {
+                "status": "diverged" if seed in lost else "finished" if ended else "unfinished",
+                "final_return": float(means.get(seed, math.nan)),
+                "best_return": _largest(own["episode/return"]),
+                "steps": steps,
+                "wall_clock": float(summary.get("seconds", _largest(own["seconds"]))),
+                "episodes": evaluation.get("episodes_per_seed", 0),
+                "chance": _number(evaluation.get("chance")),
+                "best_known": _number(evaluation.get("best")),
+            }
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"the run {run.folder} is damaged ({error}); restore its files, or move it away") from None
+
+
+def _largest(column: Any) -> float:
+    return float(column.max())
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    path = run.summary_path
+    if not path.exists():
+        return {}
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_SUMMARY:
+            raise RunError(f"{path} is no summary of a run; move it away")
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if not isinstance(summary, dict):
+        raise RunError(f"{path} must hold keys and values, got {type(summary).__name__}")
+    return summary
+
+
+def _metrics(run: Run) -> pd.DataFrame:
+    needed = ["update", "seed", "seconds", "env_steps", "episode/return", "finite"]
+    if not run.metrics_path.exists():
+        return pd.DataFrame({name: np.zeros(0) for name in needed})
+    text = run.metrics_path.read_bytes()
+    rows = run.metrics_path
+    try:
+        # A line that is not written to its end is left out.
+        table = pd.read_csv(io.BytesIO(text[: text.rfind(b"\n") + 1]), dtype=float)
+    except ValueError as error:
+        raise RunError(f"{rows} is damaged: {error}") from None
+    if missing := [name for name in needed if name not in table]:
+        raise RunError(f"{rows} lacks the columns {', '.join(missing)}; restore the file")
+    return table
+
+
+def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value if isinstance(value, str | int | float | None) else json.dumps(value)
+    return flat
+
+
+def _varying(configs: list[dict[str, Any]]) -> set[str]:
+    names = {name for config in configs for name in config}
+    return {name for name in names if len({repr(config.get(name)) for config in configs}) > 1}
