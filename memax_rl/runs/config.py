@@ -311,7 +311,7 @@ def dump_config(config: TrainConfig) -> str:
 # Overriding fields from the command line
 
 # Names that are typed often, and what they are short for.
-_SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
+SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
 
 
 def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
@@ -403,7 +403,7 @@ def _parse(text: str) -> Any:
 
 def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     head, _, tail = name.partition(".")
-    full = (_SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
+    full = (SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
     *path, last = full.split(".")
     part: Any = fields
     in_env_options = path[:1] == ["env_options"]
@@ -448,4 +448,4 @@ def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _field_names() -> list[str]:
-    return [*_SHORT, *(name for name, _ in _walk(TrainConfig))]
+    return [*SHORT, *(name for name, _ in _walk(TrainConfig))]
