@@ -11,7 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "memax_rl"
 # Each part may import those before it, and itself. `envs` knows none of them, and all but ops and memory may know it.
-ORDER = ["ops", "memory", "networks", "sharding", "rollout", "agents", "runs", "evaluation", "training", "cli"]
+ORDER = [
+    "ops",
+    "memory",
+    "networks",
+    "sharding",
+    "rollout",
+    "agents",
+    "runs",
+    "evaluation",
+    "training",
+    "studies",
+    "cli",
+]
 
 
 def _modules() -> dict[str, Path]:

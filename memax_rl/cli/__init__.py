@@ -1,4 +1,4 @@
-"""The command line: `memax-rl train | evaluate | icl | inspect | list | completion`.
+"""The command line: `memax-rl train | evaluate | icl | inspect | list | study | completion`.
 
 Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
 message on standard error and exit status 2.
@@ -14,6 +14,7 @@ from memax_rl._version import __version__
 from memax_rl.cli.common import fail
 from memax_rl.cli.listing import listing
 from memax_rl.cli.play import evaluate, icl, inspect
+from memax_rl.cli.study import study
 from memax_rl.cli.train import train
 
 _NAME = "memax-rl"
@@ -46,7 +47,7 @@ def _completion(shell: str) -> int:
     return 0
 
 
-for _command in (train, evaluate, icl, inspect, listing):
+for _command in (train, evaluate, icl, inspect, listing, study):
     _group.add_command(_command)
 
 

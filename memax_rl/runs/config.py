@@ -372,9 +372,9 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"expected a field such as --seed, got {argument!r}")
         name, equals, value = argument[2:].partition("=")
         if equals:
-            yield name, _parse(value)
+            yield name, parse_value(value)
         elif rest and not rest[0].startswith("--"):
-            yield name, _parse(rest.pop(0))
+            yield name, parse_value(rest.pop(0))
         elif name.startswith("no-"):
             yield name.removeprefix("no-"), False
         else:
@@ -385,7 +385,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 _NO_VALUE = object()
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Return a number where the text is one (YAML reads 1e-3 as a string), else what YAML makes of it."""
     for kind in (int, float):
         try:

@@ -98,15 +98,18 @@ class Folder:
         return None
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[bool]:
-        """Try to hold a cell, and yield whether this process does. It ends with the process, however that ends."""
+    def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Try to hold a cell, or wait for it, and yield whether this process does.
+
+        The lock ends with the process, however that ends.
+        """
         locks = self.path / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         path = locks / hashlib.sha256(name.encode()).hexdigest()[:32]
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 yield False
                 return

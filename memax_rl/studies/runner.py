@@ -58,7 +58,7 @@ def open_study(
         path = Path(study)
         if path.is_dir():
             if folder is not None:
-                raise RunError("the folder of a study says itself where it is; leave --out out")
+                raise RunError("the folder of a study says itself where it is; leave out --out")
             folder, study = Folder(path), Folder(path).study()
         else:
             study = load_study(path)
@@ -279,8 +279,8 @@ class _Pool:
         last = (worker.errors.read()[-2000:].strip().splitlines() or [""])[-1]
         worker.errors.close()
         if cell is None:
-            # It died before it was given anything, so that another would too.
-            raise RunError(f"a worker process ended ({how}): {last}")
+            # It was idle, and another takes its place.
+            return
         self.crashes[cell.name] = self.crashes.get(cell.name, 0) + 1
         if self.crashes[cell.name] < _MOST_CRASHES:
             self.say(f"a worker process ended ({how}) in {cell.name}, which another goes on with")
