@@ -142,7 +142,9 @@ class _Pool:
         """Run all cells that are not finished."""
         self.waiting = [cell for cell in self.cells if not self.folder.is_finished(cell)]
         self.busy: dict[str, tuple[Cell, float]] = {}
-        self.state = Progress(self.folder, self.cells, done={c.name for c in self.cells} - {c.name for c in self.waiting})
+        self.state = Progress(
+            self.folder, self.cells, done={c.name for c in self.cells} - {c.name for c in self.waiting}
+        )
         again = [cell.name for cell in self.waiting if self.folder.failure(cell) is not None]
         self.gpus = machine.gpus()
         self.count = min(self.wanted or len(self.gpus) or len(machine.cores()), max(1, len(self.waiting)))
