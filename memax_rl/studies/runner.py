@@ -1,5 +1,6 @@
 """Running the cells of a study in processes of this machine."""
 
+import contextlib
 import json
 import os
 import queue
@@ -122,6 +123,7 @@ class _Worker:
     errors: Any
     cell: Cell | None = None
     since: float = 0.0
+    hears: threading.Thread = field(default_factory=threading.Thread)
 
 
 @dataclass(eq=False)
@@ -142,9 +144,8 @@ class _Pool:
         """Run all cells that are not finished."""
         self.waiting = [cell for cell in self.cells if not self.folder.is_finished(cell)]
         self.busy: dict[str, tuple[Cell, float]] = {}
-        self.state = Progress(
-            self.folder, self.cells, done={c.name for c in self.cells} - {c.name for c in self.waiting}
-        )
+        done = {cell.name for cell in self.cells} - {cell.name for cell in self.waiting}
+        self.state = Progress(self.folder, self.cells, done)
         again = [cell.name for cell in self.waiting if self.folder.failure(cell) is not None]
         self.gpus = machine.gpus()
         self.count = min(self.wanted or len(self.gpus) or len(machine.cores()), max(1, len(self.waiting)))
@@ -209,7 +210,7 @@ class _Pool:
             **machine.variables(index, self.count, self.gpus),
             "PYTHONPATH": os.pathsep.join([package, *([inherited] if inherited else [])]),
         }
-        errors = tempfile.TemporaryFile("w+")
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the worker lives
         command = [sys.executable, "-P", "-m", "memax_rl.studies.worker"]
         chosen = machine.cores() if self.gpus else machine.share_of(index, self.count, machine.cores())
         with machine.on_cores(chosen):
@@ -224,7 +225,8 @@ class _Pool:
                 start_new_session=True,
             )
         worker = _Worker(process, errors)
-        threading.Thread(target=self._hear, args=(index, worker), daemon=True).start()
+        worker.hears = threading.Thread(target=self._hear, args=(index, worker), daemon=True)
+        worker.hears.start()
         path = [entry or os.getcwd() for entry in sys.path]
         setup = {"folder": str(self.folder.path.resolve()), "imports": self.imports, "trust": self.trust, "path": path}
         self._send(worker, setup)
@@ -244,6 +246,7 @@ class _Pool:
         assert worker.process.stdout
         for line in worker.process.stdout:
             self.answers.put((index, worker, line))
+        worker.process.stdout.close()
         self.answers.put((index, worker, ""))
 
     def _listen(self) -> None:
@@ -276,6 +279,7 @@ class _Pool:
     def _note_death(self, worker: _Worker, cell: Cell | None) -> None:
         """Have the cell of a worker that died run again, unless it did so too often."""
         status = worker.process.wait()
+        _close(worker)
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         worker.errors.seek(0)
         last = (worker.errors.read()[-2000:].strip().splitlines() or [""])[-1]
@@ -304,7 +308,14 @@ class _Pool:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-            assert worker.process.stdin
-            worker.process.stdin.close()
+            worker.hears.join()
+            _close(worker)
             worker.errors.close()
         self.workers.clear()
+
+
+def _close(worker: _Worker) -> None:
+    """Close what leads to a worker that ended. Where it did not read all, there is no one to read the rest."""
+    assert worker.process.stdin
+    with contextlib.suppress(BrokenPipeError):
+        worker.process.stdin.close()

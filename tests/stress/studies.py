@@ -8,6 +8,8 @@ equal those of the same configuration trained alone to the bit, and metrics.csv 
 """
 
 import argparse
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -69,9 +71,6 @@ def disturb(folder: Path, arguments: list[str], log: Path, kills: int, longest: 
 
 
 def _kill(number: int, how: signal.Signals) -> None:
-    import contextlib
-    import os
-
     with contextlib.suppress(ProcessLookupError):
         os.kill(number, how)
 
