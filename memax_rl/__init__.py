@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from memax_rl.networks import NetworkConfig
     from memax_rl.runs import Run as Run
     from memax_rl.runs import TrainConfig as TrainConfig
+    from memax_rl.studies import Outcome, Study
     from memax_rl.studies import results as results
 
 _OBJECTS = {
@@ -56,6 +57,7 @@ __all__ = [
     "rollout",
     "runs",
     "studies",
+    "study",
     "tape",
     "train",
     "training",
@@ -148,3 +150,38 @@ def train(
     given = {name: value for name, value in locals().items() if value is not _UNSET}
     given |= given.pop("agent_settings")
     return importlib.import_module("memax_rl.training").train(**given)
+
+
+def study(
+    study: "Study | Mapping[str, Any] | str | Path",
+    *,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+    imports: Iterable[str] = (),
+    trust: bool = False,
+) -> "Outcome":
+    """Train every cell of a grid, each in a run folder of its own, and return how that ended.
+
+    >>> grid = {"env": ["popgym/RepeatFirstEasy"], "memory": ["gru", "lru"]}
+    >>> memax_rl.study({"grid": grid, "seeds": 5}, out="studies/first").failed  # doctest: +SKIP
+
+    What is finished already is skipped, and what was interrupted goes on; see docs/studies.md.
+
+    Args:
+        study: The study, its parts (base, grid, zip, exclude, seeds), a YAML file of them, or the folder of one.
+        out: The folder; one of the same study is continued. Left out where `study` is a folder.
+        workers: Processes; by default one a GPU, or one a core.
+        progress: Whether to show how far it is.
+        imports: Modules of one's own, imported first; also packages that a configuration may import (docs/runs.md).
+        trust: Whether a configuration may import any package.
+
+    Returns:
+        The folder, the finished cells, and why others failed.
+
+    Raises:
+        ValueError: If the study is wrong, or the folder holds another one; no cell was run then.
+        KeyboardInterrupt: After all cells were saved because of Ctrl-C or SIGTERM.
+    """
+    given = dict(locals())
+    return importlib.import_module("memax_rl.studies").study(given.pop("study"), **given)

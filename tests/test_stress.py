@@ -16,8 +16,9 @@ STRESS = Path(__file__).parent / "stress"
         ["fuzz.py", "--cases", "60", "--seed", "1"],
         ["kills.py", "--kills", "2", "--kinds", "ppo"],
         ["damage.py", "--cases", "25"],
+        ["studies.py", "--kills", "2", "--memories", "min_gru", "--total-steps", "60k", "--longest", "10"],
     ],
-    ids=["fuzz", "kills", "damage"],
+    ids=["fuzz", "kills", "damage", "studies"],
 )
 def test_a_short_form(arguments):
     done = subprocess.run([sys.executable, STRESS / arguments[0], *arguments[1:]], capture_output=True, text=True)

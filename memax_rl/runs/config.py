@@ -311,7 +311,7 @@ def dump_config(config: TrainConfig) -> str:
 # Overriding fields from the command line
 
 # Names that are typed often, and what they are short for.
-_SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
+SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
 
 
 def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
@@ -372,9 +372,9 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"expected a field such as --seed, got {argument!r}")
         name, equals, value = argument[2:].partition("=")
         if equals:
-            yield name, _parse(value)
+            yield name, parse_value(value)
         elif rest and not rest[0].startswith("--"):
-            yield name, _parse(rest.pop(0))
+            yield name, parse_value(rest.pop(0))
         elif name.startswith("no-"):
             yield name.removeprefix("no-"), False
         else:
@@ -385,7 +385,7 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
 _NO_VALUE = object()
 
 
-def _parse(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Return a number where the text is one (YAML reads 1e-3 as a string), else what YAML makes of it."""
     for kind in (int, float):
         try:
@@ -403,7 +403,7 @@ def _parse(text: str) -> Any:
 
 def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     head, _, tail = name.partition(".")
-    full = (_SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
+    full = (SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
     *path, last = full.split(".")
     part: Any = fields
     in_env_options = path[:1] == ["env_options"]
@@ -448,4 +448,4 @@ def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _field_names() -> list[str]:
-    return [*_SHORT, *(name for name, _ in _walk(TrainConfig))]
+    return [*SHORT, *(name for name, _ in _walk(TrainConfig))]

@@ -1,4 +1,11 @@
 """Studies: many runs and their comparison."""
 
+from memax_rl.studies.folder import Folder as Folder
+from memax_rl.studies.grid import Cell as Cell
+from memax_rl.studies.grid import Study as Study
+from memax_rl.studies.grid import load_study as load_study
+from memax_rl.studies.grid import make_study as make_study
 from memax_rl.studies.results import curves as curves
 from memax_rl.studies.results import results as results
+from memax_rl.studies.runner import Outcome as Outcome
+from memax_rl.studies.runner import study as study

@@ -1,0 +1,137 @@
+"""`memax-rl study`: a grid of runs, from a file or from fields with several values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memax_rl.cli.common import PathType, answers, import_own, trust_options
+
+_EXAMPLES = """\
+Examples:
+
+\b
+  memax-rl study --env popgym/RepeatPreviousEasy popgym/CountRecallEasy --memory gru lru --seeds 5 --out studies/first
+  memax-rl study my_study.yaml --out studies/second --check
+  memax-rl study studies/first                    go on with what is there
+  memax-rl study studies/first --cell 3           one cell, as a job of an array
+"""
+
+
+class StudyCommand(click.Command):
+    """`study`: an option that is not its own is a field, and takes all values up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set `ctx.obj` to the fields and their values; parse the rest."""
+        own = {option for param in self.get_params(ctx) for option in param.opts}
+        fields: dict[str, list[str]] = {}
+        rest: list[str] = []
+        values: list[str] | None = None
+        for argument in args:
+            if argument.startswith("-") and not _is_number(argument):
+                name, equals, value = argument.removeprefix("--").partition("=")
+                if argument.split("=")[0] in own or not argument.startswith("--"):
+                    rest.append(argument)
+                    values = None
+                    continue
+                if name in fields:
+                    raise click.UsageError(f"--{name} is given twice; name its values one after the other")
+                values = fields[name] = [value] if equals else []
+            elif values is None:
+                rest.append(argument)
+            else:
+                values.append(argument)
+        for name, given in fields.items():
+            if not given:
+                raise click.UsageError(f"--{name} needs a value, or several")
+        ctx.obj = fields
+        return super().parse_args(ctx, rest)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@click.command("study", cls=StudyCommand, epilog=_EXAMPLES, short_help="Train a grid of runs, and go on with it.")
+@click.argument("file", type=PathType(), required=False, metavar="[FILE.yaml | DIR]")
+@click.option("--out", type=PathType(), help="The study's folder; an existing one is continued.")
+@click.option("--seeds", type=click.IntRange(1), help="How many seeds each combination is run with (default: 1).")
+@click.option("--workers", type=click.IntRange(1), help="Processes (default: one a GPU, or one a core).")
+@click.option("--cell", type=click.IntRange(0), help="Run this cell alone, in this process; --check numbers them.")
+@click.option("--check", is_flag=True, help="List the cells, and make nothing.")
+@trust_options
+@click.pass_context
+@answers
+def study(
+    ctx: click.Context,
+    file: Path | None,
+    out: Path | None,
+    seeds: int | None,
+    workers: int | None,
+    cell: int | None,
+    check: bool,
+    imports: tuple[str, ...],
+    trust: bool,
+) -> None:
+    """Train every combination of the given values, each in a run folder of its own.
+
+    Every field of the configuration is an option, as with `train`, and takes several values; --preset takes shipped
+    configurations. FILE comes first. The same command goes on with a study that was interrupted or has failed cells,
+    and, with more values or seeds, runs what is new. The exit status is 1 if cells failed.
+    """
+    import_own(imports, trust, *([file.resolve().parent] if file and file.is_file() else []))
+    from memax_rl import studies
+    from memax_rl.studies import runner
+
+    if file is not None and file.is_dir():
+        if ctx.obj or seeds:
+            raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
+        given: Any = file
+    else:
+        given = _study(file, ctx.obj, seeds)
+    if check:
+        chosen = studies.Folder(given).study() if isinstance(given, Path) else given
+        for index, one in enumerate(runner.check(chosen, imports, trust)):
+            print(f"{index}  {one.name}")
+        return
+    if cell is not None:
+        folder, cells = runner.open_study(given, out, imports, trust)
+        answer = runner.run_one(folder, cells, cell, imports, trust)
+        print(f"{answer['outcome']}: {cells[cell].name}" + (f": {answer['message']}" if "message" in answer else ""))
+        failed = answer["outcome"] == "failed"
+    else:
+        ended = studies.study(given, out=out, workers=workers, progress=True, imports=imports, trust=trust)
+        print(f"{len(ended.finished)} cells finished, {len(ended.failed)} failed, in {ended.folder}")
+        for name, message in ended.failed.items():
+            print(f"failed: {name}: {message}")
+        failed = bool(ended.failed)
+    if failed:
+        print("the same command tries what failed again")
+        raise click.exceptions.Exit(1)
+
+
+def _study(file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None) -> Any:
+    """Return the study of a file, with the fields that were typed: one value for all cells, several for the grid."""
+    from memax_rl import studies
+    from memax_rl.runs.config import parse_value
+    from memax_rl.studies.grid import canonical
+
+    whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
+    base, grid = dict(whole.get("base", {})), dict(whole.get("grid", {}))
+    for typed, texts in fields.items():
+        name = canonical(typed)
+        if name in whole.get("zip", {}):
+            raise ValueError(f"--{typed} is zipped with other fields in {file}; change it there")
+        base.pop(name, None)
+        # A name of a preset may look like anything else.
+        values = [text if name == "preset" else parse_value(text) for text in texts]
+        if len(values) > 1 or name in grid or (file is None and name in ("env", "network.memory")):
+            grid[name] = values
+        else:
+            base[name] = values[0]
+    return studies.make_study(whole | {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {}))

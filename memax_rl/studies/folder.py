@@ -1,0 +1,147 @@
+"""The folder of a study: study.yaml, a run folder a cell, failures/, and locks."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memax_rl.runs.config import read_fields
+from memax_rl.runs.files import write_atomically
+from memax_rl.runs.run import Run, RunError
+from memax_rl.studies.grid import Cell, Study, differing, dump_study, load_study
+
+
+class Folder:
+    """Access to the files of a study's folder."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.study_path = self.path / "study.yaml"
+
+    def study(self) -> Study:
+        """Return the study. Raises `RunError` if the folder holds none."""
+        if not self.study_path.is_file():
+            raise RunError(f"{self.path} is not a study's folder: it has no study.yaml")
+        return load_study(self.study_path)
+
+    def prepare(self, study: Study, cells: Sequence[Cell]) -> None:
+        """Write study.yaml. A study that was here already may have got more values or seeds, and nothing else.
+
+        Raises:
+            RunError: If the folder holds another study, or anything else.
+        """
+        if self.study_path.exists():
+            self._check_same(study, cells)
+        elif self.path.exists() and (not self.path.is_dir() or any(p.name != ".locks" for p in self.path.iterdir())):
+            raise RunError(f"{self.path} exists and is not a study's folder; choose another with --out")
+        if not self.study_path.exists() or self.study() != study:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.study_path, dump_study(study))
+            except OSError as error:
+                raise RunError(f"{self.study_path} cannot be written: {error.strerror}") from None
+
+    def _check_same(self, study: Study, cells: Sequence[Cell]) -> None:
+        before = self.study()
+        if before == study:
+            self._check_cells(cells)
+            return
+        varied, now = {*before.grid, *before.zip}, {*study.grid, *study.zip}
+        if varied != now:
+            name = sorted(varied ^ now)[0]
+            verbs = ("varies", "does not") if name in varied else ("does not vary", "does")
+            raise RunError(f"the study in {self.path} {verbs[0]} {name}, and this one {verbs[1]}; choose another --out")
+        changed = differing(before.base, study.base)
+        if changed:
+            raise RunError(
+                f"{', '.join(changed)} differs from the study in {self.path}, whose cells would not be comparable; "
+                "choose another --out"
+            )
+        gone = {cell.name for cell in before.cells()} - {cell.name for cell in cells}
+        if gone:
+            raise RunError(
+                f"the study in {self.path} has the cell {sorted(gone)[0]}, which this one leaves out; name its values "
+                "too, and new ones beside them"
+            )
+        self._check_cells(cells)
+
+    def _check_cells(self, cells: Sequence[Cell]) -> None:
+        """Raise `RunError` if the run folder of a cell is of another configuration."""
+        for cell in cells:
+            path = self.path / cell.name / "config.yaml"
+            if path.is_file() and (changed := differing(read_fields(path), cell.config.model_dump(mode="json"))):
+                raise RunError(
+                    f"{', '.join(changed)} of the run in {path.parent} differs from the study's; choose another --out"
+                )
+
+    # Cells
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Return whether the cell's run has ended."""
+        return (self.path / cell.name / "summary.json").is_file()
+
+    def begun(self, cell: Cell) -> Run | None:
+        """Return the cell's run, if it was begun. What a kill left of one that was being made is removed."""
+        folder = self.path / cell.name
+        if (folder / "config.yaml").is_file():
+            return Run(folder)
+        if folder.is_dir():
+            left = [path for path in folder.iterdir() if path.name not in (".lock",) and path.suffix != ".tmp"]
+            if any(path.name != "checkpoints" or not path.is_dir() or any(path.iterdir()) for path in left):
+                raise RunError(f"{folder} holds files but no config.yaml; move them away")
+            shutil.rmtree(folder)
+        return None
+
+    @contextmanager
+    def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Try to hold a cell, or wait for it, and yield whether this process does.
+
+        The lock ends with the process, however that ends.
+        """
+        locks = self.path / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        path = locks / hashlib.sha256(name.encode()).hexdigest()[:32]
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    # Failures
+
+    def failure_path(self, cell: Cell) -> Path:
+        """Return the file that tells why a cell failed."""
+        return self.path / "failures" / f"{cell.name}.json"
+
+    def failure(self, cell: Cell) -> str | None:
+        """Return why a cell failed, or None if it did not."""
+        path = self.failure_path(cell)
+        try:
+            return str(json.loads(path.read_text())["message"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{path} cannot be read"
+
+    def write_failure(self, cell: Cell, failure: Mapping[str, Any]) -> None:
+        """Tell why a cell failed. On a full disk nothing is written: the cell counts as not finished all the same."""
+        path = self.failure_path(cell)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps({"cell": cell.name, **failure}, indent=2) + "\n")
+        except OSError:
+            pass
+
+    def forget_failure(self, cell: Cell) -> None:
+        """Remove what tells of a failure, once the cell is tried again or finished."""
+        self.failure_path(cell).unlink(missing_ok=True)

@@ -1,0 +1,241 @@
+"""What a study is: a grid over fields of the configuration, and the cells that it makes.
+
+A cell is one run: a configuration, a seed, and a name that is also the path of its run folder inside the study's.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from memax_rl.runs.config import SHORT, TrainConfig, load_config, make_config, override, read_fields
+
+# What the study itself says, in its own words.
+_OWN = {"seed": "seeds", "num_seeds": "seeds"}
+# Fields whose values are mappings; any other mapping holds fields.
+_OPEN = ("env_options", "network.memory_options")
+_LONGEST_PART = 60
+_MOST_CELLS = 100_000
+
+
+class Study(BaseModel):
+    """A grid over fields of the configuration. Fields have dotted names, such as `network.memory`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    base: dict[str, Any] = Field(default_factory=dict)
+    """Fields that all cells share. `preset` names a shipped configuration, or a file, to begin with."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Fields with the values that each takes; every combination is a cell."""
+    zip: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Fields that change together: the first values of all, then the second ones, and so on."""
+    exclude: tuple[dict[str, Any], ...] = ()
+    """Combinations to leave out: all cells that have every value that is named here."""
+    seeds: tuple[int, ...] = (0,)
+    """The seeds of each combination, or how many; each is a run of its own."""
+
+    @field_validator("base", "grid", "zip", mode="before")
+    @classmethod
+    def _read_fields(cls, fields: Any) -> Any:
+        return dict(_flat(fields)) if isinstance(fields, Mapping) else fields
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _read_exclude(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, Mapping) else value
+        return [dict(_flat(v)) if isinstance(v, Mapping) else v for v in value] if _is_list(value) else value
+
+    @field_validator("grid", "zip", mode="after")
+    @classmethod
+    def _check_values(cls, fields: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for name, values in fields.items():
+            if not values:
+                raise ValueError(f"{name} has no values; name one at least")
+            texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
+            twice = [value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1]
+            if twice:
+                raise ValueError(f"{name} has the value {twice[0]!r} twice")
+        return fields
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 1 <= value <= _MOST_CELLS:
+                raise ValueError(f"expected 1 to {_MOST_CELLS} seeds, got {value}")
+            return tuple(range(value))
+        return value
+
+    @field_validator("seeds", mode="after")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"expected different seeds, one at least, got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _check(self) -> "Study":
+        names = [*self.base, *self.grid, *self.zip]
+        for name in names:
+            if name in _OWN:
+                raise ValueError(f"{name} is not a field of a study's grid; set {_OWN[name]}, each is a run of its own")
+            if names.count(name) > 1:
+                raise ValueError(f"{name} stands in two of base, grid and zip; leave it in one")
+        if not self.grid and not self.zip:
+            raise ValueError("the grid is empty; name a field with its values, such as network.memory: [gru, lru]")
+        lengths = {name: len(values) for name, values in self.zip.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the fields of zip need equally many values, got {lengths}")
+        unknown = [name for part in self.exclude for name in part if name not in (*self.grid, *self.zip)]
+        if unknown:
+            raise ValueError(f"exclude names {unknown[0]}, which is in neither grid nor zip")
+        if not all(self.exclude):
+            raise ValueError("exclude holds an empty combination, which would leave out every cell")
+        return self
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield the values of the varied fields, the first field slowest."""
+        together = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)] or [{}]
+        for values in itertools.product(*self.grid.values()):
+            for more in together:
+                chosen = dict(zip(self.grid, values, strict=True)) | more
+                if not any(all(chosen[k] == v for k, v in part.items()) for part in self.exclude):
+                    yield chosen
+
+    def cells(self) -> "tuple[Cell, ...]":
+        """Return all cells, the seeds of a combination one after the other.
+
+        Raises:
+            ValueError: If a cell has a wrong configuration, two cells are the same, or there is none.
+        """
+        cells: list[Cell] = []
+        for chosen in self.combinations():
+            config = _configure(self.base | chosen)
+            group = "/".join(_parts(chosen, config))
+            seeds = (config.model_copy(update={"seed": seed}) for seed in self.seeds)
+            cells += [Cell(f"{group}/seed{own.seed}", group, own) for own in seeds]
+            if len(cells) > _MOST_CELLS:
+                raise ValueError(f"the grid has more than {_MOST_CELLS:,} cells")
+        if not cells:
+            raise ValueError("exclude leaves no cell of the grid")
+        known: set[str] = set()
+        for cell in cells:
+            if cell.name in known:
+                raise ValueError(f"two cells of the grid are the same: {cell.name}; name each value once")
+            known.add(cell.name)
+        return tuple(cells)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a study.
+
+    Attributes:
+        name: Where its run folder is inside the study's, such as popgym-RepeatFirstEasy/gru/seed0.
+        group: The name without the seed.
+        config: Its configuration.
+    """
+
+    name: str
+    group: str
+    config: TrainConfig
+
+
+def make_study(fields: Mapping[str, Any]) -> Study:
+    """Return the study with the given fields. Raises `ValueError` with one line that names every field at fault."""
+    try:
+        return Study.model_validate(fields)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            name, message = ".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")
+            if e["type"] == "extra_forbidden":
+                message = f"a study has no such part; it has {', '.join(Study.model_fields)}"
+            lines.append(f"{name}: {message}" if name else message)
+        raise ValueError("; ".join(lines)) from None
+
+
+def load_study(path: Path) -> Study:
+    """Return the study in a file. Raises `ValueError` that names the file if it holds none."""
+    fields = read_fields(path)
+    try:
+        return make_study(fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def dump_study(study: Study) -> str:
+    """Return the study as YAML, all its parts included."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+
+
+def canonical(name: str) -> str:
+    """Return the full name of a field: `memory` is short for network.memory, and dashes are underscores."""
+    head, _, tail = name.replace("_", "-").partition(".")
+    return (SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _flat(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values of nested fields."""
+    for key, value in fields.items():
+        name = canonical(f"{prefix}{key}")
+        if isinstance(value, Mapping) and name not in _OPEN and not name.startswith(tuple(f"{o}." for o in _OPEN)):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _configure(fields: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration with the given fields, beginning with its preset or the defaults."""
+    preset = fields.get("preset")
+    start = make_config({}) if preset is None else load_config(str(preset))
+    start = start.model_copy(update={"num_seeds": 1, "seed": 0})
+    # The agent first: setting it brings its settings, of which others may be among the fields.
+    given = {name: value for name, value in fields.items() if name != "preset"}
+    try:
+        return override(start, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
+    except ValueError as error:
+        # In a file, fields have no dashes in front.
+        raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))) from None
+
+
+def _parts(chosen: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Return the parts of a cell's path: environment, memory, then the other fields as NAME=VALUE."""
+    first = {"env": config.env, "network.memory": config.network.memory}
+    parts = [_readable(value, value) for name, value in first.items() if name in chosen]
+    for name, value in chosen.items():
+        if name not in first:
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            parts.append(_readable(f"{name}={text}", f"{name}={json.dumps(value, sort_keys=True)}"))
+    return parts
+
+
+def _readable(text: str, exact: str) -> str:
+    """Return a text as the name of a folder. Where it loses anything but a slash, a hash of `exact` tells it apart."""
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "-", text.replace("/", "-", 1)).strip(".-")
+    if name == text.replace("/", "-", 1) and len(name) <= _LONGEST_PART:
+        return name
+    return f"{name[:_LONGEST_PART]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
+    """Return the dotted names of the fields in which two configurations differ."""
+    names = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names += differing(old, new, f"{prefix}{key}.")
+        elif old != new:
+            names.append(prefix + str(key))
+    return names
