@@ -15,12 +15,12 @@ from memax_rl.cli.common import PathType, answers
 def compare(folders: tuple[Path, ...], out: Path | None) -> None:
     """Compare the memories in all run folders at or under FOLDERS, by the returns of finished seeds."""
     from memax_rl.runs.files import write_atomically
-    from memax_rl.studies.results import curves, results
+    from memax_rl.studies.results import results_and_curves
 
-    table = results(*folders)
+    table, drawn = results_and_curves(*folders)
     _print(table)
     if out is not None:
-        rows = {"results.csv": table, "curves.csv": curves(*folders)}
+        rows = {"results.csv": table, "curves.csv": drawn}
         out.mkdir(parents=True, exist_ok=True)
         for name, content in rows.items():
             write_atomically(out / name, content.to_csv(index=False))

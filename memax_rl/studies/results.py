@@ -5,7 +5,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ def results(*folders: str | Path) -> pd.DataFrame:
     Raises:
         RunError: If no run is found, or a file of one is damaged.
     """
+    return _results(_read(folders))
+
+
+def _results(read: Sequence["_Read"]) -> pd.DataFrame:
     rows, configs = [], []
-    for folder in find_runs(*folders):
-        run = Run.open(folder)
-        fields = run.fields()
-        own = list(_rows(run, fields))
+    for run, fields, table in read:
+        own = list(_rows(run, fields, table))
         rows += own
         configs += [_flat(fields)] * len(own)
     varying = sorted(_varying(configs) - set(_PARTS))
@@ -72,15 +74,35 @@ def curves(*folders: str | Path) -> pd.DataFrame:
     Raises:
         RunError: If no run is found, or a file of one is damaged.
     """
+    return _curves(_read(folders))
+
+
+def results_and_curves(*folders: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what `results` and `curves` return; the files are read once.
+
+    Raises:
+        RunError: If no run is found, or a file of one is damaged.
+    """
+    read = _read(folders)
+    return _results(read), _curves(read)
+
+
+def _curves(read: Sequence["_Read"]) -> pd.DataFrame:
     tables = []
-    for folder in find_runs(*folders):
-        run = Run.open(folder)
-        table = _metrics(run)
-        about = {"run": str(folder)} | _names(run.fields(), run)
-        for place, (name, value) in enumerate(about.items()):
-            table.insert(place, name, value)
-        tables.append(table)
-    return pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+    for run, fields, metrics in read:
+        about = pd.DataFrame({"run": str(run.folder)} | _names(fields, run), index=metrics.index)
+        tables.append(pd.concat([about, metrics.drop(columns=[c for c in about if c in metrics])], axis=1))
+    drawn = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+    counts = ["update", "seed", "env_steps"]
+    return drawn.astype(dict.fromkeys(counts, np.int64)) if drawn[counts].notna().all(axis=None) else drawn
+
+
+_Read = tuple[Run, dict[str, Any], pd.DataFrame]
+
+
+def _read(folders: Sequence[str | Path]) -> list[_Read]:
+    runs = [Run.open(folder) for folder in find_runs(*folders)]
+    return [(run, run.fields(), _metrics(run)) for run in runs]
 
 
 def _names(fields: dict[str, Any], run: Run) -> dict[str, str]:
@@ -92,8 +114,8 @@ def _names(fields: dict[str, Any], run: Run) -> dict[str, str]:
         raise RunError(f"{run.config_path} is not the complete configuration of a run; restore the file") from None
 
 
-def _rows(run: Run, fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    names, summary, table = _names(fields, run), _summary(run), _metrics(run)
+def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    names, summary = _names(fields, run), _summary(run)
     try:
         evaluation = summary.get("evaluation", {})
         means = dict(zip(evaluation.get("seeds", []), evaluation.get("mean_return_per_seed", []), strict=True))
