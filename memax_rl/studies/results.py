@@ -94,7 +94,7 @@ def _curves(read: Sequence["_Read"]) -> pd.DataFrame:
         tables.append(pd.concat([about, metrics.drop(columns=[c for c in about if c in metrics])], axis=1))
     drawn = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
     counts = ["update", "seed", "env_steps"]
-    return drawn.astype(dict.fromkeys(counts, np.int64)) if drawn[counts].notna().all(axis=None) else drawn
+    return drawn.astype(dict.fromkeys(counts, np.int64)) if drawn[counts].notna().to_numpy().all() else drawn
 
 
 _Read = tuple[Run, dict[str, Any], pd.DataFrame]
