@@ -278,6 +278,8 @@ def test_value_at_an_end(fill, key):
         "mlp",
         rollout=fill,
         rollout_length=16,
+        # On a torso of its own, else the policy's noise moves the values by up to .2.
+        separate=True,
         sees_last_step=False,
         gamma=0.8,
         reward_scale=1.0,
@@ -288,8 +290,7 @@ def test_value_at_an_end(fill, key):
     state, _ = _updates(agent, agent.init(key), 150)
     inputs = AgentInput(jnp.arange(2), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
     _, _, value = jax.vmap(state.network.step, in_axes=(None, 0))(state.network.initial_state(), inputs)
-    # What is wrong here is wrong by 1 and more; Adam leaves up to .15.
-    np.testing.assert_allclose(value, [1, 5], atol=0.3)
+    np.testing.assert_allclose(value, [1, 5], atol=0.01)
 
 
 # The scale of rewards
