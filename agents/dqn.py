@@ -32,7 +32,7 @@ from memax_rl.rollout.collect import collect_steps
 from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.returns import lambda_returns, n_step_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
-from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
+from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes, start_streams
 from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, previous
 
 
@@ -156,7 +156,7 @@ class DQN:
     ):
         self.env, self.env_params, self.make_network = env, env_params, make_network
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
-        check_discrete(self.action_space)
+        check_discrete(self.action_space, self.name)
         sizes = self.sizes = replays.replay_size(
             env,
             env_params,
@@ -181,10 +181,8 @@ class DQN:
         """Return the state before training."""
         network_key, stream_key, key = jax.random.split(key, 3)
         network = self.make_network(self.observation_space, self.action_space, network_key)
-        streams = self._start(network, stream_key)
-        one = jax.tree.map(lambda leaf: leaf[0], streams)
-        act, keys = self.act(network), jax.random.split(key)
-        slot = _unscored(jax.eval_shape(lambda: step_stream(self.env, self.env_params, act, one, keys)[1]))
+        streams = start_streams(self.env, self.env_params, network, stream_key, self.config.num_envs)
+        slot = _unscored(slot_shapes(self.env, self.env_params, self.act(network), streams))
         return DQNState(
             network=network,
             target=jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, network),
@@ -203,13 +201,9 @@ class DQN:
         The replay keeps what it has of the open episodes, but for their last transitions: what followed is not known.
         """
         # A constant that no other use of this key has.
-        streams = self._start(state.network, jax.random.fold_in(state.key, 2**30))
+        key = jax.random.fold_in(state.key, 2**30)
+        streams = start_streams(self.env, self.env_params, state.network, key, self.config.num_envs)
         return eqx.tree_at(lambda s: (s.streams, s.replay), state, (streams, replays.abandon(state.replay)))
-
-    def _start(self, network: QNetwork, key: PRNGKeyArray) -> RolloutState:
-        carry = network.initial_state()
-        start = jax.vmap(lambda k: start_stream(self.env, self.env_params, carry, k))
-        return start(jax.random.split(key, self.config.num_envs))
 
     def update(self, state: DQNState) -> tuple[DQNState, dict[str, Float[Array, ""]]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.

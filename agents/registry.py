@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from memax_rl.agents import dqn, ppo
+from memax_rl.agents import dqn, ppo, pqn
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -25,6 +25,7 @@ class AgentSpec(NamedTuple):
 _AGENTS: dict[str, AgentSpec] = {
     "ppo": AgentSpec(ppo.PPOConfig, ppo.make, "ppo/repeat_previous_easy", "Proximal policy optimization, on-policy"),
     "dqn": AgentSpec(dqn.DQNConfig, dqn.make, "dqn/repeat_previous_easy", "Deep Q-learning from replayed episodes"),
+    "pqn": AgentSpec(pqn.PQNConfig, pqn.make, "pqn/repeat_previous_easy", "Q(lambda) without replay or target network"),
 }
 
 

@@ -72,7 +72,7 @@ MISTAKES = (
     Mistake(
         2,
         "the start flag is shifted once more while learning",
-        "agents/ppo.py",
+        "memax_rl/rollout/collect.py",
         "AgentInput(tape.observation, action, reward, tape.start)",
         "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
         _ppo("ratio_is_one_on_a_fresh_tape"),
@@ -144,10 +144,10 @@ MISTAKES = (
     Mistake(
         5,
         "the bootstrap at a truncation is made with an empty memory",
-        "agents/ppo.py",
-        "return network.scan(",
-        "tape = eqx.tree_at(lambda t: t.start, tape, tape.start.at[:, 1:].set("
-        "tape.start[:, 1:] | tape.truncated[:, :-1]))\n    return network.scan(",
+        "memax_rl/rollout/collect.py",
+        "return AgentInput(tape.observation, action, reward, tape.start)",
+        "start = tape.start.at[:, 1:].set(tape.start[:, 1:] | tape.truncated[:, :-1])\n"
+        "    return AgentInput(tape.observation, action, reward, start)",
         _ppo("advantages_agree_with_a_loop_over_episodes"),
     ),
     Mistake(

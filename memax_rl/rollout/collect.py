@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from memax_rl import sharding
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.streams import Act, RolloutState, episode_metrics, first_unusable, step_stream
-from memax_rl.rollout.tape import Tape
+from memax_rl.rollout.tape import Tape, previous
 
 Rollout = Literal["whole_episodes", "truncated_bptt"]
 
@@ -37,6 +37,13 @@ class RolloutBatch(NamedTuple):
     carry: PyTree[Array]
     before: tuple[Array, Array]
     after: AgentInput
+
+
+def inputs_of(rows: RolloutBatch) -> AgentInput:
+    """Return what the network was shown in each slot of the rows, [rows, slots]."""
+    tape = rows.tape
+    action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
+    return AgentInput(tape.observation, action, reward, tape.start)
 
 
 class Pending(eqx.Module):
