@@ -161,6 +161,7 @@ class PPO:
             num_minibatches=config.num_minibatches,
             total_steps=total_steps,
             devices=devices,
+            name=self.name,
         )
         self.overlong_hint = (
             f"set ppo.rollout_length, now {self.slots}, to more than the longest episode, or ppo.rollout to "

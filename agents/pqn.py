@@ -122,6 +122,7 @@ class PQN:
             num_minibatches=config.num_minibatches,
             total_steps=total_steps,
             devices=devices,
+            name=self.name,
         )
         self.overlong_hint = (
             f"set pqn.rollout_length, now {self.slots}, to more than the longest episode, or pqn.rollout to "
