@@ -1,4 +1,4 @@
-"""What the site has beside the pages of this folder: the README as home, a page for each memory and for the commands, formulas.
+"""What the site has beside the pages of this folder: the README as home, pages of memories and commands, formulas.
 
 Formulas become MathML while the site is built, so that no script is loaded for them.
 """
@@ -24,7 +24,8 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the home page and the pages of the memories."""
-    pages = {"index.md": home((ROOT / "README.md").read_text()), "memories/index.md": memories(), "reference/cli.md": command_line()}
+    pages = {"index.md": home((ROOT / "README.md").read_text()), "reference/cli.md": command_line()}
+    pages |= {"memories/index.md": memories()}
     pages |= {f"memories/{name}.md": memory_page(name) for name in memory.names()}
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
@@ -66,8 +67,8 @@ def memories() -> str:
     lines = [
         "# Memories",
         "",
-        "`--memory NAME`, options by `--memory-options.NAME VALUE`. State: numbers carried from step to step. Cost: kFLOP of",
-        "a step of learning. Both at width 128 with the default options.",
+        "`--memory NAME`, options by `--memory-options.NAME VALUE`. State: numbers carried from step to step. Cost:",
+        "kFLOP of a step of learning. Both at width 128 with the default options.",
         "",
         "| name | class | state | cost | |",
         "|---|---|---|---|---|",
@@ -99,7 +100,7 @@ def memory_page(name: str) -> str:
             "",
             f"`--memory {name}` &middot; class: {spec.family} &middot; "
             f"{f'[paper]({spec.paper})' if spec.paper.startswith('http') else spec.paper} &middot; "
-            f"{_sizes(name)[0]:,} numbers carried and {_sizes(name)[1] / 1e3:,.0f} kFLOP a step of learning at width 128",
+            f"at width 128 {_sizes(name)[0]:,} numbers carried and {_sizes(name)[1] / 1e3:,.0f} kFLOP a step of learning",
             "",
             "## Recurrence",
             "",
