@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from memax_rl.agents import dqn, ppo, pqn
+from memax_rl.agents import dqn, ppo, pqn, sac
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -26,6 +26,7 @@ _AGENTS: dict[str, AgentSpec] = {
     "ppo": AgentSpec(ppo.PPOConfig, ppo.make, "ppo/repeat_previous_easy", "Proximal policy optimization, on-policy"),
     "dqn": AgentSpec(dqn.DQNConfig, dqn.make, "dqn/repeat_previous_easy", "Deep Q-learning from replayed episodes"),
     "pqn": AgentSpec(pqn.PQNConfig, pqn.make, "pqn/repeat_previous_easy", "Q(lambda) without replay or target network"),
+    "sac": AgentSpec(sac.SACConfig, sac.make, "sac/position_only_pendulum_easy", "Soft actor-critic, off-policy"),
 }
 
 
