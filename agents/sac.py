@@ -31,6 +31,7 @@ from memax_rl.networks.normalization import RunningMeanStd
 from memax_rl.networks.soft_actor_critic import (
     SoftActor,
     SoftCritic,
+    TargetCritic,
     action_values,
     action_vector,
     check_soft_action_space,
@@ -39,7 +40,6 @@ from memax_rl.networks.soft_actor_critic import (
     soft_policy,
     unroll,
 )
-from memax_rl.networks.torso import Torso
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.collect import collect_steps
 from memax_rl.rollout.replay import Replay, Sample
@@ -53,7 +53,7 @@ class SACConfig(OptimizerSettings):
 
     num_envs: int = Field(default=16, ge=1, le=2**20)
     """Environments in parallel."""
-    batch_size: int = Field(default=4, ge=1, le=2**20)
+    batch_size: int = Field(default=2, ge=1, le=2**20)
     """Tapes in a gradient step."""
     tape_length: int | None = Field(default=None, ge=2, le=2**24)
     """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
@@ -77,7 +77,7 @@ class SACConfig(OptimizerSettings):
     reward_scale: float | None = Field(default=None, gt=0)
     """What the learner, and it alone, multiplies rewards by, so that the entropy counts alike in every unit of rewards.
     None: one over the standard deviation of all rewards so far."""
-    target_tau: float = Field(default=0.005, gt=0, le=1)
+    target_tau: float = Field(default=0.05, gt=0, le=1)
     """How far each gradient step moves the target critics to the critics."""
     separate_critic: bool = True
     """Give the critics an encoder and a memory of their own. Else they read the actor's, which the critics' loss alone
@@ -97,20 +97,13 @@ class Models(NamedTuple):
     log_temperature: Float[Array, ""]
 
 
-class Targets(NamedTuple):
-    """The critics that follow slowly, and the torso that they read where they have none of their own."""
-
-    critic: SoftCritic
-    torso: Torso | None
-
-
 class SACState(eqx.Module):
     """All that changes while training."""
 
     network: SoftActor
     critic: SoftCritic
     log_temperature: Float[Array, ""]
-    target: Targets
+    target: TargetCritic
     optimizer: optax.OptState
     rewards: RunningMeanStd
     streams: RolloutState
@@ -185,7 +178,7 @@ class SAC:
         models = Models(actor, critic, jnp.log(jnp.asarray(self.config.initial_temperature)))
         streams = start_streams(self.env, self.env_params, actor, stream_key, self.config.num_envs)
         slot = without_log_prob(slot_shapes(self.env, self.env_params, self.act(actor), streams))
-        target = Targets(critic, actor.torso if critic.torso is None else None)
+        target = TargetCritic.of(actor, critic)
         return SACState(
             network=actor,
             critic=critic,
@@ -239,10 +232,9 @@ class SAC:
         )
         after, learned = self._learn(before, scale, learning_rate, learn_key)
         # After the learning, so that acting and learning saw the observations alike.
-        seen = [part.observe(new.observation, new.valid) for part in (after.network, after.critic, after.target.critic)]
-        after = eqx.tree_at(lambda s: (s.network, s.critic, s.target.critic), after, tuple(seen))
-        if after.target.torso is not None:
-            after = eqx.tree_at(lambda s: s.target.torso.encoder, after, _observed(after, new))
+        parts = (after.network, after.critic, after.target)
+        seen = tuple(part.observe(new.observation, new.valid) for part in parts)
+        after = eqx.tree_at(lambda s: (s.network, s.critic, s.target), after, seen)
         metrics = {
             **collected,
             **learned,
@@ -295,16 +287,16 @@ class SAC:
             config = self.config
             size = {"rows": config.batch_size, "slots": self.sizes.slots}
             sample = replays.sample(state.replay, sample_key, by="transition", alpha=1.0, beta=1.0, **size)
-            grads, metrics = jax.grad(self._loss, has_aux=True)(online, target, static, sample, scale, action_key)
-            norms = [optax.tree.norm(part) for part in grads]
-            parts = zip(grads, norms, strict=True)
-            grads = Models(*(clip(part, norm, config.max_grad_norm) for part, norm in parts))
+            gradients, metrics = jax.grad(self._loss, has_aux=True)(online, target, static, sample, scale, action_key)
+            norms = [optax.tree.norm(part) for part in gradients]
+            parts = zip(gradients, norms, strict=True)
+            grads: Any = Models(*(clip(part, norm, config.max_grad_norm) for part, norm in parts))
             updates, optimizer = self.optimizer.update(grads, optimizer, online)
-            online = optax.apply_updates(online, jax.tree.map(lambda u: -learning_rate * u, updates))
-            followed = _followed(online, target)
-            target = optax.incremental_update(followed, target, config.target_tau)
+            new: Any = optax.apply_updates(online, jax.tree.map(lambda u: -learning_rate * u, updates))
+            followed = TargetCritic.of(new.actor, new.critic)
+            target = jax.tree.map(lambda a, b: b + config.target_tau * (a - b), followed, target)
             metrics |= {"grad_norm": norms[1], "tape/utilization": jnp.mean(sample.tape.valid)}
-            return ((online, target), optimizer, count + 1), metrics
+            return ((new, target), optimizer, count + 1), metrics
 
         def learn(carry):
             carry, metrics = jax.lax.scan(gradient_step, carry, jax.random.split(key, self.sizes.gradient_steps))
@@ -323,6 +315,14 @@ class SAC:
         )
         return after, metrics
 
+    def targets(self, soft_value: Float[Array, "rows slots"], tape: Tape, scale) -> Float[Array, "rows slots"]:
+        """Return what the values of the taken actions should be, from the soft values of all slots.
+
+        The slot after a truncated transition holds the final observation, so the next slot's value is always right.
+        """
+        next_value = jnp.where(tape.terminated, 0, next_slot(soft_value))
+        return scale * learning_reward(tape) + learning_discount(tape, self.config.gamma) * next_value
+
     def _loss(self, online, target, static, sample: Sample, scale, key: PRNGKeyArray):
         """Return the sum of the losses of critics, actor and temperature, and metrics.
 
@@ -338,11 +338,8 @@ class SAC:
         policy = soft_policy(actor, actor_features, key)
         temperature = jnp.exp(jax.lax.stop_gradient(models.log_temperature))
 
-        target_features = unroll(target.torso if target.critic.torso is None else target.critic.torso, inputs)
-        soft_value = policy.soft_value(target.critic, target_features, temperature)
-        next_value = jax.lax.stop_gradient(next_slot(soft_value))
-        discount = learning_discount(tape, self.config.gamma)
-        targets = scale * learning_reward(tape) + discount * jnp.where(tape.terminated, 0, next_value)
+        soft_value = policy.soft_value(target.critic, target.unroll(inputs), temperature)
+        targets = jax.lax.stop_gradient(self.targets(soft_value, tape, scale))
         taken = jax.vmap(jax.vmap(lambda action: action_vector(self.action_space, action)))(tape.action)
         values = action_values(critic, features, taken)
         error = jnp.where(tape.valid[..., None], values - targets[..., None], 0)
@@ -361,16 +358,6 @@ class SAC:
             "q_value": _weighted(sample, jnp.mean(values, axis=-1)),
         }
         return critic_loss + actor_loss + temperature_loss, jax.lax.stop_gradient(metrics)
-
-
-def _followed(online: Models, target: Targets) -> Targets:
-    """Return what the target critics follow."""
-    return Targets(online.critic, None if target.torso is None else online.actor.torso)
-
-
-def _observed(state: SACState, new: Tape) -> Any:
-    """Return the encoder of the target's torso after it has seen the new observations."""
-    return state.target.torso.encoder.observe(new.observation, new.valid)  # type: ignore[union-attr]
 
 
 def _weighted(sample: Sample, x: Float[Array, "rows slots"] | float) -> Float[Array, ""]:

@@ -104,6 +104,31 @@ class SoftCritic(eqx.Module):
         return eqx.tree_at(lambda n: n.torso.encoder, self, self.torso.encoder.observe(observation, valid))
 
 
+class TargetCritic(eqx.Module):
+    """Critics that follow others slowly, and the torso that they read where they have none of their own."""
+
+    critic: SoftCritic
+    torso: Torso | None
+
+    @classmethod
+    def of(cls, actor: SoftActor, critic: SoftCritic) -> "TargetCritic":
+        """Return what follows these."""
+        return cls(critic, actor.torso if critic.torso is None else None)
+
+    def unroll(self, inputs: AgentInput) -> Float[Array, "rows slots width"]:
+        """Return the features of all slots of rows that begin at an episode's start."""
+        torso = self.critic.torso if self.torso is None else self.torso
+        assert torso is not None
+        return unroll(torso, inputs)
+
+    def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "TargetCritic":
+        """Return the critics after their running statistics, if they have any, have seen the valid slots of a tape."""
+        if self.torso is None:
+            return TargetCritic(self.critic.observe(observation, valid), None)
+        encoder = self.torso.encoder.observe(observation, valid)
+        return eqx.tree_at(lambda t: t.torso.encoder, self, encoder)
+
+
 def unroll(torso: Torso, inputs: AgentInput) -> Float[Array, "rows slots width"]:
     """Return the features of all slots of rows that begin at an episode's start, from one pass over them."""
     rows = inputs.start.shape[0]
