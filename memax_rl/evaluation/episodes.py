@@ -16,7 +16,7 @@ from memax_rl.envs.baselines.scores import find_scores
 from memax_rl.evaluation.statistics import summarize
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
-from memax_rl.runs.run import Run
+from memax_rl.runs.run import Checkpoint, Run
 
 
 def play(
@@ -131,6 +131,7 @@ def evaluate(
     greedy: bool | None = None,
     seed: int | None = None,
     env_options: dict[str, Any] | None = None,
+    checkpoint: Checkpoint = "newest",
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -143,6 +144,7 @@ def evaluate(
             default DQN does and PPO does not.
         seed: Of the episodes; by default the run's own.
         env_options: Options of the environment, in place of those of training.
+        checkpoint: "newest", "best" by evaluation during training, or the update of one that was kept.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
@@ -161,18 +163,19 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(folder, imports, trust)
     config = run.config()
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     settings: dict[str, Any] = {"episodes": episodes, "greedy": greedy, "seed": seed}
     try:
         if not env_options:
-            return evaluate_state(agent, networks, config, seeds, **settings)
+            return evaluate_state(agent, networks, config, seeds, **settings) | {"checkpoint": checkpoint}
         options = envs.complete_options(config.env, config.env_options | env_options)
         changed = {name: value for name, value in options.items() if value != config.env_options[name]}
         config = config.model_copy(update={"env_options": options})
         env, env_params = make_environment(config)
         try:
             _check_spaces(agent, env, env_params, changed)
-            return evaluate_state(agent, networks, config, seeds, **settings, env=env, env_params=env_params)
+            settings |= {"env": env, "env_params": env_params}
+            return evaluate_state(agent, networks, config, seeds, **settings) | {"checkpoint": checkpoint}
         finally:
             close(env)
     finally:

@@ -13,7 +13,7 @@ from memax_rl.envs.base import host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.rollout.streams import seed_key
 from memax_rl.runs.config import TrainConfig
-from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.run import Checkpoint, Run, RunError
 
 
 def make_environment(config: TrainConfig) -> tuple[Any, Any]:
@@ -48,10 +48,11 @@ def is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
+def load_agent(run: Run, checkpoint: Checkpoint = "newest") -> tuple[Agent[Any], Any, list[int]]:
     """Return the agent of a run, the networks of its sound seeds, stacked along an axis, and these seeds.
 
-    They are of the newest checkpoint. A seed that diverged is left out: what it had learned is of another update.
+    They are of the checkpoint that `Run.restore` chooses. A seed that diverged is left out: what it had learned is of
+    another update.
 
     Raises:
         RunError: If no seed is sound, and as `Run.restore` does.
@@ -67,7 +68,7 @@ def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
     keys = seed_keys(config)
     static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), is_shape, inverse=True)
     shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
-    restored, _ = run.restore({"network": shapes}, whole=False)
+    restored, _ = run.restore({"network": shapes}, whole=False, checkpoint=checkpoint)
     networks = eqx.combine(restored["network"], static)
     return agent, *sound_networks(run, config, networks)
 

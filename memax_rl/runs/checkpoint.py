@@ -9,7 +9,8 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 from memax_rl.runs.files import sync_folder
 
 _ABOUT = "about"
+# What the names begin with of arrays that are kept beside the state; no field of a state has a slash in its name.
+BEST = "best/"
 # More than a configuration ever is.
 _LARGEST_ABOUT = 10_000_000
 
@@ -58,11 +61,29 @@ def read_checkpoint(
 
     Args:
         expected: Shape and dtype of each array. No other is read.
-        whole: Whether the file must hold no other.
+        whole: Whether the file must hold no other, but what is kept beside the state.
 
     Raises:
         CheckpointError: If it is damaged, or holds other arrays than expected.
     """
+    with _opened(path) as (archive, members, head):
+        dtypes, about = head["dtypes"], head["about"]
+        _check_names(dtypes.keys(), expected, whole)
+        arrays = {
+            name: _read(archive, members[f"{name}.npy"], dtypes[name], name, *expected[name]) for name in expected
+        }
+    return arrays, about
+
+
+def read_about(path: Path) -> Any:
+    """Return what was written about the arrays of a checkpoint, and read none. Raises `CheckpointError`."""
+    with _opened(path) as (_, _, head):
+        return head["about"]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], Any]]:
+    """Open a checkpoint: the archive, its members by name, and its head. What is wrong with it is a `CheckpointError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -71,21 +92,15 @@ def read_checkpoint(
                 raise CheckpointError("its parts are not as they are written")
             if members[_ABOUT].file_size > _LARGEST_ABOUT:
                 raise CheckpointError("what it says about itself is too long")
-            head = json.loads(archive.read(_ABOUT))
-            dtypes, about = head["dtypes"], head["about"]
-            _check_names(dtypes.keys(), expected, whole)
-            arrays = {
-                name: _read(archive, members[f"{name}.npy"], dtypes[name], name, *expected[name]) for name in expected
-            }
+            yield archive, members, json.loads(archive.read(_ABOUT))
     except CheckpointError:
         raise
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise CheckpointError(f"it may be cut short or damaged: {error}") from None
-    return arrays, about
 
 
 def _check_names(got: Iterable[str], expected: Mapping[str, Any], whole: bool) -> None:
-    got = set(got)
+    got = {name for name in got if name in expected or not name.startswith(BEST)}
     for name in sorted(expected.keys() - got | (got - expected.keys() if whole else set())):
         raise CheckpointError(
             f"it is from another configuration: {name} is only in "

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from memax_rl.envs.trust import import_modules, may_import, only_imports
-from memax_rl.runs.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, load_config, read_fields
 from memax_rl.runs.files import append, write_atomically
 
 # What of a run's configuration may be changed before it is resumed.
 CHANGEABLE = ("total_steps", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb", "on_divergence")
+
+# Which checkpoint: the newest, the best by evaluation, or that of an update.
+Checkpoint = Literal["newest", "best"] | int
 
 
 class RunError(ValueError):
@@ -319,43 +322,95 @@ class Run:
             for path in folder.glob(".*.tmp"):
                 path.unlink()
 
-    def save(self, update: int, state: PyTree, seconds: float) -> None:
-        """Save a state. Only the newest complete checkpoint is kept.
+    def save(
+        self, update: int, state: PyTree, seconds: float, *, best: PyTree | None = None, keep: bool = False
+    ) -> None:
+        """Save a state. Of the older checkpoints only those are left that were saved to be kept.
+
+        Args:
+            update: After which update this is.
+            seconds: Trained so far.
+            best: What `restore` returns for "best", if there is any: it is in the same file, so that no process that
+                is killed leaves a state and a best that do not belong together.
+            keep: Whether the checkpoint is left when there are newer ones.
 
         Raises:
             RunError: If it cannot be written; the last one is as it was.
         """
-        path = self.checkpoint_path(update)
-        if not path.exists():
-            about = {"seconds": seconds, "config": read_fields(self.config_path)}
+        path, kept = self.checkpoint_path(update), {}
+        for saved in self.saved_updates():
+            kept[saved] = self._is_kept(saved)
+        if update not in kept or (keep and not kept[update]):
+            config = read_fields(self.config_path)
+            about = {"seconds": seconds, "config": config, "kept": keep, "has_best": best is not None}
             try:
-                write_checkpoint(path, _to_plain(state), about)
+                write_checkpoint(path, _to_plain(state) | _to_plain(best or {}, BEST), about)
             except OSError as error:
                 raise RunError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from None
-        for older in self.saved_updates():
-            if older < update:
+        for older, is_kept in kept.items():
+            if older < update and not is_kept:
                 self.checkpoint_path(older).unlink()
 
-    def restore(self, like: PyTree, whole: bool = True) -> tuple[PyTree, float]:
-        """Return the newest checkpoint, in the structure of `like`, and the seconds trained so far.
+    def restore(self, like: PyTree, whole: bool = True, checkpoint: Checkpoint = "newest") -> tuple[PyTree, float]:
+        """Return a checkpoint, in the structure of `like`, and the seconds trained so far.
 
-        `like` holds arrays or their shapes; unless `whole`, only some of those in the checkpoint, and no other is read.
+        Args:
+            like: Arrays or their shapes.
+            whole: Whether the checkpoint must hold no others. Else only those of `like` are read.
+            checkpoint: "newest"; "best", which has the field "network" of each seed as it was when the seed was
+                evaluated best (`TrainConfig.eval_interval`); or the update of a checkpoint, of `saved_updates`.
 
         Raises:
-            RunError: If there is none, it cannot be read, or it belongs to another configuration.
+            RunError: If there is no such checkpoint, it cannot be read, or it belongs to another configuration.
         """
-        saved = self.saved_updates()
-        if not saved:
-            raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
-        path = self.checkpoint_path(saved[-1])
+        update = self._choose(checkpoint)
+        path, prefix = self.checkpoint_path(update), BEST if checkpoint == "best" else ""
         try:
-            arrays, about = read_checkpoint(path, _expected(like), whole)
+            arrays, about = read_checkpoint(path, _expected(like, prefix), whole and not prefix)
             seconds, before = float(about["seconds"]), dict(about["config"])
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, CheckpointError) else "it does not say what it holds"
             raise RunError(f"the checkpoint {path} cannot be read: {_cut(reason)}") from None
         self._check_unchanged(before)
-        return _from_plain(arrays, like), seconds
+        return _from_plain(arrays, like, prefix), seconds
+
+    def _choose(self, checkpoint: Checkpoint) -> int:
+        """Return the update whose file holds a checkpoint. The best of each seed is in the newest file."""
+        saved = self.saved_updates()
+        if not saved:
+            raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
+        if checkpoint == "best" and not self.has_best():
+            raise RunError(
+                f"the run {self.folder} has no best checkpoint: none of its networks was evaluated while it trained; "
+                "train with --eval-interval, or take the newest"
+            )
+        if checkpoint in ("newest", "best"):
+            return saved[-1]
+        if checkpoint not in saved:
+            raise RunError(
+                f"checkpoint: expected newest, best or the update of one that the run {self.folder} holds "
+                f"({_cut(', '.join(map(str, saved)))}), got {_cut(str(checkpoint))!r}"
+            )
+        return int(checkpoint)
+
+    def has_best(self) -> bool:
+        """Return whether the newest checkpoint holds a best one. Raises `RunError` if it cannot be read."""
+        saved = self.saved_updates()
+        return bool(saved) and self._about(saved[-1]).get("has_best") is True
+
+    def _is_kept(self, update: int) -> bool:
+        try:
+            return self._about(update).get("kept") is True
+        except RunError:
+            # Nothing says that a damaged one may go.
+            return True
+
+    def _about(self, update: int) -> dict[str, Any]:
+        path = self.checkpoint_path(update)
+        try:
+            return dict(read_about(path))
+        except (CheckpointError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
 
     def _check_unchanged(self, before: dict[str, Any]) -> None:
         """Raise `RunError` if the configuration was changed since a checkpoint was saved."""
@@ -423,25 +478,25 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _to_plain(state: PyTree) -> dict[str, Any]:
+def _to_plain(state: PyTree, prefix: str = "") -> dict[str, Any]:
     """Return a flat dict from path to plain array; random keys as their bits. Arrays without a number are left out."""
-    leaves = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
-    return {_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
+    leaves = [(prefix + _name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
+    return {name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in leaves}
 
 
-def _from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
+def _from_plain(plain: Mapping[str, Any], like: PyTree, prefix: str = "") -> PyTree:
     def leaf(path, old):
         if not old.size:
             return jnp.zeros(old.shape, old.dtype)
-        new = jnp.asarray(plain[_name(path)])
+        new = jnp.asarray(plain[prefix + _name(path)])
         return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
 
     return jax.tree.map_with_path(leaf, like)
 
 
-def _expected(like: PyTree) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def _expected(like: PyTree, prefix: str = "") -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return shape and dtype of each array of a checkpoint by name."""
     # Keys are saved as their bits.
     plain = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like)
     leaves = jax.tree.leaves_with_path(plain)
-    return {_name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in leaves if leaf.size}
+    return {prefix + _name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in leaves if leaf.size}
