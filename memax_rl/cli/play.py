@@ -1,6 +1,7 @@
 """`memax-rl evaluate | icl | inspect`: what is done with a trained run."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @_options(_RUN, click.option("--episodes", type=int, default=256, show_default=True, help="Fresh episodes a seed."))
+@_options(click.option("--env", help="Another environment, with the spaces of the trained one."))
 @_options(greedy_option, _SEED, checkpoint_option, trust_options, _JSON)
 @click.pass_context
 @answers
@@ -36,6 +38,7 @@ def evaluate(
     ctx: click.Context,
     run: Path,
     episodes: int,
+    env: str | None,
     greedy: bool | None,
     seed: int | None,
     checkpoint: Any,
@@ -53,11 +56,17 @@ def evaluate(
     from memax_rl.runs.config import override_env_options
 
     opened = Run.open(run, imports, trust)
-    with opened.trusted():
-        env_options = override_env_options(opened.config(), ctx.args) if ctx.args else None
+    env_options = None
+    if ctx.args:
+        with opened.trusted():
+            config = opened.config()
+        # An environment that is typed here may be imported, as with `train`.
+        with opened.trusted() if env is None else nullcontext():
+            env_options = override_env_options(evaluation.elsewhere(config, env or config.env, {}), ctx.args)
     result = evaluation.evaluate(
         run,
         episodes=episodes,
+        env=env,
         greedy=greedy,
         seed=seed,
         env_options=env_options,

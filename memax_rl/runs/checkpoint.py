@@ -81,9 +81,16 @@ def read_about(path: Path) -> Any:
         return head["about"]
 
 
+def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape and dtype of each array of a checkpoint by name, and read none. Raises `CheckpointError`."""
+    with _opened(path) as (archive, members, head):
+        dtypes = {str(name): np.dtype(dtype) for name, dtype in head["dtypes"].items()}
+        return {name: (_shape(archive, members[f"{name}.npy"])[0], dtype) for name, dtype in dtypes.items()}
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], Any]]:
-    """Open a checkpoint: the archive, its members by name, and its head. What is wrong with it is a `CheckpointError`."""
+    """Open a checkpoint: the archive, its members by name, and its head. All faults are a `CheckpointError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -112,21 +119,25 @@ def _read(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, saved: str, name: str, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
     bits = _bits(dtype)
-    with archive.open(info) as member:
-        header = io.BytesIO(member.read(1024))
-    np.lib.format.read_magic(header)
-    got_shape, fortran, got = np.lib.format.read_array_header_1_0(header)
+    got_shape, fortran, got, start = _shape(archive, info)
     if saved != dtype.name or got != bits or got_shape != shape:
         raise CheckpointError(
             f"it is from another configuration: {name} has shape {list(got_shape)} and dtype {saved}, expected "
             f"{list(shape)} and {dtype}"
         )
-    start = header.tell()
     if fortran or info.file_size != start + bits.itemsize * int(np.prod(shape, dtype=np.int64)):
         raise CheckpointError(f"{name} has another size than its shape")
     # Read whole, so that the checksum is compared.
     content = archive.read(info)
     return np.frombuffer(content, bits, offset=start).reshape(shape).view(dtype).copy()
+
+
+def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return what the header of an array says: shape, order and dtype, and where it ends."""
+    with archive.open(info) as member:
+        header = io.BytesIO(member.read(1024))
+    np.lib.format.read_magic(header)
+    return *np.lib.format.read_array_header_1_0(header), header.tell()
 
 
 def _bits(dtype: np.dtype) -> np.dtype:
