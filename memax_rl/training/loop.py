@@ -154,7 +154,7 @@ def _train(
     sharding.require(config.devices)
     check_logs(config)
     callbacks = callbacks_of(config, own)
-    agent = make_agent(config, resumed.sizes() if resumed is not None else None)
+    agent = make_agent(config) if resumed is None else make_agent(config, resumed.sizes())
     if progress:
         for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
             print(f"observation {line}", file=sys.stderr)
