@@ -25,7 +25,8 @@ def write(folder, memory, seed, value=None, seeds=1, updates=3, finite=1, **fiel
             "seeds": list(range(seed, seed + seeds)),
             "mean_return_per_seed": [value + s for s in range(seeds)],
         }
-        run.write_summary({"seconds": 5.0, "evaluation": evaluation | {"episodes_per_seed": 8, "best": 1.0}})
+        about = {"seconds": 5.0, "parameters": 99, "update_bytes": None, "device": "cpu:0"}
+        run.write_summary(about | {"evaluation": evaluation | {"episodes_per_seed": 8, "best": 1.0}})
     return run
 
 
@@ -42,6 +43,9 @@ def test_a_row_a_run_and_seed(tmp_path):
     assert list(table["steps"]) == [30] * 3
     assert list(table["ppo.gamma"])[:2] == [0.9, 0.9]
     assert "ppo.learning_rate" not in table
+    np.testing.assert_equal(list(table["parameters"]), [99, 99, math.nan])
+    assert table["update_bytes"].isna().all()
+    assert list(table["device"]) == ["cpu:0", "cpu:0", ""]
     drawn = curves(tmp_path)
     assert len(drawn) == 9
     assert list(drawn["env_steps"][drawn["memory"] == "lru"]) == [10, 20, 30]

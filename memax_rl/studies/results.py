@@ -15,10 +15,11 @@ import pandas as pd
 from memax_rl.runs.run import Run, RunError
 
 _LARGEST_SUMMARY = 50_000_000
+_USAGE = ("parameters", "update_bytes", "peak_process_bytes", "peak_device_bytes")
 # What every table of results has; its other columns are settings that vary between the runs.
 COLUMNS = (
     *("run", "env", "memory", "agent", "seed", "status", "final_return", "best_return", "steps", "wall_clock"),
-    *("episodes", "chance", "best_known"),
+    *("episodes", "chance", "best_known", *_USAGE, "device"),
 )
 _PARTS = ("env", "agent", "seed", "num_seeds", "network.memory")
 
@@ -50,7 +51,8 @@ def results(*folders: str | Path) -> pd.DataFrame:
     The columns are run, env, memory, agent, seed, the configuration's fields that vary between runs, status
     ("finished", "unfinished" or "diverged"), `final_return` (the mean of the evaluation's episodes; nan where there is
     none), `best_return` (the highest mean of an update's episodes in training), steps, wall_clock (seconds of the
-    whole run, its other seeds included), episodes of the evaluation, chance and best_known.
+    whole run, its other seeds included), episodes of the evaluation, chance, best_known, parameters (of one seed),
+    update_bytes, peak_process_bytes and peak_device_bytes (of the whole run, see docs/runs.md), and the device.
 
     Raises:
         RunError: If no run is found, or a file of one is damaged.
@@ -133,6 +135,8 @@ def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dic
                 "episodes": evaluation.get("episodes_per_seed", 0),
                 "chance": _number(evaluation.get("chance")),
                 "best_known": _number(evaluation.get("best")),
+                **{name: _number(summary.get(name)) for name in _USAGE},
+                "device": str(summary.get("device", "")),
             }
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"the run {run.folder} is damaged ({error}); restore its files, or move it away") from None

@@ -29,6 +29,7 @@ from memax_rl.runs.loggers import Logger, check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.training.sizes import describe_sizes
+from memax_rl.training.usage import program_bytes, watch
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
@@ -132,6 +133,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
     """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
     sharding.require(config.devices)
     check_logs(config)
+    peaks = watch()
     agent = make_agent(config)
     if progress:
         for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
@@ -150,9 +152,10 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
         with ExitStack() as inner:
             logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
             stopped = inner.enter_context(stop_signals())
-            arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
+            arrays, seconds, taken = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
         arrays = jax.device_put(arrays, jax.devices()[0])
-        _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
+        memory = {"update_bytes": taken} | peaks()
+        _finish(config, run, seconds, agent, eqx.combine(arrays, static), memory, progress)
     return run
 
 
@@ -310,14 +313,19 @@ def _update_of(arrays: PyTree) -> int:
     return int(np.asarray(arrays.updates)[0])
 
 
-def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Logger], stopped) -> tuple[PyTree, float]:
-    """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
+def _loop(
+    config, agent, run: Run, arrays, static, seconds, logs: list[Logger], stopped
+) -> tuple[PyTree, float, int | None]:
+    """Train until every seed has made its steps.
+
+    Returns the last state's arrays, the seconds it took, and the bytes of an update, None if none was made.
+    """
     stop_at_divergence = config.on_divergence == "stop"
     many = make_many_updates(agent, static, config.total_steps, stop_at_divergence=stop_at_divergence)
     known = run.diverged_seeds()
     sound = jnp.array([seed not in known for seed in seeds_of(config)])
     n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
-    begun, scales, first = time.monotonic() - seconds, {}, True
+    begun, scales, taken, first = time.monotonic() - seconds, {}, None, True
     while _has_to_train(config, arrays, sound):
         before, call = _update_of(arrays), time.monotonic()
         was_sound = np.asarray(sound)
@@ -326,7 +334,7 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Logger], 
         if first:
             # Up to here this process has nothing to save. Once only: a later call would forget a signal that came.
             ready()
-            first = False
+            taken, first = program_bytes(many, arrays, n, sound), False
         kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
         _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
         seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
@@ -348,7 +356,7 @@ def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Logger], 
         # The first call compiled, so its time says nothing.
         n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
     run.save(_update_of(arrays), _saved(agent, arrays), seconds)
-    return arrays, seconds
+    return arrays, seconds, taken
 
 
 def _warn_of_scale(config: TrainConfig, rows: list[dict[str, float]], scales: dict[float, float]) -> None:
@@ -429,8 +437,10 @@ def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float)
     ]
 
 
-def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], state: Any, progress: bool) -> None:
-    """Evaluate the trained seeds and write summary.json."""
+def _finish(
+    config: TrainConfig, run: Run, seconds: float, agent, state, memory: dict[str, Any], progress: bool
+) -> None:
+    """Evaluate the trained seeds and write summary.json. `memory`: what the training took, in bytes."""
     steps = state.env_steps.to_numpy()
     diverged = run.diverged_seeds()
     summary: dict[str, Any] = {
@@ -444,6 +454,9 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], st
         "env_steps": steps.tolist(),
         "seconds": round(seconds, 3),
         "steps_per_second": round(float(np.sum(steps)) / seconds, 1),
+        # Of one seed.
+        "parameters": sum(x[0].size for x in jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array))),
+        **memory,
     }
     if diverged:
         summary["diverged_seeds"] = diverged
