@@ -151,19 +151,29 @@ def _number(value: Any) -> float:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    path = run.summary_path
-    if not path.exists():
-        return {}
+    return read_json(run.summary_path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a run's JSON file holds, nothing where there is no file. A link is not followed.
+
+    Raises:
+        RunError: If it cannot be read, or holds anything but keys and values.
+    """
     try:
-        about = path.stat()
+        about = path.lstat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_SUMMARY:
-            raise RunError(f"{path} is no summary of a run; move it away")
-        summary = json.loads(path.read_text())
+            raise RunError(f"{path} is a link, no plain file, or larger than {_LARGEST_SUMMARY:,} bytes; move it away")
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except RunError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
-    if not isinstance(summary, dict):
-        raise RunError(f"{path} must hold keys and values, got {type(summary).__name__}")
-    return summary
+    if not isinstance(content, dict):
+        raise RunError(f"{path} must hold keys and values, got {type(content).__name__}")
+    return content
 
 
 def _metrics(run: Run) -> pd.DataFrame:
