@@ -186,8 +186,14 @@ def test_a_memory_without_a_score_on_a_task_is_left_out_of_the_aggregates():
     results, curves = frames({"gru": [0.1, 0.2], "lru": [0.5, 0.6]}, tasks=("a", "b"))
     results = results[(results["env"] != "b") | (results["memory"] != "lru")]
     comparison = compare(results, curves)
-    assert comparison.complete == ["gru"]
-    assert "lru has no score on b, and is left out of what follows." in sections(comparison)[0].paragraphs
+    assert comparison.complete == ["lru", "gru"]
+    assert [task.name for task in comparison.compared] == ["a"], "b has one memory alone"
+    assert "Left out, because one memory alone has scores there: b." in sections(comparison)[0].paragraphs
+    results, curves = frames({"gru": [0.1, 0.2], "lru": [0.5, 0.6], "s5": [0.5, 0.5]}, tasks=("a", "b"))
+    results = results[(results["env"] != "b") | (results["memory"] != "lru")]
+    comparison = compare(results, curves)
+    assert comparison.complete == ["s5", "gru"]
+    assert "Left out of what follows, for want of a score on b: lru." in sections(comparison)[0].paragraphs
 
 
 def test_settings_make_labels_and_options_make_tasks():

@@ -81,12 +81,14 @@ class Task:
 class Comparison:
     """Everything that a report shows.
 
-    `complete` are the labels with scores on every task; `over_tasks` holds their normalized scores on the tasks where
-    chance and best are known. `incomplete` says of the others on which tasks they lack scores.
+    `compared` are the tasks with scores of several labels, or with any where none has; what is said over tasks is of
+    these. `complete` are the labels with scores on all of them; `over_tasks` holds their normalized scores on those of
+    them where chance and best are known. `incomplete` says of the others on which of them they lack scores.
     """
 
     labels: list[str]
     tasks: list[Task]
+    compared: list[Task]
     complete: list[str]
     incomplete: dict[str, list[str]]
     ranks: dict[str, dict[str, float]]
@@ -94,15 +96,9 @@ class Comparison:
     over_tasks: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @property
-    def seeds(self) -> str:
-        """How many seeds the scores have, as "3 seeds" or "1 to 5 seeds"."""
-        return span((len(s) for task in self.tasks for s in task.scores.values()), "seed")
-
-    @property
-    def episodes(self) -> str:
-        """How many episodes a seed was evaluated on, as "256 episodes" or "16 to 256 episodes"."""
-        found = pd.concat([task.rows for task in self.tasks])
-        return span(found["episodes"][found["scored"]].astype(int), "episode")
+    def normalized(self) -> list[Task]:
+        """The compared tasks where chance and best are known."""
+        return [task for task in self.compared if task.is_normalized]
 
     def profiles(self, levels: np.ndarray) -> dict[str, Interval]:
         """Return the performance profile of each label over the tasks."""
@@ -114,6 +110,13 @@ def span(counts: Any, noun: str = "") -> str:
     found = sorted(set(counts)) or [0]
     text = str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
     return f"{text} {noun}{'s' * (found != [1])}" if noun else text
+
+
+def seeds_and_episodes(tasks: Sequence[Task]) -> str:
+    """Return how many seeds the scores have, and episodes each, as "3 seeds, 16 to 256 episodes each"."""
+    rows: Frame = pd.concat([task.rows[task.rows["scored"]] for task in tasks])
+    seeds = span((len(scores) for task in tasks for scores in task.scores.values()), "seed")
+    return f"{seeds}, {span(rows['episodes'].astype(int), 'episode')} each"
 
 
 def compare(results: Frame, curves: Frame, levels: Sequence[float] = (0.5, 0.9)) -> Comparison:
@@ -129,16 +132,19 @@ def compare(results: Frame, curves: Frame, levels: Sequence[float] = (0.5, 0.9))
     tasks = [_task(str(name), rows, own, levels) for name, rows in results.groupby("task", sort=False)]
     scored = [task for task in tasks if task.scores]
     labels = list(dict.fromkeys(results["label"]))
-    incomplete = {label: [task.name for task in scored if label not in task.scores] for label in labels}
-    complete = [label for label in labels if scored and not incomplete[label]]
-    ranks = ranking([{label: task.scores[label] for label in complete} for task in scored]) if complete else {}
+    # A task with one memory says nothing of others, and would leave all of them out.
+    compared = [task for task in scored if len(task.scores) > 1] or scored
+    incomplete = {label: [task.name for task in compared if label not in task.scores] for label in labels}
+    complete = [label for label in labels if compared and not incomplete[label]]
+    ranks = ranking([{label: task.scores[label] for label in complete} for task in compared]) if complete else {}
     complete.sort(key=lambda label: ranks[label]["value"])
     # The best first, so that the lines of the first figures are the ones most easily told apart.
     labels = complete + [label for label in labels if label not in complete]
-    normalized = [task.normalized_scores for task in scored if task.is_normalized]
+    normalized = [task.normalized_scores for task in compared if task.is_normalized]
     return Comparison(
         labels=labels,
         tasks=tasks,
+        compared=compared,
         complete=complete,
         incomplete={label: missing for label, missing in incomplete.items() if missing},
         ranks=ranks,

@@ -11,7 +11,7 @@ import numpy as np
 from memax_rl.evaluation.figures import COLUMN, GRAY, WIDTH, look, make_figure, plain, shorten
 from memax_rl.runs.files import write_atomically
 from memax_rl.studies.adaptation import AGENT, WIPED, Adaptation
-from memax_rl.studies.analysis import Comparison, Curve, Task, span
+from memax_rl.studies.analysis import Comparison, Curve, Task, seeds_and_episodes, span
 from memax_rl.studies.comparison import STATISTICS, estimate
 from memax_rl.studies.tables import slug
 
@@ -126,10 +126,10 @@ def profiles(comparison: Comparison) -> Plot:
     """Return the performance profiles."""
     found = comparison.profiles(_LEVELS)
     lines = [Line(label, comparison.labels.index(label), _LEVELS, *found[label]) for label in found]
-    tasks = sum(bool(task.scores) and task.is_normalized for task in comparison.tasks)
+    tasks = comparison.normalized
     caption = (
         f"Share of runs whose normalized score (0: chance, 1: the best known) is above a level, the mean over "
-        f"{span([tasks], 'task')}; {comparison.seeds}, {comparison.episodes} each. "
+        f"{span([len(tasks)], 'task')}; {seeds_and_episodes(tasks)}. "
         + _bands(lines, "95 % intervals over seeds, by a bootstrap stratified by task")
     )
     return Plot("profiles", "Performance profiles", "normalized score", "share of runs above it", lines, caption)
@@ -144,10 +144,10 @@ def aggregates(comparison: Comparison) -> Intervals:
         if key in STATISTICS
     }
     labels = list(comparison.over_tasks)
-    tasks = sum(bool(task.scores) and task.is_normalized for task in comparison.tasks)
+    tasks = comparison.normalized
     caption = (
-        f"Normalized scores (0: chance, 1: the best known) over {span([tasks], 'task')}; {comparison.seeds}, "
-        f"{comparison.episodes} each. Bars: 95 % intervals over seeds, by a bootstrap stratified by task. Of the "
+        f"Normalized scores (0: chance, 1: the best known) over {span([len(tasks)], 'task')}; "
+        f"{seeds_and_episodes(tasks)}. Bars: 95 % intervals over seeds, by a bootstrap stratified by task. Of the "
         "optimality gap less is better."
     )
     places = [comparison.labels.index(label) for label in labels]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from memax_rl.studies import plots, tables
 from memax_rl.studies.adaptation import WIPED, Adaptation
-from memax_rl.studies.analysis import Comparison, Frame, Task, span
+from memax_rl.studies.analysis import Comparison, Frame, Task, seeds_and_episodes, span
 from memax_rl.studies.comparison import sentence
 from memax_rl.studies.plots import Intervals, Plot
 from memax_rl.studies.tables import Table
@@ -36,7 +36,7 @@ def heading(comparison: Comparison) -> tuple[str, str]:
         f"{span([len(rows)], 'seed')} in {span([rows['run'].nunique()], 'run folder')}; {scored} finished and evaluated"
     )
     if scored:
-        text += f", {comparison.seeds} a memory and task, {comparison.episodes} each"
+        text += f"; a memory and task: {seeds_and_episodes([task for task in comparison.tasks if task.scores])}"
     return title, text + "."
 
 
@@ -53,13 +53,19 @@ def sections(comparison: Comparison, adaptations: Sequence[Adaptation] = ()) -> 
 def _overall(comparison: Comparison) -> Section:
     drawn: list[Plot | Intervals] = []
     shown: list[Table] = []
-    said = [
-        f"{label} has no score on {', '.join(missing)}, and is left out of what follows."
-        for label, missing in comparison.incomplete.items()
-    ]
-    without = [task.name for task in comparison.tasks if task.scores and not task.is_normalized]
+    said = []
+    lacking: dict[str, list[str]] = {}
+    for label, tasks in comparison.incomplete.items():
+        lacking.setdefault(", ".join(tasks), []).append(label)
+    for tasks, labels in lacking.items():
+        said.append(f"Left out of what follows, for want of a score on {tasks}: {', '.join(labels)}.")
+    compared = {task.name for task in comparison.compared}
+    alone = [task.name for task in comparison.tasks if task.scores and task.name not in compared]
+    if alone:
+        said.append(f"Left out, because one memory alone has scores there: {', '.join(alone)}.")
+    without = [task.name for task in comparison.compared if not task.is_normalized]
     if without:
-        said.append(f"Chance and best known are not known for {', '.join(without)}: normalized scores leave it out.")
+        said.append(f"Normalized scores leave out, because chance or best known are not known: {', '.join(without)}.")
     if comparison.over_tasks:
         drawn += [plots.aggregates(comparison), plots.profiles(comparison)]
         shown.append(tables.aggregate_table(comparison))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memax_rl.studies.adaptation import AGENT, Adaptation
-from memax_rl.studies.analysis import WINDOW, Comparison, Task, span
+from memax_rl.studies.analysis import WINDOW, Comparison, Task, seeds_and_episodes, span
 from memax_rl.studies.comparison import STATISTICS, estimate, improvement, p_values
 
 # Probabilities of improvement are a square of as many rows and columns; a larger one is not readable.
@@ -148,10 +148,10 @@ def aggregate_table(comparison: Comparison) -> Table:
         found = {name: estimate(scores, name) for name in STATISTICS}
         rows.append([_name(label), *(_interval(found[name]) for name in ("iqm", "mean", "median", "optimality_gap"))])
     rows.sort(key=lambda row: -float(row[1].key))
-    tasks = [task.name for task in comparison.tasks if task.scores and task.is_normalized]
+    tasks = comparison.normalized
     caption = (
         f"Scores of runs, 0 for chance and 1 for the best known, over {span([len(tasks)], 'task')} "
-        f"({', '.join(tasks)}); {comparison.seeds}, {comparison.episodes} each. The median is over the tasks' "
+        f"({', '.join(task.name for task in tasks)}); {seeds_and_episodes(tasks)}. The median is over the tasks' "
         f"means. {_INTERVALS}, by a bootstrap stratified by task. The optimality gap is how far scores stay below 1: "
         "less is better."
     )
@@ -165,11 +165,10 @@ def rank_table(comparison: Comparison) -> Table:
         rank = comparison.ranks[label]
         first = "–" if math.isnan(rank["first"]) else f"{100 * rank['first']:.0f} %"
         rows.append([_name(label), _interval(rank, digits=2), Cell(first, rank["first"])])
-    tasks = sum(bool(task.scores) for task in comparison.tasks)
     caption = (
-        f"Rank by the mean score, 1 the best, the mean over {span([tasks], 'task')}; equal means share a rank. "
-        "Brackets: 95 % intervals of the rank, from the uncertainty of the means over seeds. Chance to be first: how "
-        "often its rank is the best within that uncertainty."
+        f"Rank by the mean score, 1 the best, the mean over {span([len(comparison.compared)], 'task')}; equal means "
+        "share a rank. Brackets: 95 % intervals of the rank, from the uncertainty of the means over seeds. Chance to "
+        "be first: how often its rank is the best within that uncertainty."
     )
     return Table("ranking", "Ranking", caption, ["memory", "mean rank", "chance to be first"], rows)
 
@@ -177,7 +176,7 @@ def rank_table(comparison: Comparison) -> Table:
 def improvement_table(comparison: Comparison) -> Table:
     """Return for each pair how probably a run of the one scores above a run of the other."""
     labels = comparison.complete
-    scores = {label: [task.scores[label] for task in comparison.tasks if task.scores] for label in labels}
+    scores = {label: [task.scores[label] for task in comparison.compared] for label in labels}
     rows = []
     for a in labels:
         cells = [_name(a)]
