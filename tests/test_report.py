@@ -261,6 +261,26 @@ def test_links_and_damage_are_named(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("metrics.csv", "\n2,0,2,20,1,0.2", "\n2,0,2,1e400,1,0.2"),
+        ("metrics.csv", "\n2,0,2,20,1,0.2", "\n,0,2,20,1,0.2"),
+        ("metrics.csv", "\n2,0,2,20,1,0.2", "\n2,0,2,20,1,1e308"),
+        ("summary.json", "0.5", "1e308"),
+        ("summary.json", "8", "{}"),
+    ],
+)
+def test_what_no_run_writes_is_damage(file, old, new, tmp_path, capsys):
+    run = write(tmp_path / "runs/x", "gru", 0, 0.5)
+    text = (run.folder / file).read_text()
+    assert text.count(old) == 1
+    (run.folder / file).write_text(text.replace(old, new))
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert re.fullmatch("memax-rl: error: .*damaged.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_ticks_are_round_and_within():
     assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     assert ticks(-0.53, 1.02) == pytest.approx([-0.5, 0, 0.5, 1])

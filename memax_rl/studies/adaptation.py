@@ -12,7 +12,7 @@ import pandas as pd
 from memax_rl.runs.run import RunError
 from memax_rl.studies.analysis import Comparison, Frame, span
 from memax_rl.studies.comparison import mean_interval
-from memax_rl.studies.results import read_json
+from memax_rl.studies.results import number, read_json
 
 AGENT, WIPED = "agent", "memory wiped"
 _MEASURES = ("gain", "area", "regret")
@@ -55,7 +55,7 @@ def adaptations(comparison: Comparison) -> tuple[Frame, list[Adaptation]]:
                 rows += [about | row for row in _rows(result)]
                 key = (task.name, about["policy"], about["tasks"], int(result["episodes"]), _unit(result))
                 groups.setdefault(key, []).append((str(label), result))
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
                 raise RunError(f"{path} is damaged ({error}); restore it, or run `memax-rl icl` again") from None
     return pd.DataFrame(rows), [_adaptation(key, found) for key, found in groups.items()]
 
@@ -78,7 +78,7 @@ def _rows(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _entry(entry: Any) -> dict[str, float]:
     """Return value, low and high; nan for what is not known."""
-    return {name: math.nan if entry is None else float(entry[name]) for name in ("value", "low", "high")}
+    return {name: math.nan if entry is None else number(entry[name]) for name in ("value", "low", "high")}
 
 
 def _adaptation(key: tuple[Any, ...], found: list[tuple[str, dict[str, Any]]]) -> Adaptation:

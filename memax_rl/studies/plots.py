@@ -17,6 +17,8 @@ from memax_rl.studies.tables import slug
 
 # More bands than these hide each other and the lines.
 MOST_BANDS = 8
+# The legend of more lines is longer than a column's figure is high.
+_MOST_IN_COLUMN = 12
 _LEVELS = np.linspace(0, 1, 101)
 
 
@@ -155,7 +157,7 @@ def aggregates(comparison: Comparison) -> Intervals:
 
 
 def draw(shown: Plot | Intervals) -> Any:
-    """Return the matplotlib figure: of a plot as wide as a column, of intervals as wide as a page."""
+    """Return the matplotlib figure: of a plot as wide as a column, of intervals or many lines as wide as a page."""
     return _draw_intervals(shown) if isinstance(shown, Intervals) else _draw_plot(shown)
 
 
@@ -166,7 +168,10 @@ def _draw_plot(plot: Plot) -> Any:
 
     styles = [_style(line.place) for line in plot.lines]
     legend = [Line2D([], [], label=line.label, **style) for line, style in zip(plot.lines, styles, strict=True)]
-    figure, (axes,) = make_figure(1, plot.title, legend, plot.caption, width=COLUMN, height=2.2)
+    width = COLUMN if len(plot.lines) <= _MOST_IN_COLUMN else WIDTH
+    figure, (axes,) = make_figure(
+        1, plot.title, legend, plot.caption, width=width, height=2.2 if width == COLUMN else 3.2
+    )
     for line, style in zip(plot.lines, styles, strict=True):
         every = max(1, len(line.x) // 6)
         shift = line.place % every

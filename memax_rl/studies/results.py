@@ -15,6 +15,8 @@ import pandas as pd
 from memax_rl.runs.run import Run, RunError
 
 _LARGEST_SUMMARY = 50_000_000
+# Returns beyond it are damage: a reward larger than 1e18 ends a run.
+_LARGEST = 1e100
 _USAGE = ("parameters", "update_bytes", "peak_process_bytes", "peak_device_bytes")
 # What every table of results has; its other columns are settings that vary between the runs.
 COLUMNS = (
@@ -96,7 +98,7 @@ def _curves(read: Sequence["_Read"]) -> pd.DataFrame:
         tables.append(pd.concat([about, metrics.drop(columns=[c for c in about if c in metrics])], axis=1))
     drawn = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
     counts = ["update", "seed", "env_steps"]
-    return drawn.astype(dict.fromkeys(counts, np.int64)) if drawn[counts].notna().to_numpy().all() else drawn
+    return drawn.astype(dict.fromkeys(counts, np.int64))
 
 
 _Read = tuple[Run, dict[str, Any], pd.DataFrame]
@@ -128,17 +130,17 @@ def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dic
             ended = bool(summary) and steps >= int(fields["total_steps"])
             yield {"run": str(run.folder), **names, "seed": seed} | {
                 "status": "diverged" if seed in lost else "finished" if ended else "unfinished",
-                "final_return": float(means.get(seed, math.nan)),
+                "final_return": number(means.get(seed)),
                 "best_return": _largest(own["episode/return"]),
                 "steps": steps,
                 "wall_clock": float(summary.get("seconds", _largest(own["seconds"]))),
-                "episodes": evaluation.get("episodes_per_seed", 0),
-                "chance": _number(evaluation.get("chance")),
-                "best_known": _number(evaluation.get("best")),
-                **{name: _number(summary.get(name)) for name in _USAGE},
+                "episodes": int(evaluation.get("episodes_per_seed", 0)),
+                "chance": number(evaluation.get("chance")),
+                "best_known": number(evaluation.get("best")),
+                **{name: number(summary.get(name)) for name in _USAGE},
                 "device": str(summary.get("device", "")),
             }
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise RunError(f"the run {run.folder} is damaged ({error}); restore its files, or move it away") from None
 
 
@@ -146,8 +148,12 @@ def _largest(column: Any) -> float:
     return float(column.max())
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def number(value: Any) -> float:
+    """Return a number, nan for None. Raises `ValueError` for one that no run reaches, whose square would overflow."""
+    found = math.nan if value is None else float(value)
+    if _LARGEST < abs(found) < math.inf:
+        raise ValueError(f"it holds {found:g}, which no run reaches")
+    return found
 
 
 def _summary(run: Run) -> dict[str, Any]:
@@ -189,7 +195,17 @@ def _metrics(run: Run) -> pd.DataFrame:
         raise RunError(f"{rows} is damaged: {error}") from None
     if missing := [name for name in needed if name not in table]:
         raise RunError(f"{rows} lacks the columns {', '.join(missing)}; restore the file")
+    for name in ("update", "seed", "env_steps"):
+        _check_cells(rows, table, name, np.abs(table[name].to_numpy()) < 2.0**62)
+    returns = table["episode/return"].to_numpy()
+    _check_cells(rows, table, "episode/return", (np.abs(returns) < _LARGEST) | ~np.isfinite(returns))
     return table
+
+
+def _check_cells(path: Path, table: Any, name: str, sound: np.ndarray) -> None:
+    if not sound.all():
+        held = table[name].to_numpy()[~sound][0]
+        raise RunError(f"{path} is damaged: column {name} holds {held:g}; restore the file")
 
 
 def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:
