@@ -27,6 +27,7 @@ from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound
 from memax_rl.runs.config import TrainConfig, make_config
 from memax_rl.runs.loggers import Logger, check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.spaces_file import spaces_of
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.training.sizes import describe_sizes
 
@@ -138,6 +139,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
             print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
+        spaces = spaces_of(agent.env, agent.env_params)
         arrays, static = init_state(config, agent, progress)
         _check_host(agent, arrays, "this was before the first update")
         if resumed is not None:
@@ -146,6 +148,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
         else:
             run, seconds = Run.create(out or default_folder(config), config), 0.0
             stack.enter_context(run.lock())
+        run.write_spaces(spaces)
         arrays = place(agent, arrays)
         with ExitStack() as inner:
             logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
