@@ -76,7 +76,8 @@ def register(
 RESERVED = frozenset(
     [
         *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
-        *("on_divergence", "network", "settings", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb"),
+        *("on_divergence", "network", "settings", "checkpoint_interval", "keep_every_n_steps", "eval_interval"),
+        *("start_from", "start_from_checkpoint", "eval_episodes", "early_stopping", "tensorboard", "wandb"),
     ]
 )
 

@@ -106,6 +106,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "network": {"memory": "gru", "width": 8},
         "num_seeds": 2,
         "seed": 7,
+        "keep_every_n_steps": 200,
     },
 }
 
@@ -214,6 +215,19 @@ def test_it_compiles_once_and_forgets_at_a_start(runs):
         assert np.array_equal(a[1], c[1]), "the second environment began an episode"
         assert np.array_equal(b[0], c[0])
     assert not all(np.array_equal(a[0], c[0]) for a, c in zip(*map(jax.tree.leaves, (states[0], fresh)), strict=True))
+
+
+def test_the_checkpoint_is_chosen(runs):
+    run = runs["cartpole"]
+    first, *_, last = run.saved_updates()
+    assert first < last
+
+    def weights(**which: Any) -> Any:
+        return [np.asarray(x) for x in memax_rl.load(run.folder, **which)._leaves]
+
+    old, new = weights(checkpoint=first), weights()
+    assert all(map(np.array_equal, weights(checkpoint=last), new))
+    assert not all(map(np.array_equal, old, new))
 
 
 # Without the environment
@@ -419,7 +433,7 @@ def test_wrong_arguments_of_load(runs):
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"seed": 9}, "seed=9.*trained 7, 8"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"checkpoint": "oldest"}, "checkpoint"),
+        ({"checkpoint": 10**6}, "checkpoint: expected newest, best or the update"),
     )
     for arguments, says in cases:
         with pytest.raises(ValueError, match=says):

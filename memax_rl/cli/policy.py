@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, greedy_option, import_own, report, trust_options
+from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
 
 _RUN = click.argument("run", type=PathType(file_okay=False))
 _ONNX = "Write policy.onnx too, for ONNX Runtime (needs pip install 'memax_rl[onnx]'); a greedy policy alone."
@@ -20,6 +20,7 @@ _WRAPPED = "Take observations and rewards as the run's wrappers show them, inste
 @click.option("--wrapped", is_flag=True, help=_WRAPPED)
 @click.option("--onnx", is_flag=True, help=_ONNX)
 @greedy_option
+@checkpoint_option
 @trust_options
 @answers
 def export(run: Path, out: Path, imports: tuple[str, ...], trust: bool, **settings: Any) -> None:
@@ -40,6 +41,7 @@ def export(run: Path, out: Path, imports: tuple[str, ...], trust: bool, **settin
 @click.option("--seed", type=int, help="Seed of the episodes (default: the run's).")
 @click.option("--trained-seed", type=int, help="Which of the run's seeds plays (default: the first sound one).")
 @greedy_option
+@checkpoint_option
 @trust_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--out", type=PathType(), help="Write into this folder instead of the run's.")

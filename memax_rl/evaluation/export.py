@@ -28,7 +28,7 @@ from memax_rl.evaluation.policy import PolicyStep, choose
 from memax_rl.ops import plain_products
 from memax_rl.rollout.streams import seed_key
 from memax_rl.runs.build import Trained
-from memax_rl.runs.run import RunError
+from memax_rl.runs.run import Checkpoint, RunError
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -78,7 +78,7 @@ def export(
     out: str | Path,
     *,
     seed: int | None = None,
-    checkpoint: str = "newest",
+    checkpoint: Checkpoint = "newest",
     greedy: bool | None = None,
     batch_size: int | None = None,
     wrapped: bool = False,

@@ -19,7 +19,7 @@ from memax_rl.rollout.streams import RolloutState, seed_key, start_stream, step_
 from memax_rl.runs.build import load_agent, make_environment
 from memax_rl.runs.config import TrainConfig
 from memax_rl.runs.files import write_atomically
-from memax_rl.runs.run import Run
+from memax_rl.runs.run import Checkpoint, Run
 
 # Where no time limit is known, as in evaluation.
 _LONGEST = 10_000
@@ -77,6 +77,7 @@ def play_episodes(
     greedy: bool | None = None,
     seed: int | None = None,
     trained_seed: int | None = None,
+    checkpoint: Checkpoint = "newest",
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[np.ndarray]]:
@@ -88,6 +89,7 @@ def play_episodes(
         greedy: As for `evaluate`.
         seed: Of the episodes; by default the run's own.
         trained_seed: Which of the run's seeds plays; by default the first that did not diverge.
+        checkpoint: As for `evaluate`.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
@@ -102,7 +104,7 @@ def play_episodes(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(folder, imports, trust)
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     close(agent.env)
     chosen = seeds[0] if trained_seed is None else trained_seed
     if chosen not in seeds:

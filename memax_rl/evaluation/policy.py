@@ -27,7 +27,7 @@ from memax_rl.networks import ActorCritic, to_environment
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.streams import Act, seed_key
 from memax_rl.runs.build import Trained, load_to_act
-from memax_rl.runs.run import Run
+from memax_rl.runs.run import Checkpoint, Run
 
 _IMPL = "philox4x32"
 
@@ -331,7 +331,7 @@ def _short(value: Any) -> str:
 def load(
     run: str | Path,
     seed: int | None = None,
-    checkpoint: str = "newest",
+    checkpoint: Checkpoint = "newest",
     *,
     batch_size: int | None = None,
     greedy: bool | None = None,
@@ -347,7 +347,7 @@ def load(
     Args:
         run: The run folder.
         seed: Which of the run's seeds; by default the first that did not diverge.
-        checkpoint: Which checkpoint: the newest.
+        checkpoint: "newest", "best" by evaluation during training, or the update of one that was kept.
         batch_size: For how many environments at once. None: one, without a batch axis.
         greedy: Whether to take the best action at every step. By default DQN does and PPO does not.
         wrapped: Whether observations and rewards come as the run's wrappers show them, and those of a Gymnasium
@@ -366,7 +366,7 @@ def load(
 def choose(
     run: str | Path,
     seed: int | None,
-    checkpoint: str,
+    checkpoint: Checkpoint,
     batch_size: int | None,
     greedy: bool | None,
     imports: Iterable[str],
@@ -375,9 +375,7 @@ def choose(
     """Return what of a run is needed to act, the seed, and whether greedily. Arguments and errors: see `load`."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; leave it out for one environment")
-    if checkpoint != "newest":
-        raise ValueError(f"checkpoint: expected 'newest', got {_short(checkpoint)!r}")
-    trained = load_to_act(Run.open(run, imports, trust))
+    trained = load_to_act(Run.open(run, imports, trust), checkpoint)
     chosen = trained.seeds[0] if seed is None else seed
     if chosen not in trained.seeds:
         raise ValueError(f"seed={seed}, but the run {run} has trained {', '.join(map(str, trained.seeds))}")

@@ -1,5 +1,6 @@
 """From a configuration to its environment, agent and keys; from a run folder to its trained networks."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,8 +15,8 @@ from memax_rl.envs.base import close, host_of
 from memax_rl.envs.plain_spaces import from_plain
 from memax_rl.envs.wrappers import wrap
 from memax_rl.rollout.streams import seed_key
-from memax_rl.runs.config import TrainConfig
-from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.config import TrainConfig, make_config
+from memax_rl.runs.run import Checkpoint, Run, RunError
 from memax_rl.runs.spaces_file import SpacesFile, spaces_of
 
 
@@ -24,14 +25,34 @@ def make_environment(config: TrainConfig) -> tuple[Any, Any]:
     return wrap(*envs.make(config.env, **config.env_options), config.env, config.env_wrappers)
 
 
-def make_agent(config: TrainConfig) -> Agent[Any]:
-    """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
+def make_agent(config: TrainConfig, sizes: Mapping[str, Any] | None = None) -> Agent[Any]:
+    """Return the agent of a configuration, with its environment.
+
+    Args:
+        sizes: Settings to take where the configuration leaves them open; by default the agent chooses.
+
+    Raises:
+        ValueError: If agent and environment do not fit, or a size is none of the agent's settings.
+    """
     env, env_params = make_environment(config)
     if config.devices > 1 and host_of(env) is not None:
         raise ValueError(f"devices={config.devices}, but {config.env} runs on the host; set devices to 1")
+    if sizes:
+        given = {name: value for name, value in config.settings.model_dump().items() if value is not None}
+        config = make_config(config.model_dump() | {config.agent: dict(sizes) | given})
     return agents.make(
         config.agent, config.settings, config.network, env, env_params, config.total_steps, config.devices
     )
+
+
+def chosen_sizes(config: TrainConfig, agent: Agent[Any]) -> dict[str, Any]:
+    """Return the settings that the configuration leaves open and the agent has chosen, ready for JSON."""
+    chosen = agent.config.model_dump(mode="json")
+    return {
+        name: chosen[name]
+        for name, value in config.settings.model_dump().items()
+        if value is None and chosen[name] is not None
+    }
 
 
 def seeds_of(config: TrainConfig) -> range:
@@ -51,10 +72,11 @@ def is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
+def load_agent(run: Run, checkpoint: Checkpoint = "newest") -> tuple[Agent[Any], Any, list[int]]:
     """Return the agent of a run, the networks of its sound seeds, stacked along an axis, and these seeds.
 
-    They are of the newest checkpoint. A seed that diverged is left out: what it had learned is of another update.
+    They are of the checkpoint that `Run.restore` chooses. A seed that diverged is left out: what it had learned is of
+    another update.
 
     Raises:
         RunError: If no seed is sound, and as `Run.restore` does.
@@ -62,20 +84,22 @@ def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
     config = run.config()
     with run.trusted():
         agent = make_agent(config)
-
-    networks = _restore_networks(run, config, agent.make_network, agent.observation_space, agent.action_space)
+    spaces = agent.observation_space, agent.action_space
+    networks = _restore_networks(run, config, agent.make_network, spaces, checkpoint)
     return agent, *sound_networks(run, config, networks)
 
 
-def _restore_networks(run: Run, config: TrainConfig, make: Any, observation_space: Any, action_space: Any) -> Any:
+def _restore_networks(run: Run, config: TrainConfig, make: Any, spaces: tuple[Any, Any], checkpoint: Checkpoint) -> Any:
+    """Return the networks of all seeds, made by `make` for the spaces of observation and action."""
+
     def network(key):
-        return make(observation_space, action_space, key)
+        return make(*spaces, key)
 
     # Shapes alone: nothing of the training state is made.
     keys = seed_keys(config)
     static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), is_shape, inverse=True)
     shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
-    restored, _ = run.restore({"network": shapes}, whole=False)
+    restored, _ = run.restore({"network": shapes}, whole=False, checkpoint=checkpoint)
     return eqx.combine(restored["network"], static)
 
 
@@ -97,8 +121,10 @@ class Trained(NamedTuple):
     seeds: list[int]
 
 
-def load_to_act(run: Run) -> Trained:
+def load_to_act(run: Run, checkpoint: Checkpoint = "newest") -> Trained:
     """Return what of a run is needed to act. Its environment is made only if the run does not say its spaces.
+
+    The networks are of the checkpoint that `Run.restore` chooses.
 
     Raises:
         ValueError: If spaces.json is damaged.
@@ -110,10 +136,10 @@ def load_to_act(run: Run) -> Trained:
         make = agents.spec(config.agent).acting
         if make is not None:
             acting = make(config.settings, config.network)
-            observation, action = map(from_plain, (spaces.network.observation, spaces.network.action))
-            networks = _restore_networks(run, config, acting.make_network, observation, action)
+            seen = from_plain(spaces.network.observation), from_plain(spaces.network.action)
+            networks = _restore_networks(run, config, acting.make_network, seen, checkpoint)
             return Trained(config, spaces, acting, *sound_networks(run, config, networks))
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     try:
         spaces = spaces_of(agent.env, agent.env_params)
         acting = Acting(agent.make_network, agent.act, agent.evaluates_greedily)
