@@ -26,6 +26,7 @@ from memax_rl.cli import main
 from memax_rl.envs import spaces
 from memax_rl.envs.plain_spaces import from_plain
 from memax_rl.evaluation import LoadedPolicy, evaluate
+from memax_rl.memory import registry as memories
 from memax_rl.networks import NetworkConfig
 from memax_rl.rollout.streams import seed_key, start_stream, step_stream
 from memax_rl.runs import Run, RunError
@@ -276,6 +277,33 @@ def test_an_agent_of_ones_own_is_loaded_with_its_environment_unless_it_says_how_
     with pytest.raises(ZeroDivisionError):
         memax_rl.load(runs["ppo"].folder)
     assert len(looked) == 1
+
+
+_OWN_MEMORY = """
+from memax_rl import memory
+from memax_rl.memory.gru import GRU
+memory.register("own_gru", memory.MemorySpec(GRU))
+"""
+
+
+def test_a_memory_of_ones_own_needs_its_module(tmp_path, monkeypatch):
+    (tmp_path / "module_of_own_gru.py").write_text(_OWN_MEMORY)
+    monkeypatch.syspath_prepend(tmp_path)
+    common: dict[str, Any] = {"total_steps": 100, "eval_episodes": 0, "ppo": PPO_SETTINGS}
+    network = {"memory": "own_gru", "width": 4}
+    run = train(out=tmp_path / "run", imports=("module_of_own_gru",), network=network, **common)
+
+    def forget():
+        sys.modules.pop("module_of_own_gru")
+        memories._ENTRIES.pop("own_gru")
+
+    try:
+        forget()
+        with pytest.raises(RunError, match="was trained with module_of_own_gru, which is not imported"):
+            memax_rl.load(run.folder)
+        memax_rl.load(run.folder, imports=("module_of_own_gru",)).step(1)
+    finally:
+        forget()
 
 
 def test_agents_act_as_they_say_they_do():

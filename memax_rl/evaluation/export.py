@@ -150,10 +150,12 @@ def export_trained(
 def _to_stablehlo(function: _Exported) -> bytes:
     try:
         exported = jax_export.export(jax.jit(function.__call__), platforms=PLATFORMS)(*function.arguments())
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise ExportError(f"jax.export cannot write: {error}") from None
     except (NotImplementedError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"the policy cannot be exported for {' and '.join(PLATFORMS)}: {reason}") from error
-    return bytes(exported.serialize())
 
 
 def _to_npz(carry: list[np.ndarray]) -> bytes:
