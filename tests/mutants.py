@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "pyproject.toml", "README.md")
+PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "docs", "pyproject.toml", "README.md")
 
 
 class Mistake(NamedTuple):
@@ -34,6 +34,10 @@ class Mistake(NamedTuple):
 
 def _ppo(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_ppo.py::test_{name}" for name in names)
+
+
+def _policy(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_policy.py::test_{name}" for name in names)
 
 
 MISTAKES = (
@@ -484,6 +488,46 @@ MISTAKES = (
         "return _transpose(jax.lax.optimization_barrier(_transpose(weight)))",
         "return jax.lax.optimization_barrier(_transpose(weight))",
         ("tests/test_memory_laws.py::test_laws[slstm]",),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees the last reward of the episode before",
+        "memax_rl/evaluation/policy.py",
+        "previous_reward=jnp.where(start, 0, reward),",
+        "previous_reward=reward,",
+        _policy("it_compiles_once_and_forgets_at_a_start"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees rewards as the environment gives them, not as the wrappers show them",
+        "memax_rl/evaluation/policy.py",
+        "reward = layer.show_reward(reward)",
+        "reward = jnp.asarray(reward)",
+        _policy("many_episodes_of_one_environment_are_those_of_the_stream"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy draws its actions by the keys of the environment",
+        "memax_rl/evaluation/policy.py",
+        "keys = jax.random.split(step_key, (count, 2))[:, 0].reshape(self._batch)",
+        "keys = jax.random.split(step_key, (count, 2))[:, 1].reshape(self._batch)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy takes values of Gymnasium as if they counted from 0",
+        "memax_rl/evaluation/policy.py",
+        "return (x - _starts(outer, x.dtype)).reshape(inner.shape)",
+        "return x.reshape(inner.shape)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy gives the action of the network, not of the environment",
+        "memax_rl/evaluation/policy.py",
+        "to_environment(self._action_space, action))",
+        "action)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
     ),
 )
 
