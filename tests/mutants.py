@@ -73,8 +73,8 @@ MISTAKES = (
         2,
         "the start flag is shifted once more while learning",
         "agents/ppo.py",
-        "AgentInput(tape.observation, action, reward, tape.start)",
-        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
+        "AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)",
+        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1), tape.action_mask)",
         _ppo("ratio_is_one_on_a_fresh_tape"),
     ),
     Mistake(
@@ -137,8 +137,8 @@ MISTAKES = (
         5,
         "the bootstrap at a truncation sees the next episode's first observation",
         "memax_rl/rollout/streams.py",
-        'shown = where(truncated, info["final_observation"],',
-        "shown = where(truncated, observation,",
+        "shown = where(truncated, step.final_observation,",
+        "shown = where(truncated, step.observation,",
         _ppo("value_at_an_end", "what_the_tape_holds"),
     ),
     Mistake(
