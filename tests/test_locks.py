@@ -59,9 +59,9 @@ def test_a_live_lease_of_another_machine_is_never_taken_and_a_dead_one_is_in_tim
         other.wait()
         dead = time.monotonic()
         while not _try(path):
+            assert time.monotonic() - dead < 10 * PATIENCE, "it stays for ever"
             time.sleep(0.05)
         assert time.monotonic() - dead > PATIENCE / 2, "it was watched first"
-        assert time.monotonic() - dead < 5 * PATIENCE
 
 
 def test_what_a_killed_process_of_this_machine_held_is_free_at_once(tmp_path):

@@ -4,7 +4,7 @@ import datetime
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,36 @@ def train(
     if resume is not None:
         if config is not None or fields or out is not None:
             raise RunError("resume continues a run as it is configured; give nothing else beside it")
-        run = Run.open(resume, imports, trust)
-        with run.lock(), run.trusted():
-            return _train(run.config(), run, None, progress)
+        return resume_with((), resume, progress=progress, imports=imports, trust=trust)
     if config is None:
         config = make_config(fields | ({"imports": list(imports)} if imports else {}))
     elif fields:
         raise ValueError("give either config or its fields, not both")
-    return _train(config, None, out, progress)
+    return train_with((), config, out=out, progress=progress)
+
+
+def train_with(
+    loggers: Sequence[Logger], config: TrainConfig, *, out: str | Path | None = None, progress: bool = False
+) -> Run:
+    """Train as `train` does, with more loggers, which are given all rows once they are in metrics.csv.
+
+    What one of them raises ends the run there; it can be resumed.
+    """
+    return _train(config, None, out, progress, loggers)
+
+
+def resume_with(
+    loggers: Sequence[Logger],
+    folder: str | Path,
+    *,
+    progress: bool = False,
+    imports: Iterable[str] = (),
+    trust: bool = False,
+) -> Run:
+    """Continue an interrupted run as `train` does, with more loggers; they are given the rows from here on."""
+    run = Run.open(folder, imports, trust)
+    with run.lock(), run.trusted():
+        return _train(run.config(), run, None, progress, loggers)
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -128,7 +150,9 @@ def check(config: TrainConfig) -> list[str]:
         close(agent.env)
 
 
-def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool) -> Run:
+def _train(
+    config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool, loggers: Sequence[Logger]
+) -> Run:
     """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
     sharding.require(config.devices)
     check_logs(config)
@@ -148,7 +172,7 @@ def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, pro
             stack.enter_context(run.lock())
         arrays = place(agent, arrays)
         with ExitStack() as inner:
-            logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
+            logs = [inner.enter_context(log) for log in (*open_logs(config, run, progress), *loggers)]
             stopped = inner.enter_context(stop_signals())
             arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
         arrays = jax.device_put(arrays, jax.devices()[0])
