@@ -88,9 +88,10 @@ open({record!r}, "w").write(text)
 count = int(re.search("--array=0-([0-9]+)", text)[1]) + 1
 env = dict(os.environ, SLURM_ARRAY_JOB_ID="7", SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0")
 env |= dict(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_JOB_NODELIST="here")
-command = text.strip().splitlines()[-1]
-script = "sleep 2\\n" + "".join(f"SLURM_ARRAY_TASK_ID={{i}} SLURM_JOB_ID=7_{{i}} {{command}}\\n" for i in range(count))
-subprocess.Popen(["bash", "-c", script], env=env, start_new_session=True)
+script = "".join(f"SLURM_ARRAY_TASK_ID={{i}} SLURM_JOB_ID=7_{{i}} bash {record}\\n" for i in range(count))
+# Whoever submits waits until no one has the other end of its pipe.
+nowhere = subprocess.DEVNULL
+subprocess.Popen(["bash", "-c", script], env=env, start_new_session=True, stdout=nowhere, stderr=nowhere)
 print("Submitted batch job 7")
 """
 _SRUN = '#!/bin/bash\nwhile [[ "$1" == -* ]]; do case "$1" in --output|--error) shift;; esac; shift; done\nexec "$@"\n'
