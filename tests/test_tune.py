@@ -99,12 +99,12 @@ def test_reports_are_made_once_for_each_part_and_end_a_trial():
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(lower=0.0), direction="maximize")
     trial = study.ask()
     reports = _Reports(trial, make_space(SPACE), 1000, [_row(40, 0.5), _row(90, 0.5)], {1})
-    reports.write([_row(140, 1.0), _row(200, 1.0)])
+    reports.report([_row(140, 1.0), _row(200, 1.0)])
     assert study.trials[0].intermediate_values == {2: 0.5, 3: 0.75, 4: 1.0}
     with pytest.raises(_Pruned):
-        reports.write([_row(300, -9.0)])
+        reports.report([_row(300, -9.0)])
     with pytest.raises(ValueError, match="no column 'episode/return'; it has seed"):
-        reports.write([{"seed": 0.0}])
+        reports.report([{"seed": 0.0}])
 
 
 def test_a_trial_below_the_others_is_pruned_and_the_best_is_a_preset(tmp_path):

@@ -18,13 +18,13 @@ import numpy as np
 from memax_rl.envs.trust import import_modules, only_imports
 from memax_rl.runs.config import dump_config
 from memax_rl.runs.files import write_atomically
-from memax_rl.runs.loggers import Logger, Row
 from memax_rl.runs.run import Run, RunError
 from memax_rl.studies.folder import Folder
 from memax_rl.studies.grid import Cell, differing
 from memax_rl.studies.space import FIRST_SEED, Space, dump_space, load_space, make_space
-from memax_rl.training import resume_with, train_with
+from memax_rl.training import Callback, TrainingProgress, train
 
+Row = Mapping[str, float]
 # How often a trial is looked at, and the part of its steps that a score is the mean of.
 REPORTS, WINDOW = 20, 0.1
 # So many trials that fail before any other ends are no chance.
@@ -148,7 +148,7 @@ class _Pruned(Exception):
     """A trial is not worth its rest."""
 
 
-class _Reports(Logger):
+class _Reports(Callback):
     """Tells Optuna how a trial goes, and ends it where Optuna says so."""
 
     def __init__(self, trial: Any, space: Space, total_steps: int, before: Sequence[Row], known: Iterable[int]):
@@ -157,7 +157,11 @@ class _Reports(Logger):
         if before and self._space.metric not in before[0]:
             raise RunError(_unknown_metric(self._space.metric, before[0]))
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def on_update(self, progress: TrainingProgress) -> None:
+        """Report the score of the rows that are new."""
+        self.report(progress.rows)
+
+    def report(self, rows: Sequence[Row]) -> None:
         """Report the score at every twentieth of the steps that was passed, the last one left out."""
         if rows and self._space.metric not in rows[0]:
             raise RunError(_unknown_metric(self._space.metric, rows[0]))
@@ -179,9 +183,6 @@ class _Reports(Logger):
 
     def _rows_of(self, seed: float) -> list[Row]:
         return [row for row in self._rows if row["seed"] == seed]
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
 
 
 def _unknown_metric(metric: str, row: Row) -> str:
@@ -303,10 +304,10 @@ class _Search:
                 saved = (run.saved_updates() or [0])[-1]
                 before = [row for row in run.metrics() if row["update"] <= saved]
                 reports = _Reports(trial, self.space, steps, before, frozen.intermediate_values)
-                resume_with([reports], path, progress=self.progress, imports=self.imports, trust=self.trust)
+                train(resume=path, progress=self.progress, callbacks=[reports], imports=self.imports, trust=self.trust)
             else:
                 reports = _Reports(trial, self.space, steps, (), ())
-                train_with([reports], cell.config, out=path, progress=self.progress)
+                train(cell.config, out=path, progress=self.progress, callbacks=[reports])
         # No two trials share a compiled program.
         jax.clear_caches()
         return Run(path).metrics(), steps
