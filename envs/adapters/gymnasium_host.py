@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
+import gymnasium.wrappers
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
@@ -69,16 +70,27 @@ class Maker(NamedTuple):
         spec, arguments: For `gymnasium.make`.
         keep: Keys of a Dict observation to show; None for all.
         drop: Keys of a Dict observation to leave out.
+        wrappers: Names of `gymnasium.wrappers` with their arguments, the innermost first.
     """
 
     spec: EnvSpec
     arguments: Mapping[str, Any]
     keep: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
+    wrappers: tuple[Mapping[str, Any], ...] = ()
 
     def __call__(self) -> gymnasium.Env:
-        """Make it. Raises `ValueError` where a key is asked for that it does not have."""
-        env = gymnasium.make(self.spec, disable_env_checker=True, **self.arguments)
+        """Make it. Raises `ValueError` where a key is asked for that it does not have, or a wrapper does not fit."""
+        env = self._show_keys(gymnasium.make(self.spec, disable_env_checker=True, **self.arguments))
+        for wrapper in self.wrappers:
+            arguments = {key: value for key, value in wrapper.items() if key != "name"}
+            try:
+                env = getattr(gymnasium.wrappers, wrapper["name"])(env, **arguments)
+            except Exception as error:
+                raise ValueError(f"env_options.wrappers: {wrapper['name']}: {error}") from error
+        return env
+
+    def _show_keys(self, env: gymnasium.Env) -> gymnasium.Env:
         if self.keep is None and not self.drop:
             return env
         if not isinstance(env.observation_space, spaces.Dict):
@@ -534,7 +546,7 @@ class Host:
             number, self.begun = self.begun, self.begun + 1
             if self.failure is None:
                 try:
-                    pool = Pool(self.maker, size, self.processes, self.timeout)
+                    pool = self.make_pool(size)
                     self.pools[number] = pool
                     actions = np.zeros((size, *encoded(self.action_space)[0]), self.action_dtype)
                     blank = pool.run(np.full(size, RESET, np.int32), seeds.astype(np.int64), actions)
@@ -564,6 +576,10 @@ class Host:
         acted = (commands != WAIT).astype(np.int32)
         flat = (*result.observation, *result.final, result.reward, result.terminated, result.truncated)
         return (count + acted, *flat)
+
+    def make_pool(self, size: int) -> "Pool | Any":
+        """Make so many copies."""
+        return Pool(self.maker, size, self.processes, self.timeout)
 
     def _run(self, result: Transition, commands, seeds, pool, copy, count, actions) -> None:
         """Fill in the rows of `result` that are not told to wait."""
