@@ -244,7 +244,6 @@ POBAX_IDS = (
     "rocksample_15_15",
     "tmaze_5",
     "tmaze_10",
-    "fishing_8",
 )
 OPTIONAL_IDS = {
     "craftax": CRAFTAX_IDS,

@@ -64,10 +64,10 @@ def check(env_id: str) -> None:
 
         gymnasium.find_spec(env_id.removeprefix("gym/"))
     elif env_id.startswith("envpool/"):
-        from memax_rl.envs.adapters import envpool
+        from memax_rl.envs.adapters import envpool_tasks
 
         _need_package(env_id)
-        envpool.check(env_id.removeprefix("envpool/"))
+        envpool_tasks.check(env_id.removeprefix("envpool/"))
     elif env_id.startswith("jax/"):
         from memax_rl.envs.adapters import interfaces
 
@@ -184,10 +184,10 @@ def make(env_id: str, **options: Any) -> tuple[Any, Any]:
         env: Any = gymnasium.GymnasiumAdapter(env_id.removeprefix("gym/"), _check_options(HostOptions, checked))
         return env, env.default_params
     if env_id.startswith("envpool/"):
-        from memax_rl.envs.adapters import envpool
+        from memax_rl.envs.adapters import envpool_tasks
         from memax_rl.envs.adapters.gymnasium_options import EnvPoolOptions
 
-        env = envpool.EnvPoolAdapter(env_id.removeprefix("envpool/"), _check_options(EnvPoolOptions, checked))
+        env = envpool_tasks.EnvPoolAdapter(env_id.removeprefix("envpool/"), _check_options(EnvPoolOptions, checked))
         return env, env.default_params
     return _make(env_id, json.dumps(checked, sort_keys=True))
 

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from memax_rl.envs.adapters.brax import BraxAdapter
+from memax_rl.envs.adapters.brax_like import BraxAdapter
 from memax_rl.envs.adapters.gymnax import adapt as adapt_gymnax
-from memax_rl.envs.adapters.jumanji import JumanjiAdapter
+from memax_rl.envs.adapters.jumanji_like import JumanjiAdapter
 from memax_rl.envs.adapters.legacy_gymnax import LegacyGymnaxAdapter, steps_by_six
 from memax_rl.envs.base import Environment, lenient
 from memax_rl.envs.checking import check_environment

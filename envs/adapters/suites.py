@@ -3,17 +3,24 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from memax_rl.envs.adapters import brax, craftax, jumanji, navix, pobax, popgym_arcade
+from memax_rl.envs.adapters import (
+    arcade_games,
+    brax_like,
+    craftax_worlds,
+    jumanji_like,
+    navix_grids,
+    pobax_problems,
+)
 from memax_rl.envs.base import Environment, EnvironmentFailure, lenient
 
 MAKERS: dict[str, Callable[[str, Mapping[str, Any]], Environment]] = {
-    "craftax": craftax.make,
-    "popgym_arcade": popgym_arcade.make,
-    "brax": brax.make,
-    "mujoco_playground": brax.make_playground,
-    "jumanji": jumanji.make,
-    "navix": navix.make,
-    "pobax": pobax.make,
+    "craftax": craftax_worlds.make,
+    "popgym_arcade": arcade_games.make,
+    "brax": brax_like.make,
+    "mujoco_playground": brax_like.make_playground,
+    "jumanji": jumanji_like.make,
+    "navix": navix_grids.make,
+    "pobax": pobax_problems.make,
 }
 
 

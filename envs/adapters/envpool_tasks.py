@@ -96,9 +96,11 @@ class EnvPoolCopies:
 class EnvPoolHost(Host):
     """All copies of one task of EnvPool."""
 
+    maker: PoolMaker
+
     def make_pool(self, size: int) -> EnvPoolCopies:
         """Make so many copies."""
-        return EnvPoolCopies(self.maker, size)  # pyright: ignore[reportArgumentType]
+        return EnvPoolCopies(self.maker, size)
 
 
 class EnvPoolAdapter(HostAdapter):
@@ -114,7 +116,7 @@ class EnvPoolAdapter(HostAdapter):
             one = maker()
             self.limit = getattr(one.spec.config, "max_episode_steps", None)
             one.close()
-            host = EnvPoolHost(f"envpool/{task}", maker, 0, 0.0)  # pyright: ignore[reportArgumentType]
+            host = EnvPoolHost(f"envpool/{task}", maker, 0, 0.0)
         except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"env: envpool/{task} cannot be made: {type(error).__name__}: {reason}") from error

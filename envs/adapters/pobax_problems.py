@@ -32,7 +32,7 @@ def make(env_id: str, options: Mapping[str, Any]) -> LegacyGymnaxAdapter:
 
 
 def _make(env_id: str) -> Any:
-    from pobax.envs.jax import battleship, fishing, pocman, rocksample, tmaze  # pyright: ignore[reportMissingImports]
+    from pobax.envs.jax import battleship, pocman, rocksample, tmaze  # pyright: ignore[reportMissingImports]
 
     configs = Path(rocksample.__file__).parent.parent / "configs"
     name, _, size = env_id.partition("_")
@@ -43,8 +43,6 @@ def _make(env_id: str) -> Any:
         return battleship.Battleship(rows=int(size), cols=int(size), ship_lengths=ships)
     if name == "pocman":
         return pocman.PocMan()
-    if name == "fishing":
-        return fishing.Fishing(config_path=configs / "ocean_nav" / f"{env_id}_config.json")
     config = configs / f"{env_id if size else 'rocksample_7_8'}_config.json"
     return rocksample.RockSample(jax.random.PRNGKey(_MAP_SEED), config_path=config)
 

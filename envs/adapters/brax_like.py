@@ -77,6 +77,9 @@ def make_playground(env_id: str, options: Mapping[str, Any]) -> BraxAdapter:
     unknown = [name for name in overrides if name.split(".")[0] not in config]
     if unknown:
         raise ValueError(f"env_options.config: {env_id} has no {unknown[0]!r}; it has {', '.join(sorted(config))}")
-    inner = dm_control_suite.load(env_id, config_overrides=overrides or None)
+    if "impl" in config:
+        # Its other engine, Warp, is made for GPUs, and its states cannot be chosen between element by element.
+        overrides = {"impl": "jax", **overrides}
+    inner = dm_control_suite.load(env_id, config_overrides=overrides)
     limit = options["max_steps"] or int(config.episode_length)
     return BraxAdapter(f"mujoco_playground/{env_id}", inner, limit)

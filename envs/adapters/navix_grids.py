@@ -16,7 +16,9 @@ from memax_rl.envs.adapters.package import Outcome, PackageEnvironment
 
 TRUNCATION, TERMINATION = 1, 2
 # The largest code of a thing, a color, and a state or direction.
-_CODES = (10, 5, 3)
+_CODES = (10, 5, 4)
+# A locked door's state in some rooms: -2 in a byte. It is shown as the code that no other state has.
+_WRAPPED, _LOCKED = 254, 4
 
 
 class NavixAdapter(PackageEnvironment):
@@ -49,7 +51,7 @@ class NavixAdapter(PackageEnvironment):
     def begin(self, key: UInt32[Array, " 2"], params: Any) -> tuple[Any, Any]:
         """The package's reset."""
         timestep = self.inner.reset(key)
-        return timestep.observation, self._kept(timestep)
+        return self._shown(timestep), self._kept(timestep)
 
     def advance(
         self, key: UInt32[Array, " 2"], state: Any, action: Any, time: Int32[Array, ""], params: Any
@@ -57,7 +59,12 @@ class NavixAdapter(PackageEnvironment):
         """The package's transition; its `step` would add its own automatic reset."""
         after = self.inner._step(state, action)
         ended = after.step_type == TERMINATION
-        return Outcome(after.observation, self._kept(after), after.reward, ended, after.step_type == TRUNCATION)
+        return Outcome(self._shown(after), self._kept(after), after.reward, ended, after.step_type == TRUNCATION)
+
+    def _shown(self, timestep: Any) -> Array:
+        """What the agent sees."""
+        seen = timestep.observation
+        return jnp.where(seen == _WRAPPED, _LOCKED, seen) if self.view.startswith("symbolic") else seen
 
     def _kept(self, timestep: Any) -> Any:
         """What the next transition reads: not the observation, and the images of the tiles only where they are seen."""

@@ -87,8 +87,9 @@ def as_dict(value: Any) -> Any:
 def _parts(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping):
         return value
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return value._asdict()
+    names = getattr(value, "_fields", None)
+    if isinstance(value, tuple) and names is not None:
+        return dict(zip(names, value, strict=True))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return None
