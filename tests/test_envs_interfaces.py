@@ -14,7 +14,6 @@ from memax_rl.cli import main
 from memax_rl.envs import registry, spaces
 from memax_rl.envs.adapters.package import PackageEnvironment
 from memax_rl.evaluation import evaluate
-from memax_rl.training import train
 
 BRAX, JUMANJI, LEGACY = (f"jax/_interfaces:{name}" for name in ("Brax", "Jumanji", "Legacy"))
 
@@ -219,7 +218,7 @@ def test_a_run_trains_and_its_module_is_imported_only_where_the_user_says_so(tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "rooms.py").write_text(MODULE)
-    fields = ["--total-steps", "2000", "--ppo.num-envs", "4", "--ppo.rollout-length", "20", "--eval-episodes", "4"]
+    fields = ["--total-steps", "500", "--ppo.num-envs", "4", "--ppo.num-minibatches", "2", "--eval-episodes", "4"]
     options = ["--env-options.falls", "5", "--env-options.episode-length", "10"]
     typed = ["--env", "jax/rooms:Room", *options, "--network.width", "8", *fields]
     assert main(["train", *typed, "--out", "run"]) == 0
@@ -233,18 +232,3 @@ def test_a_run_trains_and_its_module_is_imported_only_where_the_user_says_so(tmp
     assert main(["evaluate", "run", "--episodes", "4", "--import", "rooms"]) == 0
     result = evaluate("run", episodes=4, imports=("rooms",))
     assert result["mean_return_per_seed"] == [5.0]
-
-
-def test_dqn_trains_on_a_dict_and_several_choices(tmp_path):
-    settings = {"num_envs": 2, "buffer_size": 400, "learning_starts": 50, "tape_length": 16, "batch_size": 2}
-    run = train(
-        env=JUMANJI,
-        env_options={"length": 3, "discount": 1.0},
-        agent="dqn",
-        dqn=settings,
-        total_steps=400,
-        eval_episodes=2,
-        network={"width": 8, "memory": "min_gru"},
-        out=tmp_path / "run",
-    )
-    assert evaluate(run.folder, episodes=4)["mean_return_per_seed"] == [3.0]
