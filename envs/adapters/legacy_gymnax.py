@@ -87,7 +87,7 @@ class LegacyGymnaxAdapter(PackageEnvironment):
 
 
 def steps_by_six(env: Any) -> bool:
-    """Whether an environment with gymnax's interface has the step of its version 1.0, which does not give five values."""
+    """Whether an environment with gymnax's interface has the step of its version 1.0: it does not give five values."""
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
 
     def one_step(key, params):
