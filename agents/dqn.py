@@ -121,7 +121,7 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
     action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
     rows = tape.start.shape[0]
     carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (rows, *leaf.shape)), network.initial_state())
-    return network.scan(carry, AgentInput(tape.observation, action, reward, tape.start))[1]
+    return network.scan(carry, AgentInput(tape.observation, action, reward, tape.start, tape.action_mask))[1]
 
 
 class DQN:
@@ -263,7 +263,7 @@ class DQN:
             tape_length=self.sizes.slots,
         )
         new = _unscored(new)
-        replay = replays.add(state.replay, new, streams.inputs.observation, streams.inputs.start)
+        replay = replays.add(state.replay, new, streams.inputs)
         return streams, new, replay, metrics | {"epsilon": jnp.mean(epsilon)}
 
     # Learning

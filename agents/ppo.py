@@ -116,7 +116,7 @@ def evaluate_rows(network: ActorCritic, rows: RolloutBatch) -> Outputs:
     """Return what the network makes of all slots, and the carry after the rows, from one pass over them."""
     tape = rows.tape
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
-    return network.scan(rows.carry, AgentInput(tape.observation, action, reward, tape.start))
+    return network.scan(rows.carry, AgentInput(tape.observation, action, reward, tape.start, tape.action_mask))
 
 
 class PPO:

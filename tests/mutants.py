@@ -73,8 +73,8 @@ MISTAKES = (
         2,
         "the start flag is shifted once more while learning",
         "agents/ppo.py",
-        "AgentInput(tape.observation, action, reward, tape.start)",
-        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
+        "AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)",
+        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1), tape.action_mask)",
         _ppo("ratio_is_one_on_a_fresh_tape"),
     ),
     Mistake(

@@ -100,7 +100,8 @@ def _print_options(env_id: str) -> None:
     from memax_rl import envs
 
     for option, (default, meaning) in envs.options(env_id).items():
-        print(f"    {option}: {meaning.rstrip('.')} (default: {json.dumps(default)})")
+        about = f": {meaning.rstrip('.')}" if meaning else ""
+        print(f"    {option}{about} (default: {json.dumps(default)})")
 
 
 _ENV_LINE = "{:40s} {:34s} {:22s} {:>7s} {:>7s} {:>7s}"
