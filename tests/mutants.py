@@ -434,6 +434,60 @@ MISTAKES = (
         "return jax.lax.optimization_barrier(_transpose(weight))",
         ("tests/test_memory_laws.py::test_laws[slstm]",),
     ),
+    Mistake(
+        24,
+        "the mask of a time limit's final observation is that of the next episode",
+        "memax_rl/rollout/streams.py",
+        "action_mask=where(truncated, step.final_action_mask, step.action_mask)",
+        "action_mask=step.action_mask",
+        (
+            "tests/test_action_masks.py::test_every_slot_holds_the_mask_of_its_observation",
+            "tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",
+        ),
+    ),
+    Mistake(
+        24,
+        "the policy that learns is not masked",
+        "memax_rl/networks/actor_critic.py",
+        "policy = on_slots(self._policy, features, inputs.action_mask)",
+        "policy = on_slots(self._policy, features, None)",
+        ("tests/test_action_masks.py::test_the_policy_that_learns_is_the_one_that_acted",),
+    ),
+    Mistake(
+        24,
+        "the target is the best value of all actions",
+        "memax_rl/networks/q_network.py",
+        "jnp.sum(jnp.stack([jnp.max(values) for values in self._legal()]))",
+        "jnp.sum(jnp.stack([jnp.max(values) for values in spaces.by_component(self.space, self.raw)]))",
+        (
+            "tests/test_action_masks.py::test_the_best_action_value_is_of_a_legal_action",
+            "tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",
+        ),
+    ),
+    Mistake(
+        24,
+        "exploration takes illegal actions",
+        "agents/epsilon_greedy.py",
+        "drawn = spaces.draw_action(space, uniform[1:], inputs.action_mask)",
+        "drawn = spaces.draw_action(space, uniform[1:])",
+        ("tests/test_action_masks.py::test_exploration_is_even_over_what_is_legal",),
+    ),
+    Mistake(
+        24,
+        "the replay's pending slot has no mask of its own",
+        "memax_rl/rollout/replay.py",
+        "action_mask=shown.action_mask,",
+        "action_mask=None if shown.action_mask is None else slots.action_mask[:, -1],",
+        ("tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",),
+    ),
+    Mistake(
+        24,
+        "a task that is held out is trained on",
+        "envs/meta/trials.py",
+        'chosen = order[:held_out] if split == "test" else order[held_out:]',
+        'chosen = order[:held_out] if split == "test" else order',
+        ("tests/test_own_options.py::test_tasks_that_can_be_counted_are_split_without_overlap",),
+    ),
 )
 
 

@@ -292,3 +292,11 @@ def test_a_family_that_is_registered_as_an_environment_is_told_of_the_other_func
     envs.register("own/Wrong", Levers)
     with pytest.raises(ValueError, match=r"use memax_rl\.envs\.register_tasks"):
         envs.make("own/Wrong")
+
+
+def test_an_unknown_environment_of_no_suite_asks_for_its_module():
+    with pytest.raises(ValueError, match=r"'own/Lever'; did you mean 'own/Levers'.* needs --import MODULE"):
+        make_config({"env": "own/Lever"})
+    with pytest.raises(ValueError, match="unknown environment 'popgym/Repeat'") as error:
+        make_config({"env": "popgym/Repeat"})
+    assert "--import" not in str(error.value)

@@ -160,7 +160,8 @@ def _no_trials(env_name: str) -> ValueError:
     families = ", ".join(name for name in envs.names() if name.startswith("meta/") and name != "meta/EndlessTMaze")
     return ValueError(
         f"the run was trained on {env_name}, which has no hidden tasks to adapt to; train on one of {families} "
-        "(meta/Trials makes trials of any gymnax, popgym or xminigrid environment), or use `memax-rl evaluate`"
+        "(meta/Trials makes trials of any gymnax, popgym or xminigrid environment) or a family of your own "
+        "(docs/own_task_family.md), or use `memax-rl evaluate`"
     )
 
 

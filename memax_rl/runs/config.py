@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from memax_rl import agents, envs
 from memax_rl.agents.base import AgentSettings
+from memax_rl.envs.ids import SUITES
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
@@ -122,7 +123,8 @@ class TrainConfig(BaseModel):
             if not package or may_import(package):
                 envs.check(name)
         elif name not in envs.names():
-            raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
+            own = "" if name.partition("/")[0] in SUITES else "; one of your own needs --import MODULE"
+            raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}{own}")
         return name
 
     @field_validator("env_options")
