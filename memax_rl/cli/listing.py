@@ -79,13 +79,27 @@ def _list_envs(verbose: bool) -> None:
 
     if verbose:
         print(_ENV_LINE.format("name", "observation", "action", "horizon", "chance", "best"))
+    absent: dict[str, int] = {}
     for name in envs.names():
+        suite = name.partition("/")[0]
+        if envs.missing_package(name) is not None:
+            absent[suite] = absent.get(suite, 0) + 1
+            continue
         print(_describe_env(name) if verbose else name)
         if verbose:
             _print_options(name)
     print("gym/ID: any environment of Gymnasium, as gym/CartPole-v1; gym/package:ID imports the package first")
     if verbose:
         _print_options("gym/ID")
+    if envs.missing_package("envpool/ID") is None:
+        print("envpool/ID: any task of EnvPool, as envpool/Pong-v5")
+        if verbose:
+            _print_options("envpool/ID")
+    else:
+        absent["envpool"] = 0
+    print("jax/module:Class: any class with gymnax's, brax's or Jumanji's interface; options are its arguments")
+    for suite, count in absent.items():
+        print(f"{suite}/: {f'{count} environments, ' if count else ''}needs {envs.missing_package(f'{suite}/')}")
 
 
 def _print_options(env_id: str) -> None:
@@ -108,8 +122,6 @@ def _describe_env(name: str) -> str:
     scores = [f"{score:.3f}" for score in find_scores(name) or ()] or ["-", "-"]
     if name in envs.DOWNLOADS:
         return _ENV_LINE.format(name, "- (downloads its data)", "-", "-", *scores)
-    if install := envs.missing_package(name):
-        return _ENV_LINE.format(name, f"- (needs {install})", "-", "-", *scores)
     env, params = envs.make(name)
     spaces = describe(env.observation_space(params)), describe(env.action_space(params))
     return _ENV_LINE.format(name, *spaces, str(envs.max_episode_steps(env, params) or "-"), *scores)

@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
     """Modules that register environments, agents or memories of one's own; they are imported first. A file that names
     them is only used where the user names them too, by --import or --trust, because importing runs their code."""
     env: str = "popgym/RepeatPreviousEasy"
-    """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
+    """The environment, see `memax-rl list envs`; gym/ID is any of Gymnasium, jax/module:Class any class in JAX."""
     env_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Options of the environment, for example --env-options.size 7; see `memax-rl list envs -v`."""
     env_wrappers: tuple[AnyWrapper, ...] = ()
@@ -151,9 +151,9 @@ class TrainConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _check_env(cls, name: str) -> str:
-        if name.startswith("gym/"):
+        package = envs.package_of(name)
+        if package is not None:
             # A configuration that may not import a package can be read all the same; `envs.make` says so.
-            package = name.removeprefix("gym/").rpartition(":")[0]
             if not package or may_import(package):
                 envs.check(name)
         elif name not in envs.names():
