@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from memax_rl.agents.epsilon_greedy import epsilon_greedy
 from memax_rl.networks import ActorCritic, NetworkConfig, make_actor_critic, make_q_network
+from memax_rl.networks.soft_actor_critic import SoftActor, make_soft_actor_critic
 from memax_rl.rollout.streams import Act
 
 
@@ -60,3 +62,22 @@ def acting_by_values(settings: Any, network: NetworkConfig) -> Acting:
         return epsilon_greedy(network, network.action_space, 0.0 if greedy else settings.epsilon_end)
 
     return Acting(make, act, evaluates_greedily=True)
+
+
+def follow_soft_policy(network: SoftActor, greedy: bool = False) -> Act:
+    """Return how the policy plays: (carry, inputs, key) -> (carry, action, 0); log-probabilities are not computed."""
+
+    def act(carry, inputs, key):
+        carry, distribution = network.act(carry, inputs)
+        return carry, distribution.mode() if greedy else distribution.sample(key)[0], jnp.zeros(())
+
+    return act
+
+
+def acting_by_soft_policy(settings: Any, network: NetworkConfig) -> Acting:
+    """Return how soft actor-critic acts: by its most likely actions, or ones drawn from its policy."""
+
+    def make(observation_space, action_space, key):
+        return make_soft_actor_critic(network, observation_space, action_space, separate=False, key=key)[0]
+
+    return Acting(make, follow_soft_policy, evaluates_greedily=True)

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from memax_rl.agents import dqn, ppo
-from memax_rl.agents.acting import MakeActing, acting_by_policy, acting_by_values
+from memax_rl.agents import dqn, ppo, pqn, sac
+from memax_rl.agents.acting import MakeActing, acting_by_policy, acting_by_soft_policy, acting_by_values
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -40,6 +40,20 @@ _AGENTS: dict[str, AgentSpec] = {
         "dqn/repeat_previous_easy",
         "Deep Q-learning from replayed episodes",
         acting_by_values,
+    ),
+    "pqn": AgentSpec(
+        pqn.PQNConfig,
+        pqn.make,
+        "pqn/repeat_previous_easy",
+        "Q(lambda) without replay or target network",
+        acting_by_values,
+    ),
+    "sac": AgentSpec(
+        sac.SACConfig,
+        sac.make,
+        "sac/position_only_pendulum_easy",
+        "Soft actor-critic, off-policy",
+        acting_by_soft_policy,
     ),
 }
 

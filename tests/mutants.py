@@ -76,7 +76,7 @@ MISTAKES = (
     Mistake(
         2,
         "the start flag is shifted once more while learning",
-        "agents/ppo.py",
+        "memax_rl/rollout/collect.py",
         "AgentInput(tape.observation, action, reward, tape.start)",
         "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
         _ppo("ratio_is_one_on_a_fresh_tape"),
@@ -148,10 +148,10 @@ MISTAKES = (
     Mistake(
         5,
         "the bootstrap at a truncation is made with an empty memory",
-        "agents/ppo.py",
-        "return network.scan(",
-        "tape = eqx.tree_at(lambda t: t.start, tape, tape.start.at[:, 1:].set("
-        "tape.start[:, 1:] | tape.truncated[:, :-1]))\n    return network.scan(",
+        "memax_rl/rollout/collect.py",
+        "return AgentInput(tape.observation, action, reward, tape.start)",
+        "start = tape.start.at[:, 1:].set(tape.start[:, 1:] | tape.truncated[:, :-1])\n"
+        "    return AgentInput(tape.observation, action, reward, start)",
         _ppo("advantages_agree_with_a_loop_over_episodes"),
     ),
     Mistake(
@@ -429,6 +429,57 @@ MISTAKES = (
         "return gammas if tape.discount is None else gammas * tape.discount",
         "return gammas",
         ("tests/test_trials.py",),
+    ),
+    Mistake(
+        23,
+        "PQN's next value is that of the same slot",
+        "agents/pqn.py",
+        "next_value = jnp.concatenate([value[:, 1:], after[:, None]], axis=1)",
+        "next_value = value",
+        ("tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",),
+    ),
+    Mistake(
+        23,
+        "PQN takes nothing to follow a row that ends within an episode",
+        "agents/pqn.py",
+        "after = jax.vmap(lambda carry, inputs: network.step(carry, inputs)[1].max())(carry, rows.after)",
+        "pass",
+        ("tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",),
+    ),
+    Mistake(
+        23,
+        "a time limit counts as an end in PQN",
+        "agents/pqn.py",
+        "            tape.terminated,\n            tape.truncated,",
+        "            tape.terminated | tape.truncated,\n            tape.truncated,",
+        (
+            "tests/test_pqn.py::test_value_at_an_end",
+            "tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",
+        ),
+    ),
+    Mistake(
+        23,
+        "slots that do not count enter PQN's loss",
+        "agents/pqn.py",
+        "return jnp.sum(jnp.where(tape.valid, x, 0)) / count",
+        "return jnp.sum(x) / count",
+        ("tests/test_pqn.py::test_slots_that_do_not_count_do_not_matter",),
+    ),
+    Mistake(
+        23,
+        "some rows are in several minibatches of PQN",
+        "agents/pqn.py",
+        "jax.random.permutation(k, len(valid))",
+        "jax.random.randint(k, (len(valid),), 0, len(valid))",
+        ("tests/test_pqn.py::test_each_row_is_learned_from_once_in_an_epoch",),
+    ),
+    Mistake(
+        23,
+        "PQN's targets pass gradients on",
+        "agents/pqn.py",
+        "targets = jax.lax.stop_gradient(self.targets(network, rows, carry, q))",
+        "targets = self.targets(network, rows, carry, q)",
+        ("tests/test_pqn.py::test_the_gradient_is_that_of_fixed_targets",),
     ),
     Mistake(
         21,

@@ -179,6 +179,16 @@ def test_a_run_killed_between_two_files_ends_as_one_left_alone(evaluated, tmp_pa
             assert name == "about" or np.array_equal(mine[name], theirs[name]), name
 
 
+def test_each_evaluation_of_each_seed_has_a_key_of_its_own_that_no_other_seed_changes():
+    keys = {
+        (seeds, update): jax.random.key_data(evaluation_keys(make_config({"seed": 1, "num_seeds": seeds}), update))
+        for seeds in (1, 3)
+        for update in (1, 2)
+    }
+    assert len({tuple(key.tolist()) for update in (1, 2) for key in keys[3, update]}) == 6
+    assert all(np.array_equal(keys[1, update][0], keys[3, update][0]) for update in (1, 2))
+
+
 def test_evaluation_is_compiled_once(tmp_path, monkeypatch):
     traces = []
     play = episodes.play
@@ -210,7 +220,7 @@ def test_a_run_goes_on_longer_with_the_sizes_that_it_began_with(tmp_path, capsys
     fields = SMALL | {"ppo": {"rollout_length": 51, "update_epochs": 1, "num_minibatches": 2}, "eval_episodes": 0}
     run = train(make_config(fields), out=tmp_path / "run")
     steps = run.metrics()[0]["env_steps"]
-    assert make_agent(make_config(fields | {"total_steps": 12_000})).config.num_envs * 51 > steps, (
+    assert make_agent(make_config(fields | {"total_steps": 20_000})).config.num_envs * 51 > steps, (
         "the test tests nothing"
     )
     before = run.config_path.read_text()
@@ -218,17 +228,17 @@ def test_a_run_goes_on_longer_with_the_sizes_that_it_began_with(tmp_path, capsys
         assert main(["train", "--resume", str(run.folder), "--total-steps", str(total)]) == (2 if total == 1 else 0)
     assert "total_steps: the run" in capsys.readouterr().err
     assert run.config_path.read_text() == before
-    assert main(["train", "--resume", str(run.folder), "--total-steps", "12k"]) == 0
+    assert main(["train", "--resume", str(run.folder), "--total-steps", "20k"]) == 0
     error = capsys.readouterr().err
     assert error.count("the learning rate (linear) of this run runs over total_steps: from step 1,224 on") == 1
     rows = run.metrics()
-    assert run.config().total_steps == 12_000
-    assert rows[-1]["env_steps"] >= 12_000
+    assert run.config().total_steps == 20_000
+    assert rows[-1]["env_steps"] >= 20_000
     assert {row["env_steps"] for row in rows} == {steps * update for update in range(1, len(rows) + 1)}
     rates = [row["learning_rate"] for row in rows]
     update = next(i for i, row in enumerate(rows) if row["env_steps"] > 1224)
-    assert rates[update] == pytest.approx(0.0015 * (1 - 1224 / 12_000), rel=1e-3), "that of a run of 12,000 steps"
-    assert train(resume=run.folder).metrics() == rows, "what is complete stays so"
+    assert rates[update] == pytest.approx(0.0015 * (1 - 1224 / 20_000), rel=1e-3), "that of a run of 20,000 steps"
+    np.testing.assert_equal(train(resume=run.folder).metrics(), rows, "what is complete stays so")
 
 
 def test_only_the_total_may_be_given_beside_a_run_to_resume(finished):

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
-from memax_rl.evaluation.figures import make_figure, seeds_and, set_counts
+from memax_rl.evaluation.figures import BLACK, BLUE, GRAY, VERMILLION, make_figure, seeds_and, set_counts
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.networks.encoder import AgentInput, Encoder
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
@@ -375,15 +375,15 @@ def inspection_figure(result: dict[str, Any]) -> Any:
     from matplotlib.lines import Line2D
 
     looks = {
-        "value_gradient": ("gradient of the value", "#D55E00", "s"),
-        "policy_gradient": ("gradient of the policy", "#0072B2", "o"),
-        "action_change": ("change of the action", "#000000", "D"),
+        "value_gradient": ("gradient of the value", VERMILLION, "s"),
+        "policy_gradient": ("gradient of the policy", BLUE, "o"),
+        "action_change": ("change of the action", BLACK, "D"),
     }
     legend = [
         Line2D([], [], color=color, label=f"{label} (nine tenths within {result['reach'][name]})")
         for name, (label, color, _) in looks.items()
     ]
-    legend.append(Line2D([], [], color="#767676", marker="o", markersize=4, linestyle="", label="of the first step"))
+    legend.append(Line2D([], [], color=GRAY, marker="o", markersize=4, linestyle="", label="of the first step"))
     seeds = len(result["seeds"])
     caption = (
         "Mean over pairs of steps of what a step owes to the input d steps before: norm of the gradient (left), and "

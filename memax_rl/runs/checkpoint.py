@@ -7,6 +7,7 @@ made can run code, and what its headers claim is compared with its size before a
 import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,13 @@ _ABOUT = "about"
 BEST = "best/"
 # More than a configuration ever is.
 _LARGEST_ABOUT = 10_000_000
+
+
+# What reading a damaged file may raise.
+_DAMAGES = (
+    *(OSError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError),
+    *(LookupError, TypeError, ValueError, AttributeError, OverflowError),
+)
 
 
 class CheckpointError(ValueError):
@@ -102,7 +110,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.Zip
             yield archive, members, json.loads(archive.read(_ABOUT))
     except CheckpointError:
         raise
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise CheckpointError(f"it may be cut short or damaged: {error}") from None
 
 

@@ -47,9 +47,11 @@ class Best(NamedTuple):
     def improved(self, network: PyTree, update: int, mean_return: Float[np.ndarray, " seeds"]) -> "Best":
         """Return the best after an evaluation; of equal returns the earlier one stays. nan is no improvement."""
         better = mean_return > self.mean_return
+        if not better.any():
+            return self
 
         def choose(new: Any, old: Any) -> np.ndarray:
-            # A copy: the state's own arrays are donated to the next update.
+            # `where` copies: the state's own arrays are donated to the next update.
             new = np.asarray(new)
             return np.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, np.asarray(old))
 

@@ -34,6 +34,7 @@ from memax_rl.training.evaluations import Goals, restore_best, slowest
 from memax_rl.training.session import Session, TrainingError, saved_part, update_of
 from memax_rl.training.sizes import describe_sizes
 from memax_rl.training.start_from import Taken, starting_from, weights_of
+from memax_rl.training.usage import program_bytes, watch
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
@@ -155,7 +156,8 @@ def _train(
     sharding.require(config.devices)
     check_logs(config)
     callbacks = callbacks_of(config, own)
-    agent = make_agent(config, resumed.sizes() if resumed is not None else None)
+    peaks = watch()
+    agent = make_agent(config) if resumed is None else make_agent(config, resumed.sizes())
     if progress:
         for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
             print(f"observation {line}", file=sys.stderr)
@@ -177,12 +179,12 @@ def _train(
             logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
             interrupted = inner.enter_context(stop_signals())
             session = Session(config, agent, run, static, logs, callbacks, best, seconds)
-            arrays, seconds = _loop(session, arrays, interrupted)
+            arrays, taken = _loop(session, arrays, interrupted)
         if progress and session.stopped:
             print(f"stopped at update {update_of(arrays)}: {session.stopped}", file=sys.stderr)
         arrays = jax.device_put(arrays, jax.devices()[0])
         state = eqx.combine(arrays, static)
-        _finish(config, run, seconds, agent, state, progress)
+        _finish(config, run, session.seconds, agent, state, {"update_bytes": taken} | peaks(), progress)
         for callback in callbacks:
             callback.on_end(TrainingProgress(run, config, update_of(arrays), [], state))
     return run
@@ -369,26 +371,30 @@ def place(agent: Agent[Any], arrays: PyTree) -> PyTree:
     return sharding.place(arrays, agent.devices, agent.sharded_fields, _ROWS)
 
 
-def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> tuple[PyTree, float]:
-    """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
+def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> tuple[PyTree, int | None]:
+    """Train until every seed has made its steps.
+
+    Returns the last state's arrays, and the bytes of an update, None if none was made.
+    """
     config, agent, run = session.config, session.agent, session.run
     stop_at_divergence = config.on_divergence == "stop"
     many = make_many_updates(agent, session.static, config.total_steps, stop_at_divergence=stop_at_divergence)
     known = run.diverged_seeds()
     sound = jnp.array([seed not in known for seed in seeds_of(config)])
-    n, first, scales = 1, True, {}
+    n, first, scales, taken = 1, True, {}, None
     if not session.stopped and _has_to_train(config, arrays, sound):
         # It would tell of another state.
         run.summary_path.unlink(missing_ok=True)
     while not session.stopped and _has_to_train(config, arrays, sound):
         before, call, was_sound = update_of(arrays), time.monotonic(), np.asarray(sound)
         goals = Goals.after(config, slowest(arrays.env_steps, was_sound))
-        arrays, sound, metrics = many(arrays, n, sound, StepCount.of(goals.until))
+        until = StepCount.of(goals.until)
+        arrays, sound, metrics = many(arrays, n, sound, until)
         after = update_of(arrays)
         if first:
             # Up to here this process has nothing to save. Once only: a later call would forget a signal that came.
             ready()
-            first = False
+            taken, first = program_bytes(many, arrays, n, sound, until), False
         _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {session.kept}")
         took = (time.monotonic() - call) / (after - before)
         rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, session.seconds)
@@ -407,7 +413,7 @@ def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> t
         # The first call compiled, so its time says nothing.
         n = 1 if session.every_update or (before == 0 and n == 1 and after == 1) else _updates_a_call(took)
     session.save(arrays)
-    return arrays, session.seconds
+    return arrays, taken
 
 
 def _warn_of_scale(config: TrainConfig, rows: list[dict[str, float]], scales: dict[float, float]) -> None:
@@ -488,8 +494,10 @@ def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float)
     ]
 
 
-def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], state: Any, progress: bool) -> None:
-    """Evaluate the trained seeds and write summary.json."""
+def _finish(
+    config: TrainConfig, run: Run, seconds: float, agent, state, memory: dict[str, Any], progress: bool
+) -> None:
+    """Evaluate the trained seeds and write summary.json. `memory`: what the training took, in bytes."""
     steps = state.env_steps.to_numpy()
     diverged = run.diverged_seeds()
     summary: dict[str, Any] = {
@@ -503,6 +511,9 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], st
         "env_steps": steps.tolist(),
         "seconds": round(seconds, 3),
         "steps_per_second": round(float(np.sum(steps)) / seconds, 1),
+        # Of one seed.
+        "parameters": sum(x[0].size for x in jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array))),
+        **memory,
     }
     if diverged:
         summary["diverged_seeds"] = diverged
