@@ -93,9 +93,13 @@ NAME = "gym/memax_policy/Recorder-v0"
 PPO_SETTINGS = {"num_envs": 4, "rollout_length": 52, "update_epochs": 1, "num_minibatches": 2}
 DQN_SETTINGS = {"tape_length": 52}
 RUNS: dict[str, dict[str, Any]] = {
-    "ppo": {"network": {"memory": "gru", "width": 8, "separate_value": True, "normalize_observation": True}},
+    "ppo": {
+        "network": {"memory": "gru", "width": 8, "separate_value": True, "normalize_observation": True},
+        "ppo": PPO_SETTINGS,
+    },
     "box": {
         "network": {"memory": "lru", "width": 8},
+        "ppo": PPO_SETTINGS,
         "env_wrappers": [
             {"name": "select_keys", "keep": ["sensor", "cue"]},
             {"name": "reward_scaling", "scale": 0.25},

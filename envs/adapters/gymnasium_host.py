@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -338,7 +338,7 @@ class Group(gymnasium.Env):
     goes wrong stands in `info["failure"]`. `owner` is the process that learns, `first` the index of the first copy.
     """
 
-    def __init__(self, maker: Maker, copies: int, owner: int, first: int):
+    def __init__(self, maker: Callable[[], gymnasium.Env], copies: int, owner: int, first: int):
         if os.getpid() != owner:
             # A worker. Ctrl-C reaches every process of the terminal; the owner decides what comes of it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -416,7 +416,7 @@ class Group(gymnasium.Env):
 class Pool:
     """The copies of one call to `Host.begin`: one group in this process, or one a worker process."""
 
-    def __init__(self, maker: Maker, size: int, processes: int, timeout: float):
+    def __init__(self, maker: Callable[[], gymnasium.Env], size: int, processes: int, timeout: float):
         self.size, self.timeout = size, timeout
         self.count = np.zeros(size, np.int32)
         self.per_process = math.ceil(size / max(1, processes))
