@@ -5,7 +5,7 @@
 
 The policy acts for one environment. Beside it the bare network: an `eqx.filter_jit` of its step, from one observation
 on the device to the outputs of the policy head, without checks, sampling, mapping of the action, or a copy to numpy.
-Both run in turns of 100 steps in this process; the figure is the median over all turns of a turn's mean.
+Both run in turns of 100 steps in this process; the figures are medians over all steps.
 """
 
 import argparse
@@ -86,13 +86,14 @@ def measure(run: Run, rounds: int) -> tuple[float, float]:
     policy, bare = memax_rl.load(run.folder), of_network(run)
     observation = np.zeros(policy.spaces.observation.shape, np.float32)
     turns: tuple[list[float], list[float]] = ([], [])
+    policy.step(observation, 0.0)
+    bare(observation)
     for _ in range(rounds):
         for step, found in zip((lambda x: policy.step(x, 0.0), bare), turns, strict=True):
-            step(observation)
-            begun = time.perf_counter()
             for _ in range(STEPS):
+                begun = time.perf_counter()
                 step(observation)
-            found.append((time.perf_counter() - begun) / STEPS)
+                found.append(time.perf_counter() - begun)
     return float(np.median(turns[0])) * 1e6, float(np.median(turns[1])) * 1e6
 
 
