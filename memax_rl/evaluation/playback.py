@@ -114,6 +114,9 @@ def play_episodes(
         key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
         steps, ended = _play(env, params, act, network.initial_state(), key, episodes)
         pictures = [frame for copy in shown for frame in copy.frames]
+        if ended == episodes:
+            # The last one is of the episode that would follow.
+            pictures = pictures[:-1]
         problem = next((copy.problem for copy in shown if copy.problem), None if shown else _NOT_ON_HOST)
     finally:
         close(env)
