@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from memax_rl.agents.epsilon_greedy import epsilon_greedy
-from memax_rl.networks import ActorCritic, NetworkConfig, make_actor_critic, make_q_network
+from memax_rl.networks import ActorCritic, NetworkConfig, QNetwork, make_actor_critic, make_q_network
 from memax_rl.networks.soft_actor_critic import SoftActor, make_soft_actor_critic
 from memax_rl.rollout.streams import Act
 
@@ -43,6 +43,16 @@ def follow_policy(network: ActorCritic, greedy: bool = False) -> Act:
     return act
 
 
+def follow_values(network: QNetwork) -> Act:
+    """Return how the network plays by its best action values: as epsilon-greedily with 0, but nothing is drawn."""
+
+    def act(carry, inputs, key):
+        carry, q = network.step(carry, inputs)
+        return carry, q.mode(), jnp.zeros(())
+
+    return act
+
+
 def acting_by_policy(settings: Any, network: NetworkConfig) -> Acting:
     """Return how an actor-critic acts: by actions drawn from its policy, or the most likely ones."""
 
@@ -59,7 +69,9 @@ def acting_by_values(settings: Any, network: NetworkConfig) -> Acting:
         return make_q_network(network, observation_space, action_space, dueling=settings.dueling, key=key)
 
     def act(network, greedy):
-        return epsilon_greedy(network, network.action_space, 0.0 if greedy else settings.epsilon_end)
+        if greedy:
+            return follow_values(network)
+        return epsilon_greedy(network, network.action_space, settings.epsilon_end)
 
     return Acting(make, act, evaluates_greedily=True)
 

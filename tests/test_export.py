@@ -12,18 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _fresh_runs import fresh_run
 
 import memax_rl
 from memax_rl.cli import main
 from memax_rl.evaluation import export as exports
 from memax_rl.runs import Run
-from memax_rl.training import train
 
 pytest.importorskip("flatbuffers", reason="jax.export writes and reads by flatbuffers")
 
 STEPS = 1_000
-SMALL: dict[str, Any] = {"total_steps": 300, "eval_episodes": 0}
-PPO = {"ppo": {"num_envs": 4, "rollout_length": 52, "update_epochs": 1, "num_minibatches": 2}}
 RUNS: dict[str, dict[str, Any]] = {
     "gru": {
         "env": "gymnax/Pendulum-v1",
@@ -33,12 +31,10 @@ RUNS: dict[str, dict[str, Any]] = {
             {"name": "reward_scaling", "scale": 0.1},
         ],
         "network": {"memory": "gru", "width": 8, "normalize_observation": True},
-    }
-    | PPO,
+    },
     "dqn": {
         "agent": "dqn",
         "network": {"memory": "gated_delta_net", "width": 8},
-        "dqn": {"num_envs": 4, "batch_size": 4, "learning_starts": 100, "buffer_size": 2_000},
     },
 }
 # Only jax, numpy and what jax needs to read: an import of memax_rl fails.
@@ -65,7 +61,7 @@ np.savez(sys.argv[3], action=np.stack(actions), carry=np.stack(carries))
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("runs")
-    return {name: train(out=folder / name, **SMALL | fields) for name, fields in RUNS.items()}
+    return {name: fresh_run(folder / name, **fields) for name, fields in RUNS.items()}
 
 
 def given(name: str, batch: tuple[int, ...]) -> dict[str, np.ndarray]:

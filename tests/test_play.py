@@ -7,6 +7,7 @@ import gymnasium
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _fresh_runs import fresh_run
 from gymnasium import spaces as host_spaces
 from PIL import Image, ImageSequence
 
@@ -14,7 +15,6 @@ from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.evaluation.playback import play_episodes
 from memax_rl.runs import Run
-from memax_rl.training import train
 
 
 class Lamp(gymnasium.Env):
@@ -49,8 +49,6 @@ def make_lamp(**arguments: Any) -> gymnasium.Env:
 
 gymnasium.register("memax_play/Lamp-v0", entry_point=make_lamp)
 COMMON: dict[str, Any] = {
-    "total_steps": 100,
-    "eval_episodes": 0,
     "network": {"memory": "min_gru", "width": 4},
     "ppo": {"num_envs": 2, "rollout_length": 60, "update_epochs": 1, "num_minibatches": 1},
 }
@@ -61,8 +59,8 @@ def runs(tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("runs")
     lamp: dict[str, Any] = {"env": "gym/memax_play/Lamp-v0"}
     return {
-        "lamp": train(out=folder / "lamp", **COMMON | lamp),
-        "cards": train(out=folder / "cards", **COMMON),
+        "lamp": fresh_run(folder / "lamp", **COMMON | lamp),
+        "cards": fresh_run(folder / "cards", **COMMON),
     }
 
 
@@ -79,8 +77,7 @@ def test_pictures_of_every_episode_end_with_its_last(runs, tmp_path, capsys, mon
         bright = []
         for frame in ImageSequence.Iterator(video):
             bright.append(round(np.asarray(frame.convert("RGB")).mean() / 40))
-    # The last one is of the episode that would follow.
-    assert bright == [*range(7), *range(7), 0]
+    assert bright == [*range(7), *range(7)]
     steps = lines(tmp_path / "out" / "play.jsonl")
     assert [step["observation"] for step in steps] == [[float(t)] for t in range(6)] * 2
     assert [step["truncated"] for step in steps] == ([False] * 5 + [True]) * 2
@@ -109,7 +106,7 @@ def test_a_jax_environment_is_a_log_of_what_it_showed(runs, tmp_path):
 
 def test_an_environment_that_fails_to_render_is_played(runs, tmp_path, capsys):
     broken: dict[str, Any] = {"env": "gym/memax_play/Lamp-v0", "env_options": {"arguments": {"broken": True}}}
-    run = train(out=tmp_path / "run", **COMMON | broken)
+    run = fresh_run(tmp_path / "run", **COMMON | broken)
     assert main(["play", str(run.folder), "--episodes", "1"]) == 0
     assert "there is no lamp" in " ".join(capsys.readouterr().out.split())
     assert len(lines(run.folder / "play.jsonl")) == 6

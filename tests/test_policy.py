@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _fresh_runs import fresh_run
 from gymnasium import spaces as host_spaces
 
 import memax_rl
@@ -90,24 +91,27 @@ def make_recorder(**arguments: Any) -> gymnasium.Env:
 gymnasium.register("memax_policy/Recorder-v0", entry_point=make_recorder)
 NAME = "gym/memax_policy/Recorder-v0"
 PPO_SETTINGS = {"num_envs": 4, "rollout_length": 52, "update_epochs": 1, "num_minibatches": 2}
-DQN_SETTINGS = {"num_envs": 4, "batch_size": 4, "tape_length": 52, "learning_starts": 100, "buffer_size": 2_000}
+DQN_SETTINGS = {"tape_length": 52}
 RUNS: dict[str, dict[str, Any]] = {
-    "ppo": {"network": {"memory": "gru", "width": 8, "separate_value": True, "normalize_observation": True}},
+    "ppo": {
+        "network": {"memory": "gru", "width": 8, "separate_value": True, "normalize_observation": True},
+        "ppo": PPO_SETTINGS,
+    },
     "box": {
         "network": {"memory": "lru", "width": 8},
+        "ppo": PPO_SETTINGS,
         "env_wrappers": [
             {"name": "select_keys", "keep": ["sensor", "cue"]},
             {"name": "reward_scaling", "scale": 0.25},
         ],
     },
-    "dqn": {"agent": "dqn", "network": {"memory": "min_gru", "width": 8}},
+    "dqn": {"agent": "dqn", "network": {"memory": "min_gru", "width": 8}, "dqn": DQN_SETTINGS},
     "cartpole": {
         "env": "gymnax/CartPole-v1",
         "env_wrappers": [{"name": "time_limit", "steps": 50}, "position_only", {"name": "reward_scaling", "scale": 3}],
         "network": {"memory": "gru", "width": 8},
         "num_seeds": 2,
         "seed": 7,
-        "keep_every_n_steps": 200,
     },
 }
 
@@ -120,10 +124,8 @@ def arguments(kind: str, **changes: Any) -> dict[str, Any]:
 def runs(tmp_path_factory) -> dict[str, Run]:
     folder, made = tmp_path_factory.mktemp("runs"), {}
     for kind, fields in RUNS.items():
-        agent = "dqn" if kind == "dqn" else "ppo"
         host = {} if "env" in fields else {"env": NAME, "env_options": {"arguments": arguments(kind)}}
-        common = {"total_steps": 500, "eval_episodes": 0, agent: DQN_SETTINGS if agent == "dqn" else PPO_SETTINGS}
-        made[kind] = train(out=folder / kind, **host | common | fields)
+        made[kind] = fresh_run(folder / kind, checkpoints=1 + (kind == "cartpole"), **host | fields)
     return made
 
 
@@ -264,8 +266,16 @@ def test_a_run_without_the_file_is_loaded_with_its_environment(runs, tmp_path):
     for x in np.random.default_rng(0).normal(size=(20, 4)):
         a, b = (policy.step(x, 1.0) for policy in policies)
         assert a == b
-    train(resume=tmp_path / "run")
-    assert (tmp_path / "run" / "spaces.json").read_text() == runs["cartpole"].spaces_path.read_text()
+
+
+def test_training_writes_the_file_and_a_resumed_run_that_lacks_it_gets_it(tmp_path):
+    fields: dict[str, Any] = {"total_steps": 100, "eval_episodes": 0, "ppo": PPO_SETTINGS, "network": {"width": 4}}
+    run = train(out=tmp_path / "run", **fields)
+    written = run.spaces_path.read_text()
+    assert run.spaces() == spaces_of(*envs.make("popgym/RepeatPreviousEasy"))
+    run.spaces_path.unlink()
+    train(resume=run.folder)
+    assert run.spaces_path.read_text() == written
 
 
 def test_an_agent_of_ones_own_is_loaded_with_its_environment_unless_it_says_how_it_acts(runs, monkeypatch):

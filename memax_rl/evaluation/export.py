@@ -261,7 +261,10 @@ def _is_same(function: _Exported, path: Path) -> bool:
     """Return whether two steps in ONNX Runtime give the same as the function."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Errors alone: it warns of constants that the converter left unused.
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names, run = [x.name for x in session.get_inputs()], jax.jit(function.__call__)
     carry, (_, observation, reward, _) = function.carry, function.arguments()
     shown, paid = [np.ones(x.shape, x.dtype) for x in observation], np.ones(reward.shape, reward.dtype)

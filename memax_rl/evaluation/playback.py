@@ -84,13 +84,8 @@ def play_episodes(
     """Play episodes one after the other.
 
     Args:
-        folder: The run folder.
-        episodes: How many.
-        greedy: As for `evaluate`.
-        seed: Of the episodes; by default the run's own.
+        folder, episodes, greedy, seed, checkpoint, imports, trust: As for `evaluate`.
         trained_seed: Which of the run's seeds plays; by default the first that did not diverge.
-        checkpoint: As for `evaluate`.
-        imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
         What was played: returns, lengths, and in "rendering" why there are no pictures, or None; every step; and the
@@ -109,8 +104,8 @@ def play_episodes(
     chosen = seeds[0] if trained_seed is None else trained_seed
     if chosen not in seeds:
         raise ValueError(f"trained_seed={chosen}, but the run {folder} has trained {', '.join(map(str, seeds))}")
-    index, config = seeds.index(chosen), run.config()
-    network = jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, networks)
+    config = run.config()
+    network = jax.tree.map(lambda leaf: leaf[seeds.index(chosen)] if eqx.is_array(leaf) else leaf, networks)
     is_greedy = agent.evaluates_greedily if greedy is None else greedy
     with run.trusted():
         env, params, shown = _make_to_look_at(config)
@@ -119,6 +114,9 @@ def play_episodes(
         key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
         steps, ended = _play(env, params, act, network.initial_state(), key, episodes)
         pictures = [frame for copy in shown for frame in copy.frames]
+        if ended == episodes:
+            # The last one is of the episode that would follow.
+            pictures = pictures[:-1]
         problem = next((copy.problem for copy in shown if copy.problem), None if shown else _NOT_ON_HOST)
     finally:
         close(env)
@@ -127,12 +125,17 @@ def play_episodes(
         "memory": config.network.memory,
         "policy": "greedy" if is_greedy else "sampled",
         "trained_seed": chosen,
-        "returns": [sum(step["reward"] for step in steps if step["episode"] == i) for i in range(episodes)],
-        "lengths": [sum(step["episode"] == i for step in steps) for i in range(episodes)],
+        **_count(steps, episodes),
         "unfinished_episodes": episodes - ended,
         "rendering": None if pictures else problem,
     }
     return result, steps, pictures
+
+
+def _count(steps: list[dict[str, Any]], episodes: int) -> dict[str, Any]:
+    """Return return and length of each episode."""
+    of_each = [[step["reward"] for step in steps if step["episode"] == i] for i in range(episodes)]
+    return {"returns": [sum(rewards) for rewards in of_each], "lengths": [len(rewards) for rewards in of_each]}
 
 
 _NOT_ON_HOST = "the environment has no render mode 'rgb_array'"

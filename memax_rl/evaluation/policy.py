@@ -213,7 +213,7 @@ class LoadedPolicy:
         if seed is not None:
             self._key = _first_key(seed_key(seed), self.seed - self._config.seed, self._config.num_seeds)
 
-    def step(self, observation: Any, reward: Any = None, *, start: Any = None, key: PRNGKeyArray | None = None) -> Any:
+    def step(self, observation: Any, reward: Any = None, *, start: Any = None, key: Any = None) -> Any:
         """Return the action for an observation, as the environment takes it: an array, or a number of numpy's.
 
         Args:
@@ -255,7 +255,9 @@ class LoadedPolicy:
         state, action = step(leaves, state, observation, reward, start, keys)
         return state, after, action
 
-    def _check_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
+    def _check_key(self, key: Any) -> Any:
+        if not jnp.issubdtype(getattr(key, "dtype", np.float32), jax.dtypes.prng_key):
+            raise ValueError(f"key: expected keys of JAX, as jax.random.key(0, impl={_IMPL!r}); got {_short(key)}")
         if key.shape != self._batch:
             raise ValueError(f"key: expected keys of shape {list(self._batch)}, got {list(key.shape)}")
         if str(jax.random.key_impl(key)) != _IMPL:
