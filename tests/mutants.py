@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "pyproject.toml", "README.md")
+PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "docs", "pyproject.toml", "README.md")
 
 
 class Mistake(NamedTuple):
@@ -34,6 +34,10 @@ class Mistake(NamedTuple):
 
 def _ppo(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_ppo.py::test_{name}" for name in names)
+
+
+def _policy(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_policy.py::test_{name}" for name in names)
 
 
 MISTAKES = (
@@ -72,7 +76,7 @@ MISTAKES = (
     Mistake(
         2,
         "the start flag is shifted once more while learning",
-        "agents/ppo.py",
+        "memax_rl/rollout/collect.py",
         "AgentInput(tape.observation, action, reward, tape.start)",
         "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
         _ppo("ratio_is_one_on_a_fresh_tape"),
@@ -144,10 +148,10 @@ MISTAKES = (
     Mistake(
         5,
         "the bootstrap at a truncation is made with an empty memory",
-        "agents/ppo.py",
-        "return network.scan(",
-        "tape = eqx.tree_at(lambda t: t.start, tape, tape.start.at[:, 1:].set("
-        "tape.start[:, 1:] | tape.truncated[:, :-1]))\n    return network.scan(",
+        "memax_rl/rollout/collect.py",
+        "return AgentInput(tape.observation, action, reward, tape.start)",
+        "start = tape.start.at[:, 1:].set(tape.start[:, 1:] | tape.truncated[:, :-1])\n"
+        "    return AgentInput(tape.observation, action, reward, start)",
         _ppo("advantages_agree_with_a_loop_over_episodes"),
     ),
     Mistake(
@@ -427,12 +431,103 @@ MISTAKES = (
         ("tests/test_trials.py",),
     ),
     Mistake(
+        23,
+        "PQN's next value is that of the same slot",
+        "agents/pqn.py",
+        "next_value = jnp.concatenate([value[:, 1:], after[:, None]], axis=1)",
+        "next_value = value",
+        ("tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",),
+    ),
+    Mistake(
+        23,
+        "PQN takes nothing to follow a row that ends within an episode",
+        "agents/pqn.py",
+        "after = jax.vmap(lambda carry, inputs: network.step(carry, inputs)[1].max())(carry, rows.after)",
+        "pass",
+        ("tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",),
+    ),
+    Mistake(
+        23,
+        "a time limit counts as an end in PQN",
+        "agents/pqn.py",
+        "            tape.terminated,\n            tape.truncated,",
+        "            tape.terminated | tape.truncated,\n            tape.truncated,",
+        (
+            "tests/test_pqn.py::test_value_at_an_end",
+            "tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",
+        ),
+    ),
+    Mistake(
+        23,
+        "slots that do not count enter PQN's loss",
+        "agents/pqn.py",
+        "return jnp.sum(jnp.where(tape.valid, x, 0)) / count",
+        "return jnp.sum(x) / count",
+        ("tests/test_pqn.py::test_slots_that_do_not_count_do_not_matter",),
+    ),
+    Mistake(
+        23,
+        "some rows are in several minibatches of PQN",
+        "agents/pqn.py",
+        "jax.random.permutation(k, len(valid))",
+        "jax.random.randint(k, (len(valid),), 0, len(valid))",
+        ("tests/test_pqn.py::test_each_row_is_learned_from_once_in_an_epoch",),
+    ),
+    Mistake(
+        23,
+        "PQN's targets pass gradients on",
+        "agents/pqn.py",
+        "targets = jax.lax.stop_gradient(self.targets(network, rows, carry, q))",
+        "targets = self.targets(network, rows, carry, q)",
+        ("tests/test_pqn.py::test_the_gradient_is_that_of_fixed_targets",),
+    ),
+    Mistake(
         21,
         "a gradient of a stack of weights is transposed",
         "memax_rl/ops/_nonlinear_recurrence.py",
         "return _transpose(jax.lax.optimization_barrier(_transpose(weight)))",
         "return jax.lax.optimization_barrier(_transpose(weight))",
         ("tests/test_memory_laws.py::test_laws[slstm]",),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees the last reward of the episode before",
+        "memax_rl/evaluation/policy.py",
+        "previous_reward=jnp.where(start, 0, reward),",
+        "previous_reward=reward,",
+        _policy("it_compiles_once_and_forgets_at_a_start"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees rewards as the environment gives them, not as the wrappers show them",
+        "memax_rl/evaluation/policy.py",
+        "reward = layer.show_reward(reward)",
+        "reward = jnp.asarray(reward)",
+        _policy("many_episodes_of_one_environment_are_those_of_the_stream"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy draws its actions by the keys of the environment",
+        "memax_rl/evaluation/policy.py",
+        "keys = jax.random.split(step_key, (count, 2))[:, 0].reshape(self._batch)",
+        "keys = jax.random.split(step_key, (count, 2))[:, 1].reshape(self._batch)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy takes values of Gymnasium as if they counted from 0",
+        "memax_rl/evaluation/policy.py",
+        "return (x - _starts(outer, x.dtype)).reshape(inner.shape)",
+        "return x.reshape(inner.shape)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy gives the action of the network, not of the environment",
+        "memax_rl/evaluation/policy.py",
+        "to_environment(self._action_space, action))",
+        "action)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
     ),
 )
 
