@@ -252,7 +252,7 @@ class DQN:
             tape_length=self.sizes.slots,
         )
         new = without_log_prob(new)
-        replay = replays.add(state.replay, new, streams.inputs.observation, streams.inputs.start)
+        replay = replays.add(state.replay, new, streams.inputs)
         return streams, new, replay, metrics | {"epsilon": jnp.mean(epsilon)}
 
     # Learning

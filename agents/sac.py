@@ -251,14 +251,18 @@ class SAC:
             def act(carry, inputs, key):
                 policy_key, random_key = jax.random.split(key)
                 carry, action, log_prob = by_policy(carry, inputs, policy_key)
-                return carry, jnp.where(explores, random_action(self.action_space, random_key), action), log_prob
+                return (
+                    carry,
+                    jnp.where(explores, random_action(self.action_space, inputs.action_mask, random_key), action),
+                    log_prob,
+                )
 
             return act
 
         arguments = (self.env, self.env_params, make_act, explores, state.streams, keys)
         streams, new, metrics = collect_steps(*arguments, tape_length=self.sizes.slots)
         new = without_log_prob(new)
-        replay = replays.add(state.replay, new, streams.inputs.observation, streams.inputs.start)
+        replay = replays.add(state.replay, new, streams.inputs)
         return streams, new, replay, metrics
 
     def _scale(self, rewards: RunningMeanStd) -> Float[Array, ""]:
@@ -330,7 +334,7 @@ class SAC:
         features = actor_features if critic.torso is None else unroll(critic.torso, inputs)
         if critic.torso is None:
             actor_features = jax.lax.stop_gradient(actor_features)
-        policy = soft_policy(actor, actor_features, key)
+        policy = soft_policy(actor, actor_features, tape.action_mask, key)
         temperature = jnp.exp(jax.lax.stop_gradient(models.log_temperature))
 
         soft_value = policy.soft_value(target.critic, target.unroll(inputs), temperature)

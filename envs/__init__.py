@@ -20,6 +20,7 @@ from memax_rl.envs.registry import names as names
 from memax_rl.envs.registry import options as options
 from memax_rl.envs.registry import package_of as package_of
 from memax_rl.envs.registry import register as register
+from memax_rl.envs.registry import register_tasks as register_tasks
 from memax_rl.envs.registry import truncates as truncates
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl.envs import spaces
 from memax_rl.envs.adapters.gymnax import GymnaxAdapter
-from memax_rl.envs.base import Environment, Step, host_of, where
+from memax_rl.envs.base import Environment, Step, has_action_mask, host_of, where
 
 
 class Wrapper(Environment):
@@ -56,6 +56,10 @@ class Wrapper(Environment):
     def truncates(self, params: Any) -> bool:
         """The inner environment's, unless overridden."""
         return self.inner.truncates(params)
+
+    def action_mask(self, state: Any, params: Any) -> Bool[Array, " actions"] | None:
+        """The inner environment's, for a wrapper whose state is the inner one's."""
+        return self.inner.action_mask(state, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
@@ -108,6 +112,13 @@ def _key(key: PRNGKeyArray, use: int) -> PRNGKeyArray:
     return jax.random.fold_in(key, 2**31 - 1 - use)
 
 
+def _refuse_masks(name: str, env: Environment, params: Any, env_id: str) -> None:
+    if has_action_mask(env, params):
+        raise ValueError(
+            f"env_wrappers: {name} takes actions again, and in {env_id} they may no longer be legal then; leave it out"
+        )
+
+
 # Time limit
 
 
@@ -138,6 +149,10 @@ class TimeLimit(Wrapper):
         """Whether this limit comes first, or the inner environment is cut."""
         fixed = self.inner.fixed_length(params)
         return self.inner.truncates(params) or (fixed is not None and self.steps < fixed)
+
+    def action_mask(self, state: TimeLimitState, params: Any) -> Bool[Array, " actions"] | None:
+        """The inner environment's."""
+        return self.inner.action_mask(state.inner, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, TimeLimitState]:
         """Begin an episode."""
@@ -255,6 +270,7 @@ class FrameSkipConfig(WrapperConfig):
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""
+        _refuse_masks(self.name, env, params, env_id)
         return FrameSkip(env, self.frames), params
 
 
@@ -278,6 +294,10 @@ class StickyActions(Wrapper):
     def __init__(self, inner: Environment, probability: float):
         super().__init__(inner)
         self.probability = probability
+
+    def action_mask(self, state: StickyState, params: Any) -> Bool[Array, " actions"] | None:
+        """The inner environment's."""
+        return self.inner.action_mask(state.inner, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, StickyState]:
         """Begin an episode."""
@@ -310,6 +330,7 @@ class StickyActionsConfig(WrapperConfig):
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""
+        _refuse_masks(self.name, env, params, env_id)
         return StickyActions(env, self.probability), params
 
 

@@ -106,7 +106,7 @@ class DmTimeStep(NamedTuple):
     step_type: jax.Array
     reward: jax.Array
     discount: jax.Array
-    observation: Seen
+    observation: Any
 
 
 class Jumanji:
@@ -145,6 +145,53 @@ class Jumanji:
         return self._show(
             jnp.where(last, 2, 1), jnp.where(last, self.discount, 1.0), (number, time + 1, action[0, 0] + action[1, 0])
         )
+
+
+@chex.dataclass
+class SeenWithMask:
+    number: jax.Array
+    step_count: jax.Array
+    action_mask: jax.Array
+
+
+class Masked(Jumanji):
+    """Of `choices` choices of three, the one of the step's number is illegal. `joint`: a mask of combinations."""
+
+    def __init__(self, choices: int = 1, joint: bool = False):
+        super().__init__(length=4)
+        self.choices = choices
+        self.mask_shape = (3,) * choices if joint or choices == 1 else (choices, 3)
+
+    @property
+    def observation_spec(self):
+        mask = Spec(self.mask_shape, bool, minimum=False, maximum=True)
+        return Nested(
+            SeenWithMask,
+            number=Spec((), jnp.float32),
+            step_count=Spec((), jnp.int32),
+            action_mask=mask,
+        )
+
+    @property
+    def action_spec(self):
+        values = 3 if self.choices == 1 else jnp.full(self.choices, 3)
+        return Spec(() if self.choices == 1 else (self.choices,), jnp.int32, num_values=values, minimum=0, maximum=2)
+
+    def _show(self, step_type, discount, state):
+        number, time = state
+        seen = SeenWithMask(
+            number=number,
+            step_count=time,
+            action_mask=jnp.broadcast_to(jnp.arange(3) != time % 3, self.mask_shape),
+        )
+        return state, DmTimeStep(jnp.int8(step_type), jnp.ones(()), jnp.asarray(discount, jnp.float32), seen)
+
+    def reset(self, key):
+        return self._show(0, 1.0, (_count_reset(key), jnp.int32(0)))
+
+    def step(self, state, action):
+        last = state[1] + 1 >= self.length
+        return self._show(jnp.where(last, 2, 1), jnp.where(last, 0.0, 1.0), (state[0], state[1] + 1))
 
 
 # gymnax before 1.0

@@ -11,7 +11,7 @@ import pytest
 
 from memax_rl import envs
 from memax_rl.cli import main
-from memax_rl.envs import registry, spaces
+from memax_rl.envs import base, registry, spaces
 from memax_rl.envs.adapters.package import PackageEnvironment
 from memax_rl.evaluation import evaluate
 
@@ -121,6 +121,31 @@ def test_streams_of_seeds_are_reset_each_by_itself():
     np.testing.assert_array_equal(obs[..., 1], np.where(ahead, 0, 1))
     np.testing.assert_array_equal(obs[..., 0] == number, ~ahead)
     np.testing.assert_array_equal(after.time, np.where(ahead, 0, 1))
+
+
+# Action masks
+
+
+@pytest.mark.parametrize(("options", "rows"), [({}, 1), ({"choices": 2}, 2)])
+def test_a_mask_of_the_observation_says_which_actions_are_legal(options, rows):
+    env, params = envs.make("jax/_interfaces:Masked", **options)
+    _, state = env.reset(jax.random.key(0), params)
+    shown = []
+    for i in range(5):
+        action = jnp.ones(env.action_space(params).shape, jnp.int32)
+        after = base.step_if(jnp.asarray(True), env, jax.random.key(i), state, action, params)
+        shown.append((base.action_mask(env, state, params), after.action_mask, after.final_action_mask))
+        state = after.state
+    for (before, now, final), time in zip(shown, [0, 1, 2, 3, 0], strict=True):
+        np.testing.assert_array_equal(before, np.tile(np.arange(3) != time % 3, rows))
+        np.testing.assert_array_equal(final, np.tile(np.arange(3) != (time + 1) % 3, rows))
+        np.testing.assert_array_equal(now, np.tile(np.arange(3) != ((time + 1) % 4) % 3, rows))
+
+
+def test_a_mask_of_combinations_is_only_shown():
+    env, params = envs.make("jax/_interfaces:Masked", choices=2, joint=True)
+    assert not base.has_action_mask(env, params)
+    assert env.observation_space(params).spaces["action_mask"].shape == (3, 3)
 
 
 # Spaces

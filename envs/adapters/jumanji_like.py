@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, UInt32
+from jaxtyping import Array, Bool, Int32, UInt32
 
 from memax_rl.envs import spaces
 from memax_rl.envs.adapters.package import Outcome, PackageEnvironment
@@ -20,7 +20,10 @@ LAST = 2
 
 
 class JumanjiAdapter(PackageEnvironment):
-    """An environment with Jumanji's interface; an observation of several parts is a Dict."""
+    """An environment with Jumanji's interface; an observation of several parts is a Dict.
+
+    A part `action_mask` also says which actions are legal, but for masks of the combinations of several choices.
+    """
 
     def __init__(self, env_id: str, inner: Any):
         super().__init__(env_id, inner)
@@ -40,6 +43,17 @@ class JumanjiAdapter(PackageEnvironment):
         """The attribute `time_limit`, where the environment has one."""
         limit = getattr(self.inner, "time_limit", None)
         return None if limit is None else int(limit)
+
+    def legal_actions(self, observation: Any) -> Bool[Array, " actions"] | None:
+        """The part `action_mask`, where it has an entry for each value of each choice."""
+        mask = observation.get("action_mask") if isinstance(observation, Mapping) else None
+        if mask is None or not isinstance(self._action_space, spaces.Discrete | spaces.MultiDiscrete):
+            return None
+        counts = spaces.value_counts(self._action_space)
+        one_choice = len(counts) == 1 and mask.shape == counts
+        # As many rows as choices. A mask of combinations has an axis for each choice instead.
+        each_choice = mask.shape == (len(counts), counts[0]) != counts and len(set(counts)) == 1
+        return jnp.asarray(mask, bool).reshape(-1) if one_choice or each_choice else None
 
     def begin(self, key: UInt32[Array, " 2"], params: Any) -> tuple[Any, Any]:
         """The environment's reset."""

@@ -21,11 +21,19 @@ from memax_rl.envs.batching import replace_where
 
 
 class PackageState(eqx.Module):
-    """The package's state, the steps of the open episode, and whether the last step was cut by a time limit."""
+    """The package's state and what its adapter adds.
+
+    Attributes:
+        inner: The package's state.
+        time: Steps of the open episode.
+        truncated: Whether the last step was cut by a time limit.
+        action_mask: Which actions are legal, where the package says so.
+    """
 
     inner: Any
     time: Int32[Array, ""]
     truncated: Bool[Array, ""]
+    action_mask: Bool[Array, " actions"] | None = None
 
 
 class Outcome(eqx.Module):
@@ -59,6 +67,14 @@ class PackageEnvironment(Environment):
     ) -> Outcome:
         """One transition of the package, without an automatic reset; `time` counts this step too."""
 
+    def legal_actions(self, observation: Any) -> Bool[Array, " actions"] | None:
+        """Which actions are legal, by an observation of the package; None, unless overridden."""
+        return None
+
+    def action_mask(self, state: PackageState, params: Any) -> Bool[Array, " actions"] | None:
+        """What the package says of the actions that are legal now."""
+        return state.action_mask
+
     @property
     def default_params(self) -> Any:
         """Unused, unless overridden: most packages take their parameters at construction."""
@@ -72,7 +88,8 @@ class PackageEnvironment(Environment):
         """Begin an episode."""
         with lenient():
             observation, inner = self.begin(_plain_key(key), params)
-            state = PackageState(strong(inner), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+            mask = self.legal_actions(observation)
+            state = PackageState(strong(inner), jnp.zeros((), jnp.int32), jnp.zeros((), bool), mask)
             return self.cast(observation, params), state
 
     def step_env(
@@ -87,7 +104,8 @@ class PackageEnvironment(Environment):
             after = self.advance(_plain_key(key), inner, action, time, params)
             terminated = jnp.asarray(after.terminated, bool)
             truncated = jnp.asarray(after.truncated, bool) & ~terminated
-            kept = PackageState(self._like_first(after.state, params), time, truncated)
+            mask = self.legal_actions(after.observation)
+            kept = PackageState(self._like_first(after.state, params), time, truncated, mask)
             reward = jnp.asarray(after.reward, jnp.float32)
             if reward.shape != ():
                 raise ValueError(f"{self.env_id}: expected one reward a step, got an array of shape {reward.shape}")
@@ -101,6 +119,8 @@ class PackageEnvironment(Environment):
         step_key, reset_key = jax.random.split(key)
         final, after, reward, terminated, info = self.step_env(step_key, state, action, params)
         truncated = self.is_truncated(after, params)
+        if after.action_mask is not None:
+            info = {**info, "final_action_mask": after.action_mask}
         observation, after = replace_where(
             terminated | truncated, self.reset_env, reset_key, _arrays(params), (final, after)
         )
