@@ -88,7 +88,7 @@ CASES = (
     Case("gym/InvertedPendulum-v5", "mujoco", "mujoco", _PIECES),
     Case("envpool/Pong-v5", "envpool", "envpool", f"{_SHORT} {_PIXELS}", steps=512),
     Case("envpool/Ant-v5", "envpool", "envpool", f"{_SHORT} {_PIECES}"),
-    Case("gym/popgym-StatelessCartPoleEasy-v0", "popgym", "popgym"),
+    Case("gym/popgym-PositionOnlyCartPoleEasy-v0", "popgym", "popgym"),
     Case("gymnax/Breakout-MinAtar", "gymnax", "gymnax", f"{_SHORT} {_PIECES}"),
 )
 # One small network for all. No evaluation, which would be compiled too.
