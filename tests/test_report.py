@@ -123,6 +123,27 @@ def test_names_are_text_everywhere(tmp_path):
             check(draw(plot))
 
 
+def test_returns_have_about_four_digits():
+    for value, shown in (
+        (0.5, "0.500"),
+        (52.75, "52.75"),
+        (-123.4, "-123.4"),
+        (98765.4, "98765"),
+        (0.0, "0.000"),
+        (-1e-5, "0.000"),
+    ):
+        found = sections(compare(*frames({"gru": [value]})))
+        assert next(t for s in found for t in s.tables if t.name == "scores-env-A").rows[0][2].text == shown
+
+
+def test_tasks_whose_file_names_would_be_the_same_have_files_of_their_own():
+    found = sections(compare(*frames({"gru": [0.1]}, tasks=("a/b", "a.b"))))
+    assert [p.name for s in found for p in s.plots][-2:] == ["curves-a-b", "curves-a-b-2"]
+    assert [t.name for s in found for t in s.tables] == [
+        "aggregate", "scores-a-b", "cost-a-b", "scores-a-b-2", "cost-a-b-2"
+    ]  # fmt: skip
+
+
 def test_tables_in_latex_and_markdown():
     table = Table("x", "A & B_1", "5 % of $", ["a_b", "c|d"], [[Cell("x_<y>"), Cell("-0.5 [-1, 2]", strong=True)]])
     latex = to_latex(table)
