@@ -70,7 +70,7 @@ class NextObservation(AuxiliaryLoss):
                 f"ppo.auxiliary: next_observation cannot predict an observation of {max(sizes):,} numbers or values; "
                 f"at most {_LARGEST_PART:,} are, so leave it out or make the observation smaller"
             )
-        width = encoder.project.weight.shape[0]
+        width = network.torso.width
         hidden_key, out_key = jax.random.split(key)
         self.hidden = Dense(width + flat_size(network.action_space), width, 2**0.5, key=hidden_key)
         self.out = Dense(width, sum(sizes), key=out_key)

@@ -37,7 +37,7 @@ from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, positions, previous
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import save_figure, write_atomically
-from memax_rl.runs.run import Run
+from memax_rl.runs.run import Checkpoint, Run
 
 # Steps t, or places t - d, sampled per row: enough for a mean, and cheap enough for many lags.
 _MOST_PLACES = 32
@@ -218,6 +218,7 @@ def inspect(
     steps: int | None = None,
     rows: int = 16,
     seed: int | None = None,
+    checkpoint: Checkpoint = "newest",
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -228,6 +229,7 @@ def inspect(
         steps: Slots to look at from an episode's start; by default as long as an episode can be, at most 256.
         rows: Fresh episodes for each seed, at least 2.
         seed: Of the episodes; by default the run's own.
+        checkpoint: "newest", "best" by evaluation during training, or the update of one that was kept.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
@@ -247,7 +249,7 @@ def inspect(
     run = Run.open(folder, imports, trust)
     config = run.config()
     _check_agent(config.agent)
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.max_episode_steps(agent.env_params) or 256, 256) if steps is None else steps
 
@@ -266,6 +268,7 @@ def inspect(
         "env": config.env,
         "memory": config.network.memory,
         "seeds": seeds,
+        "checkpoint": checkpoint,
         "rows": rows,
         "steps": slots,
         "reach": {name: _reach(np.array([entry[name] for entry in lags])) for name in _MEASURES},

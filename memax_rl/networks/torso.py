@@ -177,6 +177,11 @@ class Torso(eqx.Module):
     blocks: tuple[Block, ...]
     norm: eqx.nn.LayerNorm
 
+    @property
+    def width(self) -> int:
+        """Size of the features."""
+        return self.encoder.project.weight.shape[0]
+
     def initial_state(self) -> tuple[Any, ...]:
         """Return the initial states of all blocks."""
         return tuple(block.memory.initial_state() for block in self.blocks)

@@ -127,7 +127,7 @@ def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dic
         for seed in range(int(fields["seed"]), int(fields["seed"]) + int(fields["num_seeds"])):
             own = table[table["seed"] == seed]
             steps = int(max(own["env_steps"].tolist(), default=0))
-            ended = bool(summary) and steps >= int(fields["total_steps"])
+            ended = bool(summary) and (steps >= int(fields["total_steps"]) or "stopped" in summary)
             yield {"run": str(run.folder), **names, "seed": seed} | {
                 "status": "diverged" if seed in lost else "finished" if ended else "unfinished",
                 "final_return": number(means.get(seed)),
