@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from test_figures import check
 from test_results import write
 
@@ -118,9 +119,12 @@ def test_names_are_text_everywhere(tmp_path):
     assert [tag for tag, _ in parsed.seen].count("script") == 1
     assert NASTY in parsed.text
     assert any(a.get("data-s") == NASTY for _, a in parsed.seen), "attributes are quoted"
-    for section in found:
-        for plot in section.plots:
-            check(draw(plot))
+    for plot in (plot for section in found for plot in section.plots):
+        figure = draw(plot)
+        check(figure)
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        assert any(r"\$x_1\$" in text for text in texts)
+        assert not any("$x_1$" in text for text in texts), "no part of a name is a formula"
 
 
 def test_returns_have_about_four_digits():
