@@ -23,6 +23,7 @@ import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
+from memax_rl.agents.acting import follow_soft_policy
 from memax_rl.agents.optimizer import OptimizerSettings, Schedule, clip, make_optimizer, make_schedule
 from memax_rl.envs import spaces
 from memax_rl.networks import NetworkConfig
@@ -206,13 +207,7 @@ class SAC:
 
     def act(self, network: SoftActor, greedy: bool = False) -> Act:
         """Return how the network plays (see `Agent.act`); the log-probability is not computed and 0."""
-
-        def act(carry, inputs, key):
-            carry, distribution = network.act(carry, inputs)
-            action = distribution.mode() if greedy else distribution.sample(key)[0]
-            return carry, action, jnp.zeros(())
-
-        return act
+        return follow_soft_policy(network, greedy)
 
     def update(self, state: SACState) -> tuple[SACState, dict[str, Any]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.
@@ -256,14 +251,18 @@ class SAC:
             def act(carry, inputs, key):
                 policy_key, random_key = jax.random.split(key)
                 carry, action, log_prob = by_policy(carry, inputs, policy_key)
-                return carry, jnp.where(explores, random_action(self.action_space, random_key), action), log_prob
+                return (
+                    carry,
+                    jnp.where(explores, random_action(self.action_space, inputs.action_mask, random_key), action),
+                    log_prob,
+                )
 
             return act
 
         arguments = (self.env, self.env_params, make_act, explores, state.streams, keys)
         streams, new, metrics = collect_steps(*arguments, tape_length=self.sizes.slots)
         new = without_log_prob(new)
-        replay = replays.add(state.replay, new, streams.inputs.observation, streams.inputs.start)
+        replay = replays.add(state.replay, new, streams.inputs)
         return streams, new, replay, metrics
 
     def _scale(self, rewards: RunningMeanStd) -> Float[Array, ""]:
@@ -335,7 +334,7 @@ class SAC:
         features = actor_features if critic.torso is None else unroll(critic.torso, inputs)
         if critic.torso is None:
             actor_features = jax.lax.stop_gradient(actor_features)
-        policy = soft_policy(actor, actor_features, key)
+        policy = soft_policy(actor, actor_features, tape.action_mask, key)
         temperature = jnp.exp(jax.lax.stop_gradient(models.log_temperature))
 
         soft_value = policy.soft_value(target.critic, target.unroll(inputs), temperature)

@@ -172,7 +172,7 @@ class Stored(MarkedDQN):
     def unroll(self, network, sample):
         tape = sample.tape
         action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, sample.before)
-        inputs = AgentInput(tape.observation, action, reward, tape.start)
+        inputs = AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)
         first, rest = (jax.tree.map(lambda leaf, part=part: leaf[:, part], inputs) for part in self._parts())
         memory, q = network.scan(sample.memory, first)
         # The burn-in makes a memory and no gradient.

@@ -19,6 +19,7 @@ from memax_rl.envs.registry import missing_package as missing_package
 from memax_rl.envs.registry import names as names
 from memax_rl.envs.registry import options as options
 from memax_rl.envs.registry import register as register
+from memax_rl.envs.registry import register_tasks as register_tasks
 from memax_rl.envs.registry import truncates as truncates
 
 

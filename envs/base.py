@@ -11,6 +11,8 @@ from gymnax.environments import environment
 from gymnax.environments.environment import EnvParams as EnvParams
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray, PyTree
 
+from memax_rl.envs import spaces
+
 if TYPE_CHECKING:
     from memax_rl.envs.adapters.gymnasium_host import Host
 
@@ -33,6 +35,8 @@ class Timestep(NamedTuple):
         final_observation: The last observation of this episode where it ended, else `observation`.
         discount: What multiplies all that follows in the learner's returns, or None for 1 everywhere.
         intrinsic_reward: What the learner adds to the reward, or None.
+        action_mask: Which actions are legal in `state`, see `Environment.action_mask`; None where all always are.
+        final_action_mask: Which were at `final_observation`.
     """
 
     observation: Any
@@ -43,6 +47,8 @@ class Timestep(NamedTuple):
     final_observation: Any
     discount: Float32[Array, ""] | None = None
     intrinsic_reward: Float32[Array, ""] | None = None
+    action_mask: Bool[Array, " actions"] | None = None
+    final_action_mask: Bool[Array, " actions"] | None = None
 
 
 class EnvironmentFailure(RuntimeError):
@@ -62,6 +68,8 @@ class Environment(environment.Environment):
       limits too, is not read.)
     - `info["intrinsic_reward"]`, if present, is added to the reward by the learner; the agent does not see it, and
       reported returns do not include it.
+    - Where `action_mask` says which actions are legal, `info["final_action_mask"]` is the mask that belongs to
+      `info["final_observation"]`. `step` of this class adds it.
     - Observations and states have the same structure, shapes and dtypes (never weak ones) from `reset` and
       from `step`, so that they can be carried through `jax.lax.scan`. Observations have the dtype of
       `observation_space(params)`. The reward is float32.
@@ -87,6 +95,14 @@ class Environment(environment.Environment):
         Its final observation then takes a slot of its own on a tape. True unless overridden, which is always safe.
         """
         return True
+
+    def action_mask(self, state: Any, params: Any) -> Bool[Array, " actions"] | None:
+        """Which actions are legal in a state, or None where all always are. None unless overridden.
+
+        For Discrete(n) an array [n], true for each legal action; for MultiDiscrete those of all components, one after
+        the other [sum(nvec)]. Agents take legal actions only. Where nothing is legal, all counts as legal.
+        """
+        return None
 
     def next_episode(self, key: PRNGKeyArray, state: Any, params: Any) -> tuple[Any, Any]:
         """The first observation and state of the episode after the one that ended in `state`.
@@ -132,6 +148,9 @@ class Environment(environment.Environment):
             params = self.default_params
         final_obs, next_state, reward, terminated, info = self.step_env(key, state, action, params)
         truncated = self.is_truncated(next_state, params)
+        final_mask = self.action_mask(next_state, params)
+        if final_mask is not None:
+            info = {**info, "final_action_mask": final_mask}
         done = terminated | truncated
         first_obs, first_state = self.next_episode(key, next_state, params)
         obs, next_state = jax.tree.map(
@@ -186,10 +205,27 @@ def step_if(active: Bool[Array, ""], env: Any, key: PRNGKeyArray, state: Any, ac
     """
     if isinstance(env, Environment):
         obs, after, reward, terminated, truncated, info = env.step_if(active, key, state, action, params)
-        extra = [None if (x := info.get(n)) is None else jnp.asarray(x, jnp.float32) for n in LEARNER_FIELDS]
-        return Timestep(obs, after, reward, terminated, truncated, info["final_observation"], *extra)
+        discount, intrinsic_reward = (
+            None if (x := info.get(name)) is None else jnp.asarray(x, jnp.float32) for name in LEARNER_FIELDS
+        )
+        mask = action_mask(env, after, params)
+        final_mask = None if mask is None else spaces.usable_mask(env.action_space(params), info["final_action_mask"])
+        final = info["final_observation"]
+        return Timestep(obs, after, reward, terminated, truncated, final, discount, intrinsic_reward, mask, final_mask)
     obs, after, reward, terminated, truncated, info = env.step(key, state, action, params)
     return Timestep(obs, where(active, after, state), reward, terminated, truncated, info["final_observation"])
+
+
+def action_mask(env: Any, state: Any, params: Any) -> Bool[Array, " actions"] | None:
+    """Which actions of any environment are legal in a state, at least one of them, or None where all always are."""
+    mask = env.action_mask(state, params) if isinstance(env, Environment) else None
+    return None if mask is None else spaces.usable_mask(env.action_space(params), mask)
+
+
+def has_action_mask(env: Any, params: Any) -> bool:
+    """Whether an environment says which of its actions are legal. Nothing is run."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda: action_mask(env, env.reset(key, params)[1], params)) is not None
 
 
 def host_of(env: Any) -> "Host | None":

@@ -1,5 +1,8 @@
 """A check of a new environment against its spaces."""
 
+import sysconfig
+import traceback
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,13 +27,14 @@ def check_environment(env_id: str, env: Any, params: Any) -> None:
     """
     key = jax.random.key(0)
     space = env.observation_space(params)
-    observation, state = _call(f"{env_id}: reset", env.reset, key, params)
+    observation, state = call(f"{env_id}: reset", env.reset, key, params)
     _check_observation(f"{env_id}: the observation of reset", space, observation)
     for i in range(2):
-        sample = _call(f"{env_id}: the action space", env.action_space(params).sample, jax.random.fold_in(key, i))
-        # A sample of a box without bounds is not finite.
-        action = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)), sample)
-        result = _call(f"{env_id}: step {i + 1}", env.step, key, state, action, params)
+        mask = call(f"{env_id}: action_mask", env.action_mask, state, params)
+        _check_mask(f"{env_id}: action_mask", env.action_space(params), mask)
+        sample_key = jax.random.fold_in(key, i)
+        action = call(f"{env_id}: the action space", _sample, env.action_space(params), sample_key, mask)
+        result = call(f"{env_id}: step {i + 1}", env.step, key, state, action, params)
         if not isinstance(result, tuple) or len(result) != 6:
             raise ValueError(
                 f"{env_id}: step must return (observation, state, reward, terminated, truncated, info), as gymnax 1.0 "
@@ -39,18 +43,60 @@ def check_environment(env_id: str, env: Any, params: Any) -> None:
         observation, after, reward, _, _, info = result
         _check_observation(f"{env_id}: the observation of step {i + 1}", space, observation)
         _check_observation(f"{env_id}: the final observation of step {i + 1}", space, info["final_observation"])
+        if mask is not None and "final_action_mask" not in info:
+            raise ValueError(
+                f"{env_id}: step must return info['final_action_mask'], the mask that belongs to final_observation"
+            )
         if jnp.shape(reward) != () or not np.isfinite(reward):
             raise ValueError(f"{env_id}: the reward of step {i + 1} must be one finite number, got {reward}")
         _check_state(f"{env_id}: the state of step {i + 1}", state, after)
         state = after
 
 
-def _call(what: str, function: Any, *args: Any) -> Any:
+def call(what: str, function: Any, *args: Any) -> Any:
+    """Return what a function of the user's returns; what it raises is told in one line, with its place.
+
+    Raises:
+        ValueError: Where it raises anything.
+    """
     try:
         return function(*args)
     except Exception as error:
-        reason = str(error).strip().split("\n\n")[0]
-        raise ValueError(f"{what} raised {type(error).__name__}: {' '.join(reason.split())}") from error
+        reason = " ".join(str(error).strip().split("\n\n")[0].split())
+        raise ValueError(f"{what} raised {type(error).__name__}: {reason}{_place(error)}") from error
+
+
+# What is not the user's own.
+_INSTALLED = {str(Path(path)) for path in sysconfig.get_paths().values()} | {str(Path(__file__).resolve().parent)}
+
+
+def _place(error: Exception) -> str:
+    """Return file and line of the user's code that raised, or nothing where none of it did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(str(Path(f.filename).resolve()).startswith(path) for path in _INSTALLED)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+
+
+def _sample(space: Any, key: Any, mask: Any) -> Any:
+    if mask is not None:
+        return spaces.draw_action(space, jax.random.uniform(key, (len(spaces.value_counts(space)),)), mask)
+    # A sample of a box without bounds is not finite.
+    return jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a)), space.sample(key))
+
+
+def _check_mask(what: str, space: Any, mask: Any) -> None:
+    if mask is None:
+        return
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        raise ValueError(f"{what} is for Discrete and MultiDiscrete actions, and these are {spaces.describe(space)}")
+    size = sum(spaces.value_counts(space))
+    if jnp.shape(mask) != (size,) or jnp.asarray(mask).dtype != bool:
+        raise ValueError(
+            f"{what} must return an array of {size} bools, one for each value, got {jnp.asarray(mask).dtype} "
+            f"{jnp.shape(mask)}"
+        )
+    if not all(bool(jnp.any(part)) for part in spaces.by_component(space, mask)):
+        raise ValueError(f"{what} leaves no legal action: {_cut(mask)}")
 
 
 def _check_state(what: str, before: Any, after: Any) -> None:

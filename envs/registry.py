@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memax_rl.envs.ids import DOWNLOADS as DOWNLOADS
 from memax_rl.envs.ids import SUITES, builtin_names
@@ -13,8 +13,22 @@ from memax_rl.envs.ids import SUITES, builtin_names
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# Ids and makers of the user's own environments.
-_OWN: dict[str, Callable[[], Any]] = {}
+
+class Own(NamedTuple):
+    """An environment of the user's own.
+
+    Attributes:
+        make: Returns the environment, or the family of tasks, given its options if it has any.
+        options: The model of its options, or None.
+        episodes: Episodes a trial of a family of tasks by default; None for an environment.
+    """
+
+    make: Callable[..., Any]
+    options: "type[BaseModel] | None" = None
+    episodes: int | None = None
+
+
+_OWN: dict[str, Own] = {}
 
 
 def names() -> tuple[str, ...]:
@@ -32,22 +46,56 @@ def missing_package(env_id: str) -> str | None:
     return None
 
 
-def register(name: str, make: Callable[[], Any]) -> None:
+def register(name: str, make: Callable[..., Any], options: "type[BaseModel] | None" = None) -> None:
     """Register an environment of your own under a name, for configurations and `make`.
 
     The name is known in this process only: to resume or evaluate a run, register it again first.
 
     Args:
         name: `suite/Name`, in no suite of this package, for example `"own/TMaze"`.
-        make: Returns the environment: one with gymnax's API, or a `memax_rl.envs.base.Environment`. Called once.
+        make: Returns the environment: one with gymnax's API, or a `memax_rl.envs.base.Environment`. A class will do.
+            Called with no argument, or with `options` filled in. Called once for each choice of options.
+        options: A pydantic model whose fields are the options of the environment, all with defaults. Configurations
+            give them in `env_options`, the command line by `--env-options.NAME VALUE`.
 
     Raises:
-        ValueError: If the name is not of that form.
+        ValueError: If the name is not of that form, or an option has no default or one that JSON cannot hold.
     """
+    _register(name, Own(make, options))
+
+
+def register_tasks(
+    name: str, make: Callable[..., Any], options: "type[BaseModel] | None" = None, episodes: int = 8
+) -> None:
+    """Register a family of tasks of your own. The environment of that name is trials of its tasks.
+
+    It has the options of trials too (`episodes`, `split`, `num_tasks`, ...), and `memax-rl icl` measures agents that
+    were trained on it.
+
+    Args:
+        name: As of `register`.
+        make: Returns a `memax_rl.envs.meta.trials.TaskEnvironment`. A class will do.
+        options: As of `register`.
+        episodes: Episodes of a trial unless the option `episodes` says otherwise.
+
+    Raises:
+        ValueError: As `register`, and if an option is called like one of those of trials.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    _register(name, Own(make, options, episodes))
+
+
+def _register(name: str, own: Own) -> None:
     suite, slash, rest = name.partition("/")
     if not (suite and slash and rest) or suite in SUITES:
         raise ValueError(f"name: expected suite/Name in a suite of your own, for example 'own/TMaze', got {name!r}")
-    _OWN[name] = make
+    if own.options is not None:
+        from memax_rl.envs.meta.trial_options import TrialOptions
+        from memax_rl.envs.option_models import check_model
+
+        check_model(name, own.options, taken=() if own.episodes is None else tuple(TrialOptions.model_fields))
+    _OWN[name] = own
     _make.cache_clear()
 
 
@@ -64,31 +112,41 @@ def check(env_id: str) -> None:
 
 
 def options(env_id: str) -> dict[str, tuple[Any, str]]:
-    """The options of an environment: name, default, meaning. Only the suites meta, xminigrid and gym have any."""
+    """The options of an environment: name, default, meaning. Only meta, xminigrid, gym and one's own have any."""
     family, name = env_id.split("/", maxsplit=1)
     if family == "meta":
         from memax_rl.envs.meta import suite
 
         return {option: (d.default, d.meaning) for option, d in suite.FAMILIES[name].options.items()}
-    model = _options_model(env_id)
-    fields = {} if model is None else model.model_fields
-    return {
-        option: (field.get_default(call_default_factory=True), str(field.description))
-        for option, field in fields.items()
+    found = {
+        option: (default, model.model_fields[option].description or "")
+        for model in _option_models(env_id)
+        for option, default in model().model_dump(mode="json").items()
     }
+    if env_id in _OWN and _OWN[env_id].episodes is not None:
+        found["episodes"] = (_OWN[env_id].episodes, found["episodes"][1])
+    return found
 
 
-def _options_model(env_id: str) -> "type[BaseModel] | None":
-    """The settings model of a suite's options, where it has one."""
+def _option_models(env_id: str) -> "list[type[BaseModel]]":
+    """The settings models of an environment's options; there are two where a family of tasks has options of its own."""
     if env_id.startswith("gym/"):
         from memax_rl.envs.adapters.gymnasium_options import HostOptions
 
-        return HostOptions
+        return [HostOptions]
     if env_id.startswith("xminigrid/"):
         from memax_rl.envs.adapters.xland_minigrid_options import GridOptions, XLandOptions
 
-        return XLandOptions if env_id.startswith("xminigrid/XLand") else GridOptions
-    return None
+        return [XLandOptions if env_id.startswith("xminigrid/XLand") else GridOptions]
+    if env_id not in _OWN:
+        return []
+    own = _OWN[env_id]
+    models = [] if own.options is None else [own.options]
+    if own.episodes is not None:
+        from memax_rl.envs.meta.trial_options import TrialOptions
+
+        models.append(TrialOptions)
+    return models
 
 
 def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,30 +154,27 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: If an option does not exist, the message lists those that do; or if one of a gym/ or xminigrid/
-            environment has a wrong value. Values of other suites are looked at by `make`.
+            environment, or of one's own, has a wrong value. Values of meta/ are looked at by `make`.
     """
     known = options(env_id)
     for name in given:
         if name not in known:
-            hint = f"its options are {', '.join(known)}" if known else "it takes none"
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint += f"its options are {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"env_options: {env_id} has no option {name!r}; {hint}")
-    model = _options_model(env_id)
-    if model is not None:
-        return _check_options(model, given).model_dump()
-    return {name: given.get(name, default) for name, (default, _) in known.items()}
+    models = _option_models(env_id)
+    if not models:
+        return {name: given.get(name, default) for name, (default, _) in known.items()}
+    from memax_rl.envs.option_models import read_options
 
-
-def _check_options(model: "type[BaseModel]", given: Mapping[str, Any]) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return model.model_validate(dict(given), strict=True)
-    except ValidationError as error:
-        mistakes = (
-            f"env_options.{'.'.join(map(str, e['loc']))}: {e['msg'][0].lower()}{e['msg'][1:]}, got {e['input']!r}"
-            for e in error.errors()
-        )
-        raise ValueError("; ".join(mistakes)) from None
+    if env_id in _OWN and _OWN[env_id].episodes is not None:
+        given = {"episodes": _OWN[env_id].episodes, **given}
+    checked = {}
+    for model in models:
+        part = read_options(model, {name: given[name] for name in given if name in model.model_fields})
+        checked |= part.model_dump(mode="json")
+    return {name: checked[name] for name in known}
 
 
 def make(env_id: str, **options: Any) -> tuple[Any, Any]:
@@ -148,7 +203,7 @@ def make(env_id: str, **options: Any) -> tuple[Any, Any]:
         from memax_rl.envs.adapters import gymnasium
         from memax_rl.envs.adapters.gymnasium_options import HostOptions
 
-        env: Any = gymnasium.GymnasiumAdapter(env_id.removeprefix("gym/"), _check_options(HostOptions, checked))
+        env: Any = gymnasium.GymnasiumAdapter(env_id.removeprefix("gym/"), HostOptions(**checked))
         return env, env.default_params
     return _make(env_id, json.dumps(checked, sort_keys=True))
 
@@ -158,11 +213,10 @@ def _make(env_id: str, options: str) -> tuple[Any, Any]:
     """Make an environment; the options as JSON, which can be hashed."""
     kind, name = env_id.split("/", maxsplit=1)
     if env_id in _OWN:
-        from memax_rl.envs.adapters import gymnax
-        from memax_rl.envs.checking import check_environment
+        from memax_rl.envs.own import make_own
 
-        env = gymnax.adapt(env_id, _OWN[env_id]())
-        check_environment(env_id, env, env.default_params)
+        own = _OWN[env_id]
+        env = make_own(env_id, own.make, own.options, json.loads(options), is_family=own.episodes is not None)
     elif kind == "gymnax":
         from memax_rl.envs.adapters import gymnax
 

@@ -10,7 +10,7 @@ from gymnax.environments.spaces import Dict as Dict
 from gymnax.environments.spaces import Discrete as Discrete
 from gymnax.environments.spaces import Space as Space
 from gymnax.environments.spaces import Tuple as Tuple
-from jaxtyping import Array, Bool, Int, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 
 class MultiDiscrete(Space):
@@ -78,6 +78,45 @@ def recognize(space: Any) -> Space:
         f"cannot read the space {space!r}; expected one with n (Discrete), nvec (MultiDiscrete), low and high (Box) or "
         "spaces (Dict, Tuple)"
     )
+
+
+# Actions of which only some are legal
+
+
+def value_counts(space: Discrete | MultiDiscrete) -> tuple[int, ...]:
+    """How many values each component of an action has; a Discrete action has one component."""
+    return tuple(int(n) for n in space.nvec) if isinstance(space, MultiDiscrete) else (int(space.n),)
+
+
+def by_component(space: Discrete | MultiDiscrete, x: Array) -> list[Array]:
+    """Split what holds an entry for each value of each component, as a mask of actions does."""
+    counts = value_counts(space)
+    return [x[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]
+
+
+def usable_mask(space: Discrete | MultiDiscrete, mask: Array) -> Bool[Array, " actions"]:
+    """The mask, with all values of a component legal where none is: one must be taken."""
+    return jnp.concatenate([part | ~jnp.any(part) for part in by_component(space, jnp.asarray(mask, bool))])
+
+
+def draw_action(
+    space: Discrete | MultiDiscrete, uniform: Float[Array, " components"], mask: Bool[Array, " actions"] | None = None
+) -> Array:
+    """The action that numbers from [0, 1) choose, evenly among the values of each component that are legal."""
+    counts = jnp.array(value_counts(space))
+    if mask is None:
+        drawn = jnp.minimum((uniform * counts).astype(jnp.int32), counts - 1)
+    else:
+        # The place of the k-th legal value.
+        parts = zip(uniform, by_component(space, mask), strict=True)
+        drawn = jnp.stack([_place(u, part) for u, part in parts])
+    return drawn.reshape(space.shape).astype(jnp.int32)
+
+
+def _place(uniform: Array, legal: Bool[Array, " values"]) -> Int32[Array, ""]:
+    count = jnp.sum(legal)
+    k = jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
+    return jnp.argmax(jnp.cumsum(legal) > k).astype(jnp.int32)
 
 
 def leaves(space: Space) -> list[Any]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memax_rl.envs import spaces
 from memax_rl.envs.adapters.gymnax import GymnaxAdapter
-from memax_rl.envs.base import Environment, Step, host_of, where
+from memax_rl.envs.base import Environment, Step, has_action_mask, host_of, where
 
 
 class Wrapper(Environment):
@@ -57,6 +57,10 @@ class Wrapper(Environment):
         """The inner environment's, unless overridden."""
         return self.inner.truncates(params)
 
+    def action_mask(self, state: Any, params: Any) -> Bool[Array, " actions"] | None:
+        """The inner environment's, for a wrapper whose state is the inner one's."""
+        return self.inner.action_mask(state, params)
+
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
         return self.inner.reset(key, params)
@@ -74,6 +78,17 @@ class Wrapper(Environment):
     ) -> tuple[Any, Any]:
         """A new episode where `active`, for a wrapper whose state is the inner one's and whose observation is too."""
         return self.inner.reset_if(active, key, obs, state, params)
+
+    def show(self, obs: Any, params: Any) -> Any:
+        """What the agent sees of an observation of `inner` that came from elsewhere, but for what is random.
+
+        The observation itself, unless overridden. For a policy outside of this environment.
+        """
+        return obs
+
+    def show_reward(self, reward: Array) -> Array:
+        """What the agent sees of a reward of `inner` that came from elsewhere. The reward itself, unless overridden."""
+        return reward
 
 
 class WrapperConfig(BaseModel, abc.ABC):
@@ -95,6 +110,13 @@ class WrapperConfig(BaseModel, abc.ABC):
 def _key(key: PRNGKeyArray, use: int) -> PRNGKeyArray:
     """Return a key for the wrapper itself; the inner environment gets the original key."""
     return jax.random.fold_in(key, 2**31 - 1 - use)
+
+
+def _refuse_masks(name: str, env: Environment, params: Any, env_id: str) -> None:
+    if has_action_mask(env, params):
+        raise ValueError(
+            f"env_wrappers: {name} takes actions again, and in {env_id} they may no longer be legal then; leave it out"
+        )
 
 
 # Time limit
@@ -127,6 +149,10 @@ class TimeLimit(Wrapper):
         """Whether this limit comes first, or the inner environment is cut."""
         fixed = self.inner.fixed_length(params)
         return self.inner.truncates(params) or (fixed is not None and self.steps < fixed)
+
+    def action_mask(self, state: TimeLimitState, params: Any) -> Bool[Array, " actions"] | None:
+        """The inner environment's."""
+        return self.inner.action_mask(state.inner, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, TimeLimitState]:
         """Begin an episode."""
@@ -244,6 +270,7 @@ class FrameSkipConfig(WrapperConfig):
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""
+        _refuse_masks(self.name, env, params, env_id)
         return FrameSkip(env, self.frames), params
 
 
@@ -267,6 +294,10 @@ class StickyActions(Wrapper):
     def __init__(self, inner: Environment, probability: float):
         super().__init__(inner)
         self.probability = probability
+
+    def action_mask(self, state: StickyState, params: Any) -> Bool[Array, " actions"] | None:
+        """The inner environment's."""
+        return self.inner.action_mask(state.inner, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, StickyState]:
         """Begin an episode."""
@@ -299,6 +330,7 @@ class StickyActionsConfig(WrapperConfig):
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""
+        _refuse_masks(self.name, env, params, env_id)
         return StickyActions(env, self.probability), params
 
 
@@ -317,7 +349,11 @@ class RewardScaling(Wrapper):
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, key, state, action, params)
         if "intrinsic_reward" in info:
             info = {**info, "intrinsic_reward": info["intrinsic_reward"] * jnp.float32(self.scale)}
-        return obs, state, reward * jnp.float32(self.scale), terminated, truncated, info
+        return obs, state, self.show_reward(reward), terminated, truncated, info
+
+    def show_reward(self, reward: Array) -> Array:
+        """The reward scaled."""
+        return reward * jnp.float32(self.scale)
 
 
 class RewardScalingConfig(WrapperConfig):
@@ -341,6 +377,10 @@ class ObservationWrapper(Wrapper):
     @abc.abstractmethod
     def observe(self, key: PRNGKeyArray, obs: Any, params: Any) -> Any:
         """Return what the agent sees of an observation."""
+
+    def show(self, obs: Any, params: Any) -> Any:
+        """What `observe` returns. Overridden where that is random."""
+        return self.observe(jax.random.key(0), obs, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode."""
@@ -396,6 +436,10 @@ class ObservationNoise(ObservationWrapper):
             for x, k, box in zip(leaves, keys, self.boxes, strict=True)
         ]
         return jax.tree.unflatten(tree, noisy)
+
+    def show(self, obs: Any, params: Any) -> Any:
+        """The observation itself: one from elsewhere has the noise of the place that it comes from."""
+        return obs
 
 
 class ObservationNoiseConfig(WrapperConfig):
@@ -548,6 +592,31 @@ class VelocityOnlyConfig(WrapperConfig):
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""
         return _preset(env, params, env_id, self.name, _VELOCITIES), params
+
+
+class Spaces(Environment):
+    """Stands for an environment of which only the spaces are known. It can be wrapped, but has no episodes."""
+
+    def __init__(self, observation: Any, action: Any):
+        self._observation, self._action = observation, action
+
+    @property
+    def default_params(self) -> None:
+        """None."""
+        return None
+
+    def observation_space(self, params: Any) -> Any:
+        """The observation space."""
+        return self._observation
+
+    def action_space(self, params: Any) -> Any:
+        """The action space."""
+        return self._action
+
+
+def layers(env: Any) -> list[Any]:
+    """The environment without its wrappers, and these, the innermost first."""
+    return [*layers(env.inner), env] if isinstance(env, Wrapper) else [env]
 
 
 AnyWrapper = Annotated[

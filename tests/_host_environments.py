@@ -131,3 +131,40 @@ gymnasium.register("memax_test/Mission-v0", entry_point="_host_environments:Miss
 gymnasium.register("memax_test/Counter-v0", entry_point="_host_environments:Counter")
 gymnasium.register("memax_test/Shapes-v0", entry_point="_host_environments:Shapes")
 gymnasium.register("memax_test/Shows-v0", entry_point="_host_environments:Shows")
+
+
+class Masked(gymnasium.Env):
+    """Says in `info["action_mask"]` that action `time % 3` alone is legal, at the last step too. Another one raises.
+
+    Episodes of four steps. `how` is what is done at the third step instead: no mask, a long one, or none at all.
+    """
+
+    def __init__(self, ending: str = "terminated", how: str = "", pair: bool = False):
+        self.ending, self.how, self.pair = ending, how, pair
+        self.observation_space = spaces.Discrete(5)
+        self.action_space = spaces.MultiDiscrete([2, 3]) if pair else spaces.Discrete(3, start=5)
+
+    def _info(self):
+        mask = (np.arange(3) == self.time % 3).astype(np.int8)
+        if self.pair:
+            return {"action_mask": (np.array([0, 1], np.int8), mask)}
+        if self.time == 3 and self.how:
+            return {"missing": {}, "long": {"action_mask": np.ones(4, np.int8)}}[self.how]
+        return {"action_mask": mask}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return 0, self._info()
+
+    def step(self, action):
+        legal = [1, self.time % 3] if self.pair else 5 + self.time % 3
+        if np.any(action != np.array(legal)):
+            raise RuntimeError(f"{action} is illegal at step {self.time}")
+        self.time += 1
+        done = self.time >= 4
+        ends = done and self.ending == "terminated", done and self.ending == "truncated"
+        return self.time, 1.0, *ends, self._info()
+
+
+gymnasium.register("memax_test/Masked-v0", entry_point="_host_environments:Masked")

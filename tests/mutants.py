@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "pyproject.toml", "README.md")
+PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "docs", "pyproject.toml", "README.md")
 
 
 class Mistake(NamedTuple):
@@ -34,6 +34,10 @@ class Mistake(NamedTuple):
 
 def _ppo(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_ppo.py::test_{name}" for name in names)
+
+
+def _policy(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_policy.py::test_{name}" for name in names)
 
 
 MISTAKES = (
@@ -73,8 +77,8 @@ MISTAKES = (
         2,
         "the start flag is shifted once more while learning",
         "memax_rl/rollout/collect.py",
-        "AgentInput(tape.observation, action, reward, tape.start)",
-        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1))",
+        "AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)",
+        "AgentInput(tape.observation, action, reward, jnp.roll(tape.start, 1, axis=1), tape.action_mask)",
         _ppo("ratio_is_one_on_a_fresh_tape"),
     ),
     Mistake(
@@ -145,9 +149,9 @@ MISTAKES = (
         5,
         "the bootstrap at a truncation is made with an empty memory",
         "memax_rl/rollout/collect.py",
-        "return AgentInput(tape.observation, action, reward, tape.start)",
+        "return AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)",
         "start = tape.start.at[:, 1:].set(tape.start[:, 1:] | tape.truncated[:, :-1])\n"
-        "    return AgentInput(tape.observation, action, reward, start)",
+        "    return AgentInput(tape.observation, action, reward, start, tape.action_mask)",
         _ppo("advantages_agree_with_a_loop_over_episodes"),
     ),
     Mistake(
@@ -427,7 +431,7 @@ MISTAKES = (
         ("tests/test_trials.py",),
     ),
     Mistake(
-        23,
+        25,
         "PQN's next value is that of the same slot",
         "agents/pqn.py",
         "next_value = jnp.concatenate([value[:, 1:], after[:, None]], axis=1)",
@@ -435,7 +439,7 @@ MISTAKES = (
         ("tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",),
     ),
     Mistake(
-        23,
+        25,
         "PQN takes nothing to follow a row that ends within an episode",
         "agents/pqn.py",
         "after = jax.vmap(lambda carry, inputs: network.step(carry, inputs)[1].max())(carry, rows.after)",
@@ -443,7 +447,7 @@ MISTAKES = (
         ("tests/test_pqn.py::test_targets_agree_with_a_loop_over_episodes",),
     ),
     Mistake(
-        23,
+        25,
         "a time limit counts as an end in PQN",
         "agents/pqn.py",
         "            tape.terminated,\n            tape.truncated,",
@@ -454,7 +458,7 @@ MISTAKES = (
         ),
     ),
     Mistake(
-        23,
+        25,
         "slots that do not count enter PQN's loss",
         "agents/pqn.py",
         "return jnp.sum(jnp.where(tape.valid, x, 0)) / count",
@@ -462,7 +466,7 @@ MISTAKES = (
         ("tests/test_pqn.py::test_slots_that_do_not_count_do_not_matter",),
     ),
     Mistake(
-        23,
+        25,
         "some rows are in several minibatches of PQN",
         "agents/pqn.py",
         "jax.random.permutation(k, len(valid))",
@@ -470,7 +474,7 @@ MISTAKES = (
         ("tests/test_pqn.py::test_each_row_is_learned_from_once_in_an_epoch",),
     ),
     Mistake(
-        23,
+        25,
         "PQN's targets pass gradients on",
         "agents/pqn.py",
         "targets = jax.lax.stop_gradient(self.targets(network, rows, carry, q))",
@@ -484,6 +488,100 @@ MISTAKES = (
         "return _transpose(jax.lax.optimization_barrier(_transpose(weight)))",
         "return jax.lax.optimization_barrier(_transpose(weight))",
         ("tests/test_memory_laws.py::test_laws[slstm]",),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees the last reward of the episode before",
+        "memax_rl/evaluation/policy.py",
+        "previous_reward=jnp.where(start, 0, reward),",
+        "previous_reward=reward,",
+        _policy("it_compiles_once_and_forgets_at_a_start"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees rewards as the environment gives them, not as the wrappers show them",
+        "memax_rl/evaluation/policy.py",
+        "reward = layer.show_reward(reward)",
+        "reward = jnp.asarray(reward)",
+        _policy("many_episodes_of_one_environment_are_those_of_the_stream"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy draws its actions by the keys of the environment",
+        "memax_rl/evaluation/policy.py",
+        "keys = jax.random.split(step_key, (count, 2))[:, 0].reshape(self._batch)",
+        "keys = jax.random.split(step_key, (count, 2))[:, 1].reshape(self._batch)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy takes values of Gymnasium as if they counted from 0",
+        "memax_rl/evaluation/policy.py",
+        "return (x - _starts(outer, x.dtype)).reshape(inner.shape)",
+        "return x.reshape(inner.shape)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy gives the action of the network, not of the environment",
+        "memax_rl/evaluation/policy.py",
+        "to_environment(self._action_space, action))",
+        "action)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        24,
+        "the mask of a time limit's final observation is that of the next episode",
+        "memax_rl/rollout/streams.py",
+        "action_mask=where(truncated, step.final_action_mask, step.action_mask)",
+        "action_mask=step.action_mask",
+        (
+            "tests/test_action_masks.py::test_every_slot_holds_the_mask_of_its_observation",
+            "tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",
+        ),
+    ),
+    Mistake(
+        24,
+        "the policy that learns is not masked",
+        "memax_rl/networks/actor_critic.py",
+        "policy = on_slots(self._policy, features, inputs.action_mask)",
+        "policy = on_slots(self._policy, features, None)",
+        ("tests/test_action_masks.py::test_the_policy_that_learns_is_the_one_that_acted",),
+    ),
+    Mistake(
+        24,
+        "the target is the best value of all actions",
+        "memax_rl/networks/q_network.py",
+        "jnp.sum(jnp.stack([jnp.max(values) for values in self._legal()]))",
+        "jnp.sum(jnp.stack([jnp.max(values) for values in spaces.by_component(self.space, self.raw)]))",
+        (
+            "tests/test_action_masks.py::test_the_best_action_value_is_of_a_legal_action",
+            "tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",
+        ),
+    ),
+    Mistake(
+        24,
+        "exploration takes illegal actions",
+        "agents/epsilon_greedy.py",
+        "drawn = spaces.draw_action(space, uniform[1:], inputs.action_mask)",
+        "drawn = spaces.draw_action(space, uniform[1:])",
+        ("tests/test_action_masks.py::test_exploration_is_even_over_what_is_legal",),
+    ),
+    Mistake(
+        24,
+        "the replay's pending slot has no mask of its own",
+        "memax_rl/rollout/replay.py",
+        "action_mask=shown.action_mask,",
+        "action_mask=None if shown.action_mask is None else slots.action_mask[:, -1],",
+        ("tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",),
+    ),
+    Mistake(
+        24,
+        "a task that is held out is trained on",
+        "envs/meta/trials.py",
+        'chosen = order[:held_out] if split == "test" else order[held_out:]',
+        'chosen = order[:held_out] if split == "test" else order',
+        ("tests/test_own_options.py::test_tasks_that_can_be_counted_are_split_without_overlap",),
     ),
 )
 

@@ -210,12 +210,12 @@ def test_multi_discrete_values_are_sums_over_components():
 def test_dueling_values_have_the_mean_of_the_state_value(space, key):
     network = make_q_network(NetworkConfig(memory="mlp", width=8), spaces.Box(0, 1, (2,)), space, dueling=True, key=key)
     features = jnp.linspace(-1, 1, 8)
-    q = network._values(features)
+    q = network._values(features, None)
     assert network.value_head is not None
-    mean = sum(jnp.mean(c) for c in q._components())
+    mean = sum(jnp.mean(c) for c in spaces.by_component(q.space, q.raw))
     np.testing.assert_allclose(mean, network.value_head(features)[0], atol=1e-6)
     moved = eqx.tree_at(lambda n: n.head.bias, network, network.head.bias + 5)
-    np.testing.assert_allclose(moved._values(features).raw, q.raw, atol=1e-5)
+    np.testing.assert_allclose(moved._values(features, None).raw, q.raw, atol=1e-5)
 
 
 # Exploring

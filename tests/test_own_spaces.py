@@ -186,7 +186,7 @@ class Turns(Environment):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("raises", "own/Turns: step 1 raised KeyError: 'door'$"),
+        ("raises", r"own/Turns: step 1 raised KeyError: 'door' \(test_own_spaces.py, line \d+\)$"),
         ("dtype", "own/Turns: the observation of reset has the dtype int32, but its space float32"),
         ("state", r"own/Turns: the state of step 1 at \['time'\] is f(loat)?32\[\], but that of reset is i(nt)?32\[\]"),
         ("structure", "own/Turns: the state of step 1 has another structure than that of reset"),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.tape import Tape
 
@@ -36,8 +37,8 @@ class Writer:
             self.plan[stream] = episode
         return self.plan[stream][0]
 
-    def write(self, new: int) -> tuple[Tape, jax.Array, jax.Array]:
-        """Return new slots of all streams, and the observation and the start flag that come after."""
+    def write(self, new: int) -> tuple[Tape, AgentInput]:
+        """Return new slots of all streams, and what is shown after them."""
         fresh = []
         for stream in range(STREAMS):
             for _ in range(new):
@@ -54,7 +55,8 @@ class Writer:
             reward=(number + name).astype(jnp.float32),
             **{k: jnp.array([[s[k] for s in row] for row in fresh]) for k in _FLAGS},
         )
-        return tape, number[:, -1] + 1 + name[:, 0], jnp.array(pending)
+        nothing = jnp.zeros(STREAMS)
+        return tape, AgentInput(number[:, -1] + 1 + name[:, 0], nothing, nothing, jnp.array(pending))
 
     def live(self, stream: int) -> list[dict]:
         """Return the slots from the oldest stored start to the pending slot."""
@@ -287,6 +289,11 @@ def test_priorities_by_hand(key):
     assert (np.asarray(later.priority)[new] == 7).all()
 
 
+def _shown(observation):
+    """Return what is shown to one stream in the middle of an episode."""
+    return AgentInput(observation, jnp.zeros(1, jnp.int32), jnp.zeros(1), jnp.array([False]))
+
+
 def test_observations_keep_their_dtype(key):
     one = Tape(jnp.zeros((2, 2), jnp.uint8), *(jnp.zeros((), dtype) for dtype in _DTYPES))
     replay = replays.init(one, 1, 8)
@@ -300,7 +307,7 @@ def test_observations_keep_their_dtype(key):
         slots.truncated,
         ~slots.valid,
     )
-    replay = _add(replay, slots, jnp.full((1, 2, 2), 253, jnp.uint8), jnp.array([False]))
+    replay = _add(replay, slots, _shown(jnp.full((1, 2, 2), 253, jnp.uint8)))
     drawn = _sample(replay, key, rows=1, slots=4)
     assert replay.tape.observation.dtype == drawn.tape.observation.dtype == jnp.uint8
     assert drawn.tape.observation[0, :, 0, 0].tolist() == [250, 251, 252, 253]
@@ -339,7 +346,7 @@ def test_an_open_episode_longer_than_the_ring_is_lost_and_nothing_else(key):
             flags,
             ~flags,
         )
-        replay = _add(replay, slots, jnp.array([i + 1]), jnp.array([False]))
+        replay = _add(replay, slots, _shown(jnp.array([i + 1])))
         assert int(replays.size(replay)) == (5 if i == 0 else 0)
     assert not bool(replays.can_sample(replay))
     slots = Tape(
@@ -351,7 +358,7 @@ def test_an_open_episode_longer_than_the_ring_is_lost_and_nothing_else(key):
         flags,
         ~flags,
     )
-    replay = _add(replay, slots, jnp.array([10]), jnp.array([False]))
+    replay = _add(replay, slots, _shown(jnp.array([10])))
     assert int(replays.size(replay)) == 3
     assert _sample(replay, key, rows=2, slots=6).tape.observation[:, :4].tolist() == [[9, 9, 9, 10]] * 2
 

@@ -91,7 +91,7 @@ def _filled(key: jax.Array) -> replays.Replay:
         start = jax.random.bernoulli(jax.random.fold_in(key, i), 0.2, (3, 6))
         slots = eqx.tree_at(lambda t: (t.start, t.valid), slots, (start[:, :5], jnp.ones((3, 5), bool)))
         shown = jax.tree.map(lambda x: x[:, 0], slots.observation)
-        replay = replays.add(replay, slots, shown, start[:, 5])
+        replay = replays.add(replay, slots, state.streams.inputs._replace(observation=shown, start=start[:, 5]))
     return replay
 
 

@@ -31,11 +31,15 @@ from memax_rl.envs.trust import import_package
 
 
 class HostState(eqx.Module):
-    """A handle on a copy: the pool of copies it belongs to, its index there, and the commands carried out so far."""
+    """A handle on a copy: the pool of copies it belongs to, its index there, and the commands carried out so far.
+
+    And which actions are legal in it now, where the environment says so.
+    """
 
     pool: Int32[Array, ""]
     copy: Int32[Array, ""]
     count: Int32[Array, ""]
+    action_mask: Bool[Array, " actions"] | None = None
 
 
 def one_call(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +86,7 @@ class GymnasiumAdapter(Environment):
         try:
             keep = None if options.keep_keys is None else tuple(options.keep_keys)
             maker = Maker(self.spec, arguments, keep, tuple(options.drop_keys))
-            self._host = Host(f"gym/{env_id}", maker, options.processes, options.step_timeout)
+            self._host = Host(f"gym/{env_id}", maker, options.processes, options.step_timeout, options.action_masks)
         except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error
@@ -141,7 +145,8 @@ class GymnasiumAdapter(Environment):
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, HostState]:
         """Make a copy and begin an episode in it. All copies of one vmapped reset are made together."""
         pool, copy, count, *leaves = self._begin(_seed(key))
-        return self._observation(leaves), HostState(pool, copy, count)
+        observation, mask = self._observation(leaves)
+        return observation, HostState(pool, copy, count, mask)
 
     def step(self, key: PRNGKeyArray, state: HostState, action: Any, params: Any = None) -> Step:
         """One transition, followed by a new episode where it ended one (see the base class)."""
@@ -165,12 +170,23 @@ class GymnasiumAdapter(Environment):
             command.astype(jnp.int32), _seed(key), state.pool, state.copy, state.count, action
         )
         half = len(leaves) // 2
-        after = HostState(state.pool, state.copy, count)
-        info = {"final_observation": self._observation(leaves[half:])}
-        return self._observation(leaves[:half]), after, reward, terminated, truncated, info
+        observation, mask = self._observation(leaves[:half])
+        final_observation, final_mask = self._observation(leaves[half:])
+        info = {"final_observation": final_observation}
+        if mask is not None and state.action_mask is not None:
+            # A copy that waits shows nothing, and its mask is what it was.
+            mask = jnp.where(command == WAIT, state.action_mask, mask)
+            info["final_action_mask"] = final_mask
+        after = HostState(state.pool, state.copy, count, mask)
+        return observation, after, reward, terminated, truncated, info
 
-    def _observation(self, leaves: list[Array]) -> Any:
-        return jax.tree.unflatten(self._tree, leaves)
+    def action_mask(self, state: HostState, params: Any) -> Bool[Array, " actions"] | None:
+        """What `info["action_mask"]` of the last reset or step said."""
+        return state.action_mask
+
+    def _observation(self, leaves: list[Array]) -> tuple[Any, Bool[Array, " actions"] | None]:
+        mask = leaves[0].astype(bool) if self._host.has_masks else None
+        return jax.tree.unflatten(self._tree, leaves[self._host.has_masks :]), mask
 
     # Both get and give arrays with a leading axis of copies.
 

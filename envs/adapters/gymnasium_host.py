@@ -62,6 +62,56 @@ class Keys(gymnasium.ObservationWrapper):
         return {key: observation[key] for key in self.keys if key in observation}
 
 
+class ActionMasks(gymnasium.Wrapper):
+    """Shows `info["action_mask"]` beside the observation: `{"action_mask": ..., "observation": ...}`."""
+
+    def __init__(self, env: gymnasium.Env):
+        super().__init__(env)
+        mask = spaces.MultiBinary(mask_size(env.action_space))
+        self.observation_space = spaces.Dict({"action_mask": mask, "observation": env.observation_space})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return {"action_mask": _mask(info, True), "observation": observation}, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        mask = _mask(info, not (terminated or truncated))
+        return {"action_mask": mask, "observation": observation}, reward, terminated, truncated, info
+
+
+def mask_size(space: spaces.Space) -> int:
+    """Return how many entries a mask of such actions has; 0 where there can be none."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else 0
+
+
+def _mask(info: Mapping[str, Any], goes_on: bool) -> np.ndarray:
+    """Return the mask of all components, one after the other; Gymnasium has one array for each."""
+    mask = info.get("action_mask")
+    if mask is None:
+        raise ValueError("info has no 'action_mask', which a reset before had; set env_options.action_masks to false")
+    parts = mask if isinstance(mask, tuple | list) and np.ndim(mask[0]) else [mask]
+    if goes_on and not all(np.any(part) for part in parts):
+        raise ValueError(f"info['action_mask'] leaves no legal action: {_short(mask)}")
+    return np.concatenate([np.asarray(part).reshape(-1) for part in parts])
+
+
+def gives_masks(env: gymnasium.Env) -> bool:
+    """Return whether an environment gives `info["action_mask"]` in a first reset."""
+    if not mask_size(env.action_space):
+        return False
+    try:
+        _, info = env.reset(seed=0)
+    except Exception:
+        # It is told with its place when an episode is to begin.
+        return False
+    return isinstance(info, Mapping) and info.get("action_mask") is not None
+
+
 class Maker(NamedTuple):
     """Makes one environment. Worker processes get it pickled.
 
@@ -69,15 +119,21 @@ class Maker(NamedTuple):
         spec, arguments: For `gymnasium.make`.
         keep: Keys of a Dict observation to show; None for all.
         drop: Keys of a Dict observation to leave out.
+        masked: Whether to show action masks beside the observation, see `ActionMasks`.
     """
 
     spec: EnvSpec
     arguments: Mapping[str, Any]
     keep: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
+    masked: bool = False
 
     def __call__(self) -> gymnasium.Env:
         """Make it. Raises `ValueError` where a key is asked for that it does not have."""
+        env = self._select_keys()
+        return ActionMasks(env) if self.masked else env
+
+    def _select_keys(self) -> gymnasium.Env:
         env = gymnasium.make(self.spec, disable_env_checker=True, **self.arguments)
         if self.keep is None and not self.drop:
             return env
@@ -507,13 +563,15 @@ class Host:
         maker: Makes one environment.
         processes: Worker processes; 0 is this one.
         timeout: Seconds that the workers have for one step of all their copies.
+        masks: Whether to show action masks, where the environment gives them; `has_masks` says so then. They are the
+            first leaf of every observation.
 
     `failure` holds the first failure, or None. After a failure no environment is run any more: every step immediately
     reports a terminated episode, so that the compiled program ends soon.
     """
 
-    def __init__(self, name: str, maker: Maker, processes: int, timeout: float):
-        self.name, self.maker = name, maker
+    def __init__(self, name: str, maker: Maker, processes: int, timeout: float, masks: bool = False):
+        self.name = name
         self.processes, self.timeout = processes, timeout
         self.failure: str | None = None
         self.pools: dict[int, Pool] = {}
@@ -521,9 +579,12 @@ class Host:
         self.lock = threading.Lock()
         one = maker()
         self.observation_space, self.action_space = one.observation_space, one.action_space
+        self.has_masks = masks and gives_masks(one)
+        self.maker = maker._replace(masked=self.has_masks)
+        shown = ActionMasks(one).observation_space if self.has_masks else self.observation_space
         one.close()
         require_arrays(self.observation_space, self.action_space)
-        self.leaves = [encoded(leaf) for leaf in simple_spaces(self.observation_space)]
+        self.leaves = [encoded(leaf) for leaf in simple_spaces(shown)]
         self.action_dtype = encoded(self.action_space)[1]
 
     def begin(self, seeds: np.ndarray) -> tuple[np.ndarray, ...]:

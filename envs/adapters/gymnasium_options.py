@@ -16,6 +16,8 @@ class HostOptions(BaseModel):
     """Seconds that one step of all copies may take; else the run stops. It needs processes: this one cannot be left."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Arguments for gymnasium.make, for example --env-options.arguments '{max_episode_steps: 100}'."""
+    action_masks: bool = True
+    """Take only actions that info["action_mask"] of reset and step allows, where the environment gives one."""
     keep_keys: list[str] | None = None
     """Of a Dict observation, show only these keys, for example --env-options.keep-keys '[image]'."""
     drop_keys: list[str] = Field(default_factory=list)

@@ -101,16 +101,28 @@ class GymnaxAdapter(Environment):
         if params is None:
             params = self.default_params
         with lenient():
-            action = jnp.asarray(action, self.action_space(params).dtype)
+            action, old_state = jnp.asarray(action, self.action_space(params).dtype), state
             obs, state, reward, terminated, truncated, info = self.inner.step(key, state, action, params)
+            extra = {}
+            if hasattr(self.inner, "action_mask"):
+                # gymnax's step shows the state after the reset only. The compiler finds that this is computed already.
+                final_state = self.inner.step_env(jax.random.split(key)[0], old_state, action, params)[1]
+                extra["final_action_mask"] = self.inner.action_mask(final_state, params)
             return (
                 self._cast_observation(obs, params),
                 strong(state),
                 jnp.asarray(reward, jnp.float32),
                 jnp.asarray(terminated, bool),
                 jnp.asarray(truncated, bool),
-                {"final_observation": self._cast_observation(info["final_observation"], params)},
+                {"final_observation": self._cast_observation(info["final_observation"], params), **extra},
             )
+
+    def action_mask(self, state: Any, params: Any) -> Any:
+        """What a method `action_mask(state, params)` of the environment says, where it has one."""
+        if not hasattr(self.inner, "action_mask"):
+            return None
+        with lenient():
+            return self.inner.action_mask(state, params)
 
     def _cast_observation(self, obs: Any, params: Any) -> Any:
         leaves, structure = jax.tree.flatten(obs)

@@ -4,7 +4,10 @@ import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from memax_rl.envs import spaces
 
 
 class PolicyInput(NamedTuple):
@@ -15,12 +18,14 @@ class PolicyInput(NamedTuple):
         previous_action: The action of the step before; zeros where `start`.
         previous_reward: The reward of the step before; 0 where `start`.
         start: Whether an episode starts (in the meta suite: a trial), and nothing came before.
+        action_mask: Which actions are legal, None where all always are.
     """
 
     observation: PyTree[Array]
     previous_action: PyTree[Array]
     previous_reward: Float[Array, ""]
     start: Bool[Array, ""]
+    action_mask: Bool[Array, " actions"] | None = None
 
 
 class Policy(eqx.Module):
@@ -49,7 +54,7 @@ class Policy(eqx.Module):
 
 
 class RandomPolicy(Policy):
-    """Actions drawn uniformly from the action space."""
+    """Actions drawn uniformly from those of the action space that are legal."""
 
     action_space: Any = eqx.field(static=True)
 
@@ -58,5 +63,8 @@ class RandomPolicy(Policy):
         return None
 
     def act(self, carry: None, inputs: Any, key: PRNGKeyArray) -> tuple[None, Array]:
-        """Choose any action."""
-        return None, self.action_space.sample(key)
+        """Choose any action that is legal."""
+        if inputs.action_mask is None:
+            return None, self.action_space.sample(key)
+        uniform = jax.random.uniform(key, (len(spaces.value_counts(self.action_space)),))
+        return None, spaces.draw_action(self.action_space, uniform, inputs.action_mask)

@@ -249,7 +249,7 @@ def _bandit_strategies(tasks: Bandit, pulls: int) -> dict[str, Policy]:
     return {name: BanditIndexPolicy(tasks.arms, score) for name, score in scores.items()}
 
 
-def _own_strategies(tasks: TaskEnvironment, episodes: int) -> dict[str, Policy]:
+def _built_in(tasks: TaskEnvironment, episodes: int) -> dict[str, Policy]:
     if isinstance(tasks, Bandit):
         return _bandit_strategies(tasks, episodes * tasks.episode_length)
     if isinstance(tasks, TabularMDP):
@@ -267,4 +267,5 @@ def _own_strategies(tasks: TaskEnvironment, episodes: int) -> dict[str, Policy]:
 
 def strategies(env: Trials, episodes: int) -> dict[str, Policy]:
     """The known strategies for trials of so many episodes, by name; "random" is always one."""
-    return {"random": RandomPolicy(env.tasks.action_space), **_own_strategies(env.tasks, episodes)}
+    known = _built_in(env.tasks, episodes) | dict(env.tasks.strategies(episodes))
+    return {"random": RandomPolicy(env.tasks.action_space), **known}

@@ -10,7 +10,7 @@ from memax_rl.envs.meta.grid import DarkRoom, KeyToDoor
 from memax_rl.envs.meta.mdp import TabularMDP
 from memax_rl.envs.meta.pointmass import PointMass
 from memax_rl.envs.meta.tmaze import EndlessTMaze
-from memax_rl.envs.meta.trials import FromParams, FromReset, TaskEnvironment, Trials
+from memax_rl.envs.meta.trials import FromParams, FromReset, Trials, make_trials
 
 
 class Option(NamedTuple):
@@ -47,21 +47,6 @@ def _trial_options(episodes: int, episode_length: Option | None) -> Options:
     }
 
 
-def _trials(tasks: TaskEnvironment, options: Mapping[str, Any]) -> Trials:
-    names = (
-        "steps",
-        "split",
-        "split_seed",
-        "num_tasks",
-        "discount_across_episodes",
-        "novelty_bonus",
-        "unrewarded_fraction",
-    )
-    # Steps replace episodes, so that one option is enough to ask for them.
-    episodes = None if options["steps"] is not None else options["episodes"]
-    return Trials(tasks, episodes=episodes, **{name: options[name] for name in names})
-
-
 def _pick(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: options[name] for name in names}
 
@@ -76,7 +61,7 @@ def _any_environment(options: Mapping[str, Any], make: Make) -> Trials:
         return _rulesets(options, inner, make)
     env, params = make(options["env"], **inner)
     if options["vary"] is None:
-        return _trials(FromReset(env, params), options)
+        return make_trials(FromReset(env, params), options)
     if str(options["env"]).startswith("xminigrid/"):
         raise ValueError(f"vary: the parameters of {options['env']} are sizes, the same for all tasks; set it to null")
     try:
@@ -85,7 +70,7 @@ def _any_environment(options: Mapping[str, Any], make: Make) -> Trials:
         raise ValueError(
             f"vary must give each parameter a range, as {{gravity: [8, 12]}}, got {options['vary']!r}"
         ) from None
-    return _trials(FromParams(env, params, ranges), options)
+    return make_trials(FromParams(env, params, ranges), options)
 
 
 def _rulesets(options: Mapping[str, Any], inner: Mapping[str, Any], make: Make) -> Trials:
@@ -98,7 +83,7 @@ def _rulesets(options: Mapping[str, Any], inner: Mapping[str, Any], make: Make) 
         raise ValueError("vary: a benchmark's rulesets are the tasks; set either vary or inner_options.benchmark")
     # The trials' own split would only draw other keys, which pick from the same rulesets.
     env, params = make(options["env"], **inner, **_pick(options, "split", "split_seed"))
-    return _trials(RulesetTasks(env, params), options)
+    return make_trials(RulesetTasks(env, params), options)
 
 
 _TEST_FRACTION = Option(0.2, "share of the hidden cells held out for testing")
@@ -107,7 +92,7 @@ _GRID_LENGTH = "steps an episode; by default {} times the size"
 
 FAMILIES: dict[str, Family] = {
     "BernoulliBandit": Family(
-        lambda o, _: _trials(BernoulliBandit(**_pick(o, "arms", "payouts", "episode_length")), o),
+        lambda o, _: make_trials(BernoulliBandit(**_pick(o, "arms", "payouts", "episode_length")), o),
         {
             "arms": Option(5, "number of arms", 4096),
             "payouts": Option(None, "the arms' probabilities, in random order, instead of draws from U(0, 1)"),
@@ -115,14 +100,14 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "GaussianBandit": Family(
-        lambda o, _: _trials(GaussianBandit(**_pick(o, "arms", "episode_length")), o),
+        lambda o, _: make_trials(GaussianBandit(**_pick(o, "arms", "episode_length")), o),
         {
             "arms": Option(5, "number of arms", 4096),
             **_trial_options(10, Option(10, "pulls in a block; a trial has episodes blocks")),
         },
     ),
     "DarkRoom": Family(
-        lambda o, _: _trials(DarkRoom(**_pick(o, *_GRID_OPTIONS)), o),
+        lambda o, _: make_trials(DarkRoom(**_pick(o, *_GRID_OPTIONS)), o),
         {
             "size": Option(5, "cells on a side", 256),
             "test_fraction": _TEST_FRACTION,
@@ -130,7 +115,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "KeyToDoor": Family(
-        lambda o, _: _trials(
+        lambda o, _: make_trials(
             KeyToDoor(**_pick(o, "size", "episode_length", "test_fraction", "split", "split_seed")), o
         ),
         {
@@ -140,7 +125,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "TabularMDP": Family(
-        lambda o, _: _trials(TabularMDP(**_pick(o, "states", "actions", "reward_noise", "episode_length")), o),
+        lambda o, _: make_trials(TabularMDP(**_pick(o, "states", "actions", "reward_noise", "episode_length")), o),
         {
             "states": Option(10, "number of states", 256),
             "actions": Option(5, "number of actions", 256),
@@ -149,7 +134,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "ProjectedCartPole": Family(
-        lambda o, _: _trials(
+        lambda o, _: make_trials(
             ProjectedCartPole(
                 **_pick(
                     o, "observation_size", "project_action", "vary_physics", "start_range", "episode_length", "split"
@@ -170,7 +155,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "PointMass": Family(
-        lambda o, _: _trials(PointMass(**_pick(o, "episode_length", "split", "split_seed")), o),
+        lambda o, _: make_trials(PointMass(**_pick(o, "episode_length", "split", "split_seed")), o),
         _trial_options(8, Option(20, "steps an episode")),
     ),
     "EndlessTMaze": Family(

@@ -9,15 +9,18 @@ on; a flag in the observation says so, and the last action and reward are shown 
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
+from memax_rl.envs.baselines.policy import Policy
 
 SPLITS = ("train", "test")
 # More than the episodes of any trial.
@@ -33,21 +36,35 @@ class TaskEnvironment(abc.ABC):
 
     Attributes:
         episode_length: The longest episode, in steps; the trial truncates an episode there.
-        ends_early: Whether an episode can end before that.
+        ends_early: Whether an episode can end before that. Trials are packed best where none does.
         has_boundaries: Whether anything happens at an episode's end. A bandit's episode is only a block of pulls, the
             unit of the evaluation: the agent is shown no flag.
+        test_fraction: Share of `all_tasks` that is held out.
         observation_space, action_space: Of the task.
     """
 
     episode_length: int
     ends_early: bool = False
     has_boundaries: bool = True
+    test_fraction: float = 0.2
     observation_space: Any
     action_space: Any
 
-    @abc.abstractmethod
     def draw_task(self, key: PRNGKeyArray) -> PyTree[Array]:
-        """Draw a task. A family whose tasks can be counted draws from the list of its split."""
+        """Draw a task. Tasks of the two splits are drawn with different keys. Needed where there are no `all_tasks`."""
+        raise NotImplementedError
+
+    def all_tasks(self) -> PyTree[Array] | None:
+        """All tasks, stacked along a leading axis, where they can be counted; else None.
+
+        `test_fraction` of them are held out: training trials have none of those, and test trials no others.
+        """
+        return None
+
+    def strategies(self, episodes: int) -> Mapping[str, Policy]:
+        """Known strategies for trials of so many episodes, by name, for `memax-rl icl` to compare agents with."""
+        del episodes
+        return {}
 
     @abc.abstractmethod
     def reset_episode(self, key: PRNGKeyArray, task: PyTree[Array]) -> tuple[Any, Any]:
@@ -59,6 +76,11 @@ class TaskEnvironment(abc.ABC):
     ) -> tuple[Any, Any, Float32[Array, ""], Bool[Array, ""]]:
         """One transition: observation, state, reward, and whether the episode ended by itself."""
 
+    def action_mask(self, task: PyTree[Array], state: Any) -> Bool[Array, " actions"] | None:
+        """Which actions are legal in a state, as `Environment.action_mask`; None where all always are."""
+        del task, state
+        return None
+
     def best_return(self, task: PyTree[Array]) -> Float32[Array, ""] | None:
         """The largest expected return of an episode for one who knows the task, or None if it is not known."""
         del task
@@ -68,6 +90,28 @@ class TaskEnvironment(abc.ABC):
 def _count(space: Any) -> int:
     """How many different observations there are."""
     return int(space.n) if isinstance(space, spaces.Discrete) else math.prod(int(n) for n in space.nvec)
+
+
+def _tasks_of(tasks: TaskEnvironment, split: str, split_seed: int) -> PyTree[Array] | None:
+    """The tasks of a split where all can be counted, in an order of the split's own; else None.
+
+    Raises:
+        ValueError: If there are fewer than two, or their arrays differ in number.
+    """
+    every = tasks.all_tasks()
+    if every is None:
+        return None
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(every)}
+    if len(sizes) != 1 or sizes == {()} or min(sizes)[0] < 2:
+        raise ValueError(
+            f"all_tasks of {type(tasks).__name__} must stack two or more tasks along the first axis of every array, "
+            f"got shapes {[jnp.shape(leaf) for leaf in jax.tree.leaves(every)]}"
+        )
+    count = min(sizes)[0]
+    order = np.random.default_rng(split_seed).permutation(count)
+    held_out = min(max(1, round(tasks.test_fraction * count)), count - 1)
+    chosen = order[:held_out] if split == "test" else order[held_out:]
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], every)
 
 
 class TrialParams(eqx.Module):
@@ -164,6 +208,11 @@ class Trials(Environment):
         if split not in SPLITS:
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         self.tasks = tasks
+        self.table = _tasks_of(tasks, split, split_seed)
+        if self.table is None and type(tasks).draw_task is TaskEnvironment.draw_task:
+            raise ValueError(
+                f"{type(tasks).__name__} must have draw_task(key), or all_tasks() where they can be counted"
+            )
         self.episodes, self.steps, self.num_tasks = episodes, steps, num_tasks
         self.split, self.split_seed = split, split_seed
         self.discount_across_episodes = discount_across_episodes
@@ -235,6 +284,10 @@ class Trials(Environment):
         # In the order in which JAX flattens a dict, so that a sample has its leaves where an observation has them.
         return spaces.Dict({"episode_start": spaces.Box(0.0, 1.0, (1,), jnp.float32), "observation": space})
 
+    def action_mask(self, state: TrialState, params: TrialParams) -> Bool[Array, " actions"] | None:
+        """The task's."""
+        return self.tasks.action_mask(state.task, state.inner)
+
     def is_truncated(self, state: TrialState, params: TrialParams) -> Bool[Array, ""]:
         """Never: a trial is over when it is over."""
         return jnp.zeros((), bool)
@@ -244,6 +297,9 @@ class Trials(Environment):
         index = jax.random.bits(key)
         if self.num_tasks is not None:
             index = index % jnp.uint32(self.num_tasks)
+        if self.table is not None:
+            count = jnp.uint32(len(jax.tree.leaves(self.table)[0]))
+            return jax.tree.map(lambda leaf: leaf[index % count], self.table)
         split_key = jax.random.fold_in(jax.random.key(self.split_seed), SPLITS.index(self.split))
         return self.tasks.draw_task(jax.random.fold_in(split_key, index))
 
@@ -279,8 +335,9 @@ class Trials(Environment):
             info["intrinsic_reward"] = jnp.where(seen[place], 0, self.novelty_bonus).astype(jnp.float32)
             # After a reward the search is over, and nothing is new any more.
             seen = seen.at[place].set(True) | (reward > 0)
+        reward = jnp.asarray(reward, jnp.float32)
         steps, time = state.steps + 1, state.time + 1
-        ended = terminated | (time >= self.tasks.episode_length)
+        ended = jnp.asarray(terminated, bool) | (time >= self.tasks.episode_length)
         episode = state.episode + ended
         trial_ended = (episode >= params.episodes) | (steps >= params.max_steps_in_episode)
         begins = ended & ~trial_ended
@@ -290,6 +347,22 @@ class Trials(Environment):
             info["discount"] = jnp.where(ended, 0, 1).astype(jnp.float32)
         after = TrialState(state.task, episode, steps, jnp.where(begins, 0, time), inner, seen, state.unrewarded)
         return self._observe(observation, begins), after, reward, trial_ended, info
+
+
+def make_trials(tasks: TaskEnvironment, options: Mapping[str, Any]) -> Trials:
+    """Trials of a family from the options of trials, all of them given."""
+    names = (
+        "steps",
+        "split",
+        "split_seed",
+        "num_tasks",
+        "discount_across_episodes",
+        "novelty_bonus",
+        "unrewarded_fraction",
+    )
+    # Steps replace episodes, so that one option is enough to ask for them.
+    episodes = None if options["steps"] is not None else options["episodes"]
+    return Trials(tasks, episodes=episodes, **{name: options[name] for name in names})
 
 
 class FromReset(TaskEnvironment):
@@ -313,6 +386,10 @@ class FromReset(TaskEnvironment):
         self.episode_length = horizon
         self.ends_early = env.fixed_length(params) is None
         self.observation_space, self.action_space = env.observation_space(params), env.action_space(params)
+
+    def action_mask(self, task: PyTree[Array], state: Any) -> Bool[Array, " actions"] | None:
+        """The environment's."""
+        return self.env.action_mask(state, self.params)
 
     def draw_task(self, key: PRNGKeyArray) -> PyTree[Array]:
         """The bits of a key."""
@@ -357,6 +434,10 @@ class FromParams(FromReset):
         """The parameters that differ."""
         draws = jax.random.uniform(key, (len(self.ranges),))
         return {name: low + draws[i] * (high - low) for i, (name, (low, high)) in enumerate(self.ranges.items())}
+
+    def action_mask(self, task: PyTree[Array], state: Any) -> Bool[Array, " actions"] | None:
+        """The environment's under the task's parameters."""
+        return self.env.action_mask(state, self._params(task))
 
     def _params(self, task: dict[str, Float32[Array, ""]]) -> Any:
         return dataclasses.replace(self.params, **task)

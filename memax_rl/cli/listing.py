@@ -11,16 +11,18 @@ import click
 from memax_rl.cli import catalog
 from memax_rl.cli.common import answers, import_option, import_own
 
+_WHAT = ("memories", "envs", "wrappers", "agents", "presets", "studies", "tune")
 
-@click.command("list", short_help="List memories, environments, wrappers, agents or presets.")
-@click.argument("what", metavar="WHAT", type=click.Choice(["memories", "envs", "wrappers", "agents", "presets"]))
+
+@click.command("list", short_help="List memories, environments, wrappers, agents, presets, studies.")
+@click.argument("what", metavar="WHAT", type=click.Choice(_WHAT))
 @click.option(
     "-v", "--verbose", is_flag=True, help="With papers, options and costs, or with spaces, scores and options."
 )
 @import_option
 @answers
 def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
-    """List what can be named: memories, environments, wrappers, agents or presets."""
+    """List what can be named: memories, environments, wrappers, agents, presets, studies, or what `tune` knows."""
     if imports:
         import_own(imports)
     if what == "envs":
@@ -34,8 +36,8 @@ def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
             if verbose:
                 for option, meaning in about["options"].items():
                     print(f"    {option}: {meaning}")
-    elif what == "presets":
-        for name, summary in _presets():
+    elif what in ("presets", "studies", "tune"):
+        for name, summary in shipped(what):
             print(f"{name:40s}{summary}" if verbose else name)
     else:
         for line in _describe_memories() if verbose else _memories():
@@ -59,13 +61,17 @@ def _memories() -> Sequence[str]:
     return memory.names()
 
 
-def _presets() -> Iterator[tuple[str, str]]:
-    """Yield the name and the first line of each shipped configuration."""
+def shipped(what: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the first line of each shipped preset, study or search space."""
     import memax_rl.configs
 
     (folder,) = map(Path, memax_rl.configs.__path__)
     for path in sorted(folder.rglob("*.yaml")):
-        yield str(path.relative_to(folder).with_suffix("")), path.read_text().splitlines()[0].removeprefix("#").strip()
+        name = path.relative_to(folder).with_suffix("")
+        kind = name.parts[0] if name.parts[0] in _WHAT else "presets"
+        if kind == what:
+            shown = str(name) if what == "presets" else name.name
+            yield shown, path.read_text().splitlines()[0].removeprefix("#").strip()
 
 
 def _list_envs(verbose: bool) -> None:
@@ -86,7 +92,8 @@ def _print_options(env_id: str) -> None:
     from memax_rl import envs
 
     for option, (default, meaning) in envs.options(env_id).items():
-        print(f"    {option}: {meaning.rstrip('.')} (default: {json.dumps(default)})")
+        about = f": {meaning.rstrip('.')}" if meaning else ""
+        print(f"    {option}{about} (default: {json.dumps(default)})")
 
 
 _ENV_LINE = "{:40s} {:34s} {:22s} {:>7s} {:>7s} {:>7s}"

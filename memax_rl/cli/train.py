@@ -79,9 +79,9 @@ class ConfigType(PathType):
         """Return the presets that begin with what was typed, and have the shell add files."""
         from click.shell_completion import CompletionItem
 
-        folder = Path(__file__).parent.parent / "configs"
-        names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        from memax_rl.cli.listing import shipped
+
+        found = [CompletionItem(name) for name, _ in shipped("presets") if name.startswith(incomplete)]
         return found or super().shell_complete(ctx, param, incomplete)
 
 

@@ -160,7 +160,8 @@ def _no_trials(env_name: str) -> ValueError:
     families = ", ".join(name for name in envs.names() if name.startswith("meta/") and name != "meta/EndlessTMaze")
     return ValueError(
         f"the run was trained on {env_name}, which has no hidden tasks to adapt to; train on one of {families} "
-        "(meta/Trials makes trials of any gymnax, popgym or xminigrid environment), or use `memax-rl evaluate`"
+        "(meta/Trials makes trials of any gymnax, popgym or xminigrid environment) or a family of your own "
+        "(docs/own_task_family.md), or use `memax-rl evaluate`"
     )
 
 
@@ -251,9 +252,9 @@ def _check_size(tasks: int, episodes: int | None) -> None:
 
 def _trials(config: Any, split: str, **options: Any) -> Trials:
     """Return the trials of a split."""
-    if "split" not in envs.options(config.env):
-        # A family of one's own: registered without options, so its trials of the other split are made from it.
-        own = envs.make(config.env)[0]
+    if "unrewarded_fraction" not in envs.options(config.env):
+        # Trials that were registered as an environment: those of the other split are made from them.
+        own = envs.make(config.env, **config.env_options)[0]
         return own.to_measure(split, options.get("num_tasks", own.num_tasks))
     # Unrewarded trials are for training only.
     return envs.make(config.env, **(config.env_options | {"split": split, "unrewarded_fraction": 0.0} | options))[0]

@@ -15,7 +15,6 @@ normalized observations the normalized values.
 
 import csv
 import io
-import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -87,7 +86,7 @@ def _inputs(tape: Tape) -> AgentInput:
     """Return the agent's inputs at every slot of a tape [rows, slots] whose rows begin with an episode."""
     first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), (tape.action, tape.reward))
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, first)
-    return AgentInput(tape.observation, action, reward, tape.start)
+    return AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)
 
 
 def _scan(network: ActorCritic, inputs: AgentInput, shift: Float[Array, "rows slots inputs"]):
@@ -200,14 +199,9 @@ def total_variation(p: ActionDistribution, q: ActionDistribution) -> Float[Array
     if p.log_std is not None:
         distance = jnp.linalg.norm((p.raw - q.raw) / jnp.exp(p.log_std))
         return jax.scipy.special.erf(distance / (2 * math.sqrt(2)))
-    if isinstance(p.space, spaces.MultiDiscrete):
-        nvec = [int(n) for n in p.space.nvec]
-        bounds = [sum(nvec[:i]) for i in range(len(nvec) + 1)]
-    else:
-        bounds = [0, p.raw.shape[0]]
     parts = [
-        0.5 * jnp.sum(jnp.abs(jax.nn.softmax(p.raw[a:b]) - jax.nn.softmax(q.raw[a:b])))
-        for a, b in itertools.pairwise(bounds)
+        0.5 * jnp.sum(jnp.abs(jax.nn.softmax(a) - jax.nn.softmax(b)))
+        for a, b in zip(p.logits(), q.logits(), strict=True)
     ]
     return jnp.mean(jnp.stack(parts))
 

@@ -1,38 +1,49 @@
 """Action distributions of a policy, and the mapping of its actions to those of the environment."""
 
-import itertools
 from typing import Any, cast
 
 import distrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from memax_rl.envs import spaces
-from memax_rl.networks.encoder import flat_size, nvec
+from memax_rl.networks.encoder import flat_size
+
+# The exponential of it is 0, and unlike minus infinity it has no gradient or product that is nan.
+_NEVER = -1e9
+
+
+def only_legal(values: Float[Array, " outputs"], action_mask: Bool[Array, " outputs"] | None) -> Array:
+    """Return the logits or values of actions, with those that are not legal far below all others."""
+    return values if action_mask is None else jnp.where(action_mask, values, _NEVER)
 
 
 class ActionDistribution(eqx.Module):
     """A distribution over the actions of a space. `raw` is the policy head's output for one step.
 
-    Discrete: a categorical with logits `raw`. MultiDiscrete: independent categoricals. Box: a normal with independent
-    components, mean `raw` and standard deviation exp(log_std). Components with finite bounds are scaled to [-1, 1].
-    The learner uses the action as sampled; `to_environment` clips and rescales it for the environment.
+    Discrete: a categorical with logits `raw`, over the legal actions where a mask says which these are. MultiDiscrete:
+    independent categoricals. Box: a normal with independent components, mean `raw` and standard deviation exp(log_std).
+    Components with finite bounds are scaled to [-1, 1]. The learner uses the action as sampled; `to_environment` clips
+    and rescales it for the environment.
     """
 
     space: Any = eqx.field(static=True)
     raw: Float[Array, " outputs"]
     log_std: Float[Array, " outputs"] | None
+    action_mask: Bool[Array, " outputs"] | None = None
+
+    def logits(self) -> list[Float[Array, " values"]]:
+        """Return the logits of each component of a discrete action, with those of illegal values next to never."""
+        return spaces.by_component(self.space, only_legal(self.raw, self.action_mask))
 
     def _distribution(self) -> distrax.DistributionLike:
         if self.log_std is not None:
             return distrax.MultivariateNormalDiag(self.raw, jnp.exp(self.log_std))
         if isinstance(self.space, spaces.MultiDiscrete):
-            sizes = nvec(self.space)
-            bounds = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-            return distrax.Joint([distrax.Categorical(self.raw[a:b]) for a, b in itertools.pairwise(bounds)])
-        return distrax.Categorical(self.raw)
+            return distrax.Joint([distrax.Categorical(logits) for logits in self.logits()])
+        return distrax.Categorical(self.logits()[0])
 
     # distrax relies on implicit rank promotion, which callers may have forbidden: hence `numpy_rank_promotion`.
 

@@ -49,9 +49,9 @@ class ActorCritic(eqx.Module):
         """Return the next carry, the distribution over actions, and the value, for one step."""
         new, features = self.torso.step(state[0], inputs)
         if self.value_torso is None:
-            return (new,), self._policy(features), self._value(features)
+            return (new,), self._policy(features, inputs.action_mask), self._value(features)
         new_value, value_features = self.value_torso.step(state[1], inputs)
-        return (new, new_value), self._policy(features), self._value(value_features)
+        return (new, new_value), self._policy(features, inputs.action_mask), self._value(value_features)
 
     def act(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution]:
         """Return the next carry and the distribution over actions, for one step.
@@ -59,7 +59,7 @@ class ActorCritic(eqx.Module):
         The carry of a separate value torso is left unchanged: acting does not need it.
         """
         new, features = self.torso.step(state[0], inputs)
-        return (new, *state[1:]), self._policy(features)
+        return (new, *state[1:]), self._policy(features, inputs.action_mask)
 
     def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> Outputs:
         """Return the last memories, and what the network makes of each slot of a batch of rows."""
@@ -68,7 +68,8 @@ class ActorCritic(eqx.Module):
         if self.value_torso is not None:
             new_value, value_features = self.value_torso.scan(state[1], inputs)
             carry = (new, new_value)
-        return Outputs(carry, on_slots(self._policy, features), on_slots(self._value, value_features), features)
+        policy = on_slots(self._policy, features, inputs.action_mask)
+        return Outputs(carry, policy, on_slots(self._value, value_features), features)
 
     def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "ActorCritic":
         """Return the network after its running statistics, if it has any, have seen the valid slots of a tape."""
@@ -78,8 +79,8 @@ class ActorCritic(eqx.Module):
             return eqx.tree_at(lambda n: n.torso.encoder, self, seen[0])
         return eqx.tree_at(lambda n: (n.torso.encoder, n.value_torso.encoder), self, tuple(seen))
 
-    def _policy(self, features: Float[Array, " width"]) -> ActionDistribution:
-        return ActionDistribution(self.action_space, self.policy_head(features), self.log_std)
+    def _policy(self, features: Float[Array, " width"], mask: Bool[Array, " outputs"] | None) -> ActionDistribution:
+        return ActionDistribution(self.action_space, self.policy_head(features), self.log_std, mask)
 
     def _value(self, features: Float[Array, " width"]) -> Float[Array, ""]:
         return self.value_head(features)[0]

@@ -20,12 +20,17 @@ Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spa
 
 
 class AgentInput(NamedTuple):
-    """What the agent is shown at a step. Previous action and reward are zero where `start` is true."""
+    """What the agent is shown at a step. Previous action and reward are zero where `start` is true.
+
+    `action_mask` says which actions are legal, None where all always are. It limits what the network may choose, and is
+    not encoded.
+    """
 
     observation: PyTree[Array]
     previous_action: PyTree[Array]
     previous_reward: Float[Array, "*axes"]
     start: Bool[Array, "*axes"]
+    action_mask: Bool[Array, "*axes actions"] | None = None
 
 
 class Dense(eqx.Module):

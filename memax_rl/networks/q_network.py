@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
-from memax_rl.networks.actions import action_outputs
-from memax_rl.networks.encoder import AgentInput, Dense, Space, nvec, one_hot
+from memax_rl.networks.actions import action_outputs, only_legal
+from memax_rl.networks.encoder import AgentInput, Dense, Space, one_hot
 from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
 
 
@@ -24,22 +24,22 @@ class QValues(eqx.Module):
 
     space: Any = eqx.field(static=True)
     raw: Float[Array, " outputs"]
+    action_mask: Bool[Array, " outputs"] | None = None
 
-    def _components(self) -> list[Float[Array, " values"]]:
-        sizes = nvec(self.space) if isinstance(self.space, spaces.MultiDiscrete) else (self.space.n,)
-        return [self.raw[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+    def _legal(self) -> list[Float[Array, " values"]]:
+        return spaces.by_component(self.space, only_legal(self.raw, self.action_mask))
 
     def of(self, action: Array) -> Float[Array, ""]:
         """Return the value of an action."""
         return jnp.sum(one_hot(self.space, action) * self.raw)
 
     def max(self) -> Float[Array, ""]:
-        """Return the value of the best action."""
-        return jnp.sum(jnp.stack([jnp.max(values) for values in self._components()]))
+        """Return the value of the best action that is legal."""
+        return jnp.sum(jnp.stack([jnp.max(values) for values in self._legal()]))
 
     def mode(self) -> Array:
-        """Return the best action."""
-        best = jnp.stack([jnp.argmax(values) for values in self._components()]).astype(jnp.int32)
+        """Return the best action that is legal."""
+        best = jnp.stack([jnp.argmax(values) for values in self._legal()]).astype(jnp.int32)
         return best if isinstance(self.space, spaces.MultiDiscrete) else best[0]
 
 
@@ -61,25 +61,25 @@ class QNetwork(eqx.Module):
     def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], QValues]:
         """Return the next carry and the action values of one step."""
         state, features = self.torso.step(state, inputs)
-        return state, self._values(features)
+        return state, self._values(features, inputs.action_mask)
 
     def scan(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], QValues]:
         """Return the last carries, and the action values [rows, slots] of a batch of rows."""
         state, features = self.torso.scan(state, inputs)
-        return state, on_slots(self._values, features)
+        return state, on_slots(self._values, features, inputs.action_mask)
 
     def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "QNetwork":
         """Return the network after its running statistics, if it has any, have seen the valid slots of a tape."""
         return eqx.tree_at(lambda n: n.torso.encoder, self, self.torso.encoder.observe(observation, valid))
 
-    def _values(self, features: Float[Array, " width"]) -> QValues:
-        q = QValues(self.action_space, self.head(features))
+    def _values(self, features: Float[Array, " width"], mask: Bool[Array, " outputs"] | None) -> QValues:
+        raw = self.head(features)
         if self.value_head is None:
-            return q
-        components = q._components()
+            return QValues(self.action_space, raw, mask)
+        components = spaces.by_component(self.action_space, raw)
         # The value is divided by the number of components, so that it counts once in their sum.
         value = self.value_head(features) / len(components)
-        return QValues(self.action_space, jnp.concatenate([value + a - jnp.mean(a) for a in components]))
+        return QValues(self.action_space, jnp.concatenate([value + a - jnp.mean(a) for a in components]), mask)
 
 
 def check_discrete(space: Any, agent: str) -> None:

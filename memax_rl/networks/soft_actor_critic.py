@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
 from memax_rl.networks.actions import ActionDistribution, action_outputs, check_action_space
-from memax_rl.networks.encoder import AgentInput, Dense, Space, nvec, one_hot
+from memax_rl.networks.encoder import AgentInput, Dense, Space, one_hot
 from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
 
 # Bounds of the logarithm of the standard deviation, before the squashing.
@@ -60,14 +60,16 @@ class SoftActor(eqx.Module):
     def act(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], Any]:
         """Return the next carry and the distribution over actions of one step."""
         state, features = self.torso.step(state, inputs)
-        return state, self.distribution(features)
+        return state, self.distribution(features, inputs.action_mask)
 
-    def distribution(self, features: Float[Array, " width"]) -> SquashedNormal | ActionDistribution:
-        """Return the distribution over actions, from the features of one step."""
+    def distribution(
+        self, features: Float[Array, " width"], action_mask: Bool[Array, " outputs"] | None = None
+    ) -> SquashedNormal | ActionDistribution:
+        """Return the distribution over (legal) actions, from the features of one step."""
         raw = self.head(features)
         if isinstance(self.action_space, spaces.Box):
             return SquashedNormal(self.action_space, raw)
-        return ActionDistribution(self.action_space, raw, None)
+        return ActionDistribution(self.action_space, raw, None, action_mask)
 
     def observe(self, observation: PyTree[Array], valid: Bool[Array, "rows slots"]) -> "SoftActor":
         """Return the actor after its running statistics, if it has any, have seen the valid slots of a tape."""
@@ -208,20 +210,25 @@ class SoftPolicy(eqx.Module):
         return jnp.sum(jnp.exp(self.log_prob) * (least - temperature * self.log_prob), axis=-1)
 
 
-def soft_policy(actor: SoftActor, features: Float[Array, "rows slots width"], key: PRNGKeyArray) -> SoftPolicy:
-    """Return what the actor does in all slots."""
+def soft_policy(
+    actor: SoftActor,
+    features: Float[Array, "rows slots width"],
+    action_mask: Bool[Array, "rows slots outputs"] | None,
+    key: PRNGKeyArray,
+) -> SoftPolicy:
+    """Return what the actor does in all slots; illegal values of discrete actions have a probability of 0."""
     rows, slots, _ = features.shape
-    distribution = on_slots(actor.distribution, features)
+    distribution = on_slots(actor.distribution, features, action_mask)
     if isinstance(distribution, SquashedNormal):
         keys = jax.random.split(key, (rows, slots))
         action, log_prob = jax.vmap(jax.vmap(lambda d, k: d.sample(k)))(distribution, keys)
         return SoftPolicy(action.reshape(rows, slots, -1), log_prob, -log_prob)
-    sizes = (
-        nvec(actor.action_space) if isinstance(actor.action_space, spaces.MultiDiscrete) else (actor.action_space.n,)
-    )
-    bounds = [sum(sizes[:i]) for i in range(1, len(sizes))]
-    log_prob = jnp.concatenate([jax.nn.log_softmax(part) for part in jnp.split(distribution.raw, bounds, -1)], -1)
+    log_prob = on_slots(_log_probabilities, distribution)
     return SoftPolicy(None, log_prob, -jnp.sum(jnp.exp(log_prob) * log_prob, axis=-1))
+
+
+def _log_probabilities(distribution: ActionDistribution) -> Float[Array, " outputs"]:
+    return jnp.concatenate([jax.nn.log_softmax(logits) for logits in distribution.logits()])
 
 
 def action_values(
@@ -246,9 +253,9 @@ def action_vector(space: Any, action: Array) -> Float[Array, " size"]:
     return action.reshape(-1) if isinstance(space, spaces.Box) else one_hot(space, action)
 
 
-def random_action(space: Any, key: PRNGKeyArray) -> Array:
-    """Return an action of the policy's drawn evenly from the whole space; a Box's components are in [-1, 1]."""
+def random_action(space: Any, action_mask: Bool[Array, " outputs"] | None, key: PRNGKeyArray) -> Array:
+    """Return a (legal) action of the policy's drawn evenly from the space; a Box's components are in [-1, 1]."""
     if isinstance(space, spaces.Box):
         return jax.random.uniform(key, space.shape, minval=-1.0)
-    values = jnp.array(nvec(space) if isinstance(space, spaces.MultiDiscrete) else space.n)
-    return jnp.minimum((jax.random.uniform(key, values.shape) * values).astype(jnp.int32), values - 1)
+    components = len(space.nvec) if isinstance(space, spaces.MultiDiscrete) else 1
+    return spaces.draw_action(space, jax.random.uniform(key, (components,)), action_mask)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from memax_rl import memory as memories
@@ -216,10 +216,10 @@ class Torso(eqx.Module):
         return tuple(states), jax.vmap(self.norm)(xs).reshape(rows, slots, -1)
 
 
-def on_slots(f: Callable[..., Any], features: Float[Array, "rows slots width"]) -> Any:
-    """Return `f` of the features of each slot."""
-    rows, slots, width = features.shape
-    flat = jax.vmap(f)(features.reshape(rows * slots, width))
+def on_slots(f: Callable[..., Any], *args: PyTree[Array]) -> Any:
+    """Return `f` of what each slot has of arrays [rows, slots, ...], such as its features."""
+    rows, slots = jax.tree.leaves(args)[0].shape[:2]
+    flat = jax.vmap(f)(*jax.tree.map(lambda leaf: leaf.reshape(rows * slots, *leaf.shape[2:]), args))
     return jax.tree.map(lambda leaf: leaf.reshape(rows, slots, *leaf.shape[1:]), flat)
 
 

@@ -43,7 +43,7 @@ def inputs_of(rows: RolloutBatch) -> AgentInput:
     """Return what the network was shown in each slot of the rows, [rows, slots]."""
     tape = rows.tape
     action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
-    return AgentInput(tape.observation, action, reward, tape.start)
+    return AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)
 
 
 class Pending(eqx.Module):

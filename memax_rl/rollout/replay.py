@@ -107,12 +107,12 @@ def init(slot: PyTree[jax.ShapeDtypeStruct | Array], streams: int, capacity: int
     )
 
 
-def add(replay: Replay, slots: Tape, observation: PyTree[Array], start: Bool[Array, " streams"]) -> Replay:
+def add(replay: Replay, slots: Tape, shown: AgentInput) -> Replay:
     """Return the replay with new slots.
 
     Args:
         slots: [streams, new], as `step_stream` writes them, in order.
-        observation, start: [streams], what is shown after the last of them, and whether it begins an episode.
+        shown: [streams], what is shown after the last of them.
 
     Raises:
         ValueError: If there is not room for all of them.
@@ -121,7 +121,7 @@ def add(replay: Replay, slots: Tape, observation: PyTree[Array], start: Bool[Arr
     new = slots.start.shape[1]
     if new >= capacity:
         raise ValueError(f"{new} new slots and the pending one do not fit into a ring of {capacity}; add fewer at once")
-    written = jax.tree.map(_append, slots, _pending(slots, observation, start))
+    written = jax.tree.map(_append, slots, _pending(slots, shown))
     numbers = replay.count + jnp.arange(new + 1)
     at = numbers % capacity
     tape = jax.tree.map(lambda ring, slot: ring.at[:, at].set(slot), replay.tape, written)
@@ -159,19 +159,20 @@ def abandon(replay: Replay) -> Replay:
     return eqx.tree_at(lambda r: (r.tape.valid, r.length), replay, (valid, length))
 
 
-def _pending(slots: Tape, observation: PyTree[Array], start: Bool[Array, " streams"]) -> Tape:
-    false = jnp.zeros_like(start)
+def _pending(slots: Tape, shown: AgentInput) -> Tape:
+    false = jnp.zeros_like(shown.start)
     return Tape(
-        observation=observation,
+        observation=shown.observation,
         action=jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, 0]), slots.action),
         reward=jnp.zeros_like(slots.reward[:, 0]),
-        start=start,
+        start=shown.start,
         terminated=false,
         truncated=false,
         valid=false,
         log_prob=None if slots.log_prob is None else jnp.zeros_like(slots.log_prob[:, 0]),
         discount=None if slots.discount is None else jnp.ones_like(slots.discount[:, 0]),
         intrinsic_reward=None if slots.intrinsic_reward is None else jnp.zeros_like(slots.intrinsic_reward[:, 0]),
+        action_mask=shown.action_mask,
     )
 
 
@@ -252,7 +253,7 @@ def inputs_of(tape: Tape) -> AgentInput:
         return previous((action, reward), start, first)
 
     action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
-    return AgentInput(tape.observation, action, reward, tape.start)
+    return AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)
 
 
 def draw(

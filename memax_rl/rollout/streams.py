@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from memax_rl import sharding
-from memax_rl.envs.base import step_if, where
+from memax_rl.envs.base import Timestep, action_mask, step_if, where
 from memax_rl.networks import to_environment
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.step_count import StepCount
@@ -67,7 +67,7 @@ def start_stream(env: Any, params: Any, carry: PyTree[Array], key: PRNGKeyArray)
     action = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), env.action_space(params))
     return RolloutState(
         environment=state,
-        inputs=AgentInput(observation, action, jnp.zeros(()), jnp.ones((), bool)),
+        inputs=AgentInput(observation, action, jnp.zeros(()), jnp.ones((), bool), action_mask(env, state, params)),
         carry=carry,
         next_observation=jax.tree.map(jnp.zeros_like, observation),
         final=jnp.zeros((), bool),
@@ -109,22 +109,9 @@ def step_stream(
     inputs, acted = stream.inputs, active & ~stream.final
     carry, action, log_prob = act(stream.carry, inputs, keys[0])
     step = step_if(acted, env, keys[1], stream.environment, to_environment(env.action_space(params), action), params)
-    terminated = step.terminated & acted
-    truncated = step.truncated & acted & ~terminated
+    slot = _slot(inputs, action, log_prob, step, acted)
+    terminated, truncated, reward = slot.terminated, slot.truncated, slot.reward
     done = terminated | truncated
-    reward = jnp.where(acted, step.reward, 0)
-    slot = Tape(
-        observation=inputs.observation,
-        action=action,
-        reward=reward,
-        start=inputs.start,
-        terminated=terminated,
-        truncated=truncated,
-        valid=acted,
-        log_prob=log_prob,
-        discount=None if step.discount is None else jnp.where(acted, step.discount, 1),
-        intrinsic_reward=None if step.intrinsic_reward is None else jnp.where(acted, step.intrinsic_reward, 0),
-    )
     begins = terminated | stream.final
     shown = where(truncated, step.final_observation, where(stream.final, stream.next_observation, step.observation))
     total, length = stream.episode_return + reward, stream.episode_length + 1
@@ -136,6 +123,8 @@ def step_stream(
             previous_action=where(begins, jax.tree.map(jnp.zeros_like, action), action),
             previous_reward=jnp.where(begins, 0, reward),
             start=begins,
+            # While the final observation is shown, the environment's state is the next episode's already.
+            action_mask=where(truncated, step.final_action_mask, step.action_mask),
         ),
         carry=carry,
         next_observation=step.observation,
@@ -146,6 +135,24 @@ def step_stream(
     # The environment's state has been chosen by `step_if`.
     after = replace(where(jnp.asarray(active), after, stream), environment=step.state)
     return after, slot, Finished(done, total, length)
+
+
+def _slot(inputs: AgentInput, action: Array, log_prob: Array, step: Timestep, acted: Bool[Array, ""]) -> Tape:
+    """Return what is written of a step; where nothing was done, what was shown and nothing more."""
+    terminated = step.terminated & acted
+    return Tape(
+        observation=inputs.observation,
+        action=action,
+        reward=jnp.where(acted, step.reward, 0),
+        start=inputs.start,
+        terminated=terminated,
+        truncated=step.truncated & acted & ~terminated,
+        valid=acted,
+        log_prob=log_prob,
+        discount=None if step.discount is None else jnp.where(acted, step.discount, 1),
+        intrinsic_reward=None if step.intrinsic_reward is None else jnp.where(acted, step.intrinsic_reward, 0),
+        action_mask=inputs.action_mask,
+    )
 
 
 def as_metrics(values: dict[str, Any]) -> dict[str, Any]:

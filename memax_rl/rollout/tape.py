@@ -35,6 +35,7 @@ class Tape(eqx.Module):
             not in it.
         intrinsic_reward: What the learner adds to the reward; the agent does not see it, and no reported return has it
             in it. None: nothing.
+        action_mask: Which actions were legal, also in the slot of a final observation. None: all, always.
     """
 
     observation: PyTree[Array]
@@ -47,6 +48,7 @@ class Tape(eqx.Module):
     log_prob: Float[Array, "*axes"] | None = None
     discount: Float[Array, "*axes"] | None = None
     intrinsic_reward: Float[Array, "*axes"] | None = None
+    action_mask: Bool[Array, "*axes actions"] | None = None
 
 
 def learning_reward(tape: Tape) -> Float[Array, "*axes"]:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from memax_rl import agents, envs
 from memax_rl.agents.base import AgentSettings
+from memax_rl.envs.ids import SUITES
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
@@ -156,7 +157,8 @@ class TrainConfig(BaseModel):
             if not package or may_import(package):
                 envs.check(name)
         elif name not in envs.names():
-            raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}")
+            own = "" if name.partition("/")[0] in SUITES else "; one of your own needs --import MODULE"
+            raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}{own}")
         return name
 
     @field_validator("env_options")
@@ -319,6 +321,10 @@ def load_config(name: str | Path) -> TrainConfig:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
+# Folders of what else is shipped beside the presets.
+_NO_PRESETS = ("studies", "tune")
+
+
 def _preset_folder() -> Path:
     import memax_rl.configs
 
@@ -329,7 +335,23 @@ def _preset_folder() -> Path:
 def presets() -> tuple[str, ...]:
     """Return the names of the shipped configurations, such as "ppo/repeat_previous_hard"."""
     folder = _preset_folder()
-    return tuple(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))
+    names = (p.relative_to(folder).with_suffix("") for p in folder.rglob("*.yaml"))
+    return tuple(sorted(str(name) for name in names if name.parts[0] not in _NO_PRESETS))
+
+
+def find_shipped(kind: str, path: Path) -> Path:
+    """Return the file at `path`, or the one of that name that is shipped as one of the "studies" or for "tune".
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    if path.exists():
+        return path
+    folder = _preset_folder() / kind
+    known = {found.stem: found for found in sorted(folder.glob("*.yaml"))}
+    if str(path) not in known:
+        raise ValueError(f"{str(path)!r} is no file, nor one that is shipped; {_close(str(path), known)}")
+    return known[str(path)]
 
 
 def preset_path(name: str) -> Path:
