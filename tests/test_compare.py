@@ -127,6 +127,8 @@ def test_many_memories_have_a_short_sentence():
     found = sentence({"a": x, "b": x, "c": x, "d": x + 5})
     assert found.startswith("d is better than a, b and c with 3 seeds (p at most ")
     assert found.endswith("); no other two can be told apart")
+    found = sentence({"a": x, "b": x + 5, "c": x, "d": x + 5})
+    assert found.startswith("b and d are each better than a and c with 3 seeds (p at most ")
 
 
 def test_the_sentence_says_what_can_be_told_apart():

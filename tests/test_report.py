@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from test_figures import check
 from test_results import write
 
@@ -118,9 +119,33 @@ def test_names_are_text_everywhere(tmp_path):
     assert [tag for tag, _ in parsed.seen].count("script") == 1
     assert NASTY in parsed.text
     assert any(a.get("data-s") == NASTY for _, a in parsed.seen), "attributes are quoted"
-    for section in found:
-        for plot in section.plots:
-            check(draw(plot))
+    for plot in (plot for section in found for plot in section.plots):
+        figure = draw(plot)
+        check(figure)
+        texts = [text.get_text() for text in figure.findobj(Text)]
+        assert any(r"\$x_1\$" in text for text in texts)
+        assert not any("$x_1$" in text for text in texts), "no part of a name is a formula"
+
+
+def test_returns_have_about_four_digits():
+    for value, shown in (
+        (0.5, "0.500"),
+        (52.75, "52.75"),
+        (-123.4, "-123.4"),
+        (98765.4, "98765"),
+        (0.0, "0.000"),
+        (-1e-5, "0.000"),
+    ):
+        found = sections(compare(*frames({"gru": [value]})))
+        assert next(t for s in found for t in s.tables if t.name == "scores-env-A").rows[0][2].text == shown
+
+
+def test_tasks_whose_file_names_would_be_the_same_have_files_of_their_own():
+    found = sections(compare(*frames({"gru": [0.1]}, tasks=("a/b", "a.b"))))
+    assert [p.name for s in found for p in s.plots][-2:] == ["curves-a-b", "curves-a-b-2"]
+    assert [t.name for s in found for t in s.tables] == [
+        "aggregate", "scores-a-b", "cost-a-b", "scores-a-b-2", "cost-a-b-2"
+    ]  # fmt: skip
 
 
 def test_tables_in_latex_and_markdown():

@@ -85,7 +85,7 @@ def test_compare_prints_a_sentence_and_writes_tables(tmp_path, capsys, monkeypat
         write(tmp_path / f"runs/lrufast{seed}", "lru", seed, 0.1 * seed + 5, ppo={"gamma": 0.5})
     assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "lru (ppo.gamma=0.5) is better than gru" in shown
+    assert "lru (ppo.gamma=0.99) and lru (ppo.gamma=0.5) are each better than gru (ppo.gamma=0.99)" in shown
     assert "cannot be told apart with 3 seeds" in shown
     assert "repeat" not in shown
     assert (tmp_path / "out/results.csv").read_text().count("\n") == 10

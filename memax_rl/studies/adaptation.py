@@ -102,7 +102,7 @@ def _adaptation(key: tuple[Any, ...], found: list[tuple[str, dict[str, Any]]]) -
     )  # fmt: skip
     caption = (
         f"Mean return by {unit}, weights fixed, on held-out tasks; {span(seeds, 'seed')}, {tasks} tasks, "
-        f"trials of {episodes}, {policy} actions. Intervals: 95 %, over {over}."
+        f"trials of {episodes} {unit.split()[0]}s, {policy} actions. Bands and brackets: 95 % intervals over {over}."
     )
     return Adaptation(task, unit, caption, pd.DataFrame(rows), measures)
 

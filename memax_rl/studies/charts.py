@@ -125,7 +125,7 @@ def swatch(place: int) -> str:
 def interval_chart(intervals: Intervals, name: str) -> str:
     """Return one panel of intervals as an SVG element, a row a memory."""
     entries = intervals.panels[name]
-    left, row, bottom = 136, 20, 26
+    left, row, bottom = 152, 20, 26
     height = row * len(entries) + bottom + 6
     xs = _range([np.array([e["value"], e["low"], e["high"]]) for e in entries])
 
@@ -141,7 +141,7 @@ def interval_chart(intervals: Intervals, name: str) -> str:
         y = 6 + row * (i + 0.5)
         # About the characters that fit beside the panel; the whole name is in the title.
         parts.append(f'<g class="line" data-place="{place}"><title>{escape(label)}: {entry["value"]:.3f}</title>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(shorten(label, 20))}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(shorten(label, 18))}</text>')
         if math.isfinite(entry["low"]):
             parts.append(
                 f'<path class="bar" stroke="{color}" d="M{x_of(entry["low"]):.1f},{y}H{x_of(entry["high"]):.1f}"/>'

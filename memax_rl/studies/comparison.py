@@ -194,13 +194,16 @@ def sentence(scores: Mapping[str, np.ndarray], level: float = 0.05) -> str:
             beaten.setdefault(better, []).append(worse)
         else:
             equal.append((a, b))
-    said = []
-    for better in sorted(beaten, key=lambda name: -scores[name].mean()):
-        beaten[better].sort(key=lambda name: -scores[name].mean())
-        p = max(values.get((better, worse), values.get((worse, better), 0.0)) for worse in beaten[better])
-        most = "p = " if len(beaten[better]) == 1 else "p at most "
-        seeds = _seeds(scores, better, *beaten[better])
-        said.append(f"{better} is better than {_and(beaten[better])} with {seeds} ({most}{p:.2g})")
+    said, order = [], sorted(scores, key=lambda name: -scores[name].mean())
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in (name for name in order if name in beaten):
+        groups.setdefault(tuple(sorted(beaten[name], key=order.index)), []).append(name)
+    for worse, better in groups.items():
+        pairs = [(a, b) for a in better for b in worse]
+        p = max(values.get((a, b), values.get((b, a), 0.0)) for a, b in pairs)
+        verb, most = "are each" if len(better) > 1 else "is", "p at most" if len(pairs) > 1 else "p ="
+        seeds = _seeds(scores, *better, *worse)
+        said.append(f"{_and(better)} {verb} better than {_and(worse)} with {seeds} ({most} {p:.2g})")
     if len(equal) <= 2:
         said += [f"{a} and {b} cannot be told apart with {_seeds(scores, a, b)}" for a, b in equal]
     elif beaten:

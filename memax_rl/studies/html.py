@@ -11,6 +11,8 @@ from memax_rl.studies.plots import Intervals, Plot
 from memax_rl.studies.sections import Section
 from memax_rl.studies.tables import Cell, Table
 
+# More columns are set closer.
+_MANY_COLUMNS = 10
 # The browser is told to load nothing, whatever is in the page.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -65,8 +67,10 @@ def _figure(plot: Plot | Intervals) -> str:
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in table.columns)
     rows = "".join(f"<tr>{''.join(map(_cell, table.columns, row))}</tr>" for row in table.rows)
+    many = ' class="many"' if len(table.columns) > _MANY_COLUMNS else ""
     return (
-        f'<div class="table"><h3>{escape(table.title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="table"><h3>{escape(table.title)}</h3><div class="scroll"><table{many}>'
+        f"<thead><tr>{head}</tr></thead>"
         f'<tbody>{rows}</tbody></table></div><p class="caption">{escape(table.caption)}</p></div>'
     )
 

@@ -98,10 +98,11 @@ def doubled(task: Task) -> str:
 
 
 def _with_own_names(found: Sequence[Section]) -> list[Section]:
-    seen: collections.Counter[str] = collections.Counter()
+    seen: collections.Counter[Any] = collections.Counter()
 
     def own(thing: Any) -> Any:
-        seen[thing.name] += 1
-        return thing if seen[thing.name] == 1 else dataclasses.replace(thing, name=f"{thing.name}-{seen[thing.name]}")
+        # A table and a plot may share a name: the one is a label in LaTeX, the other a file.
+        seen[key := (isinstance(thing, Table), thing.name)] += 1
+        return thing if seen[key] == 1 else dataclasses.replace(thing, name=f"{thing.name}-{seen[key]}")
 
     return [dataclasses.replace(s, plots=[own(p) for p in s.plots], tables=[own(t) for t in s.tables]) for s in found]

@@ -44,11 +44,23 @@ def _count(value: float) -> Cell:
     return Cell(f"{value:,.0f}" if math.isfinite(value) else "–", value)
 
 
+def _fixed(value: float, digits: int) -> str:
+    """Return a number with so many decimals, never as -0."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
 def _interval(entry: dict[str, float], strong: bool = False, digits: int = 3) -> Cell:
-    text = f"{entry['value']:.{digits}f}"
+    text = _fixed(entry["value"], digits)
     if math.isfinite(entry["low"]):
-        text += f" [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+        text += f" [{_fixed(entry['low'], digits)}, {_fixed(entry['high'], digits)}]"
     return Cell(text, entry["value"], strong)
+
+
+def _digits(values: Sequence[np.ndarray]) -> int:
+    """Return how many decimals to show: about four digits of the largest value."""
+    largest = max((float(np.abs(v).max()) for v in values), default=0.0)
+    return 3 - min(3, max(0, math.floor(math.log10(largest)))) if largest > 0 else 3
 
 
 def _median_of(values: Iterable[float], form: str = ",.0f", scale: float = 1.0) -> Cell:
@@ -66,12 +78,13 @@ def score_table(task: Task) -> Table:
     values = p_values(task.scores)
     columns = ["memory", "seeds", "mean", "interquartile mean", "median"]
     columns += ["normalized mean", "optimality gap"] if task.is_normalized else []
-    rows = []
+    digits, rows = _digits(list(task.scores.values())), []
     for label, scores in task.scores.items():
         p = values.get((str(best), label), values.get((label, str(best)), 1.0))
         mean = estimate([scores], "mean")
-        cells = [_name(label), _count(len(scores)), _interval(mean, strong=label == best or p >= 0.05)]
-        cells += [_interval(estimate([scores], "iqm")), Cell(f"{np.median(scores):.3f}", float(np.median(scores)))]
+        cells = [_name(label), _count(len(scores)), _interval(mean, label == best or p >= 0.05, digits)]
+        cells += [_interval(estimate([scores], "iqm"), digits=digits)]
+        cells += [Cell(_fixed(float(np.median(scores)), digits), float(np.median(scores)))]
         if task.is_normalized:
             cells.append(_interval({key: task.normalized(value) for key, value in mean.items()}))
             cells.append(_interval(estimate([task.normalized(scores)], "optimality_gap")))
@@ -184,8 +197,8 @@ def improvement_table(comparison: Comparison) -> Table:
             cells.append(Cell("·") if a == b else _interval(improvement(scores[a], scores[b]), digits=2))
         rows.append(cells)
     caption = (
-        "Probability of improvement: that a run of the row's memory scores above a run of the column's, ties counted "
-        f"half; the mean over the tasks. {_INTERVALS}; one without width says that the seeds do not overlap, not "
+        "How probably a run of the row's memory scores above a run of the column's, ties counted half; "
+        f"the mean over the tasks. {_INTERVALS}; one without width says that the seeds do not overlap, not "
         "that it is certain. 0.5 is no difference."
     )
     return Table("improvement", "Probability of improvement", caption, ["memory", *labels], rows)
