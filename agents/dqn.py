@@ -26,14 +26,13 @@ from pydantic import Field, model_validator
 from memax_rl.agents.epsilon_greedy import epsilon_greedy, per_environment
 from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
 from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
-from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.collect import collect_steps
 from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.returns import lambda_returns, n_step_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
-from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
-from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, previous
+from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes, start_streams
+from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, next_slot, without_log_prob
 
 
 class DQNConfig(OptimizerSettings):
@@ -113,15 +112,9 @@ class DQNState(eqx.Module):
 
 def unroll(network: QNetwork, tape: Tape) -> QValues:
     """Return the action values of all slots, from one pass of the network over tapes that begin at a start."""
-
-    def row(action, reward, start):
-        first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), (action, reward))
-        return previous((action, reward), start, first)
-
-    action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
     rows = tape.start.shape[0]
     carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (rows, *leaf.shape)), network.initial_state())
-    return network.scan(carry, AgentInput(tape.observation, action, reward, tape.start, tape.action_mask))[1]
+    return network.scan(carry, replays.inputs_of(tape))[1]
 
 
 class DQN:
@@ -156,7 +149,7 @@ class DQN:
     ):
         self.env, self.env_params, self.make_network = env, env_params, make_network
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
-        check_discrete(self.action_space)
+        check_discrete(self.action_space, self.name)
         sizes = self.sizes = replays.replay_size(
             env,
             env_params,
@@ -166,6 +159,7 @@ class DQN:
             samples_per_insert=config.samples_per_insert,
             buffer_size=config.buffer_size,
             learning_starts=config.learning_starts,
+            name=self.name,
         )
         self.overlong_hint = f"set dqn.tape_length, now {self.sizes.slots}, to more than the longest episode"
         self.config = config.model_copy(update={"tape_length": self.sizes.slots})
@@ -181,10 +175,8 @@ class DQN:
         """Return the state before training."""
         network_key, stream_key, key = jax.random.split(key, 3)
         network = self.make_network(self.observation_space, self.action_space, network_key)
-        streams = self._start(network, stream_key)
-        one = jax.tree.map(lambda leaf: leaf[0], streams)
-        act, keys = self.act(network), jax.random.split(key)
-        slot = _unscored(jax.eval_shape(lambda: step_stream(self.env, self.env_params, act, one, keys)[1]))
+        streams = start_streams(self.env, self.env_params, network, stream_key, self.config.num_envs)
+        slot = without_log_prob(slot_shapes(self.env, self.env_params, self.act(network), streams))
         return DQNState(
             network=network,
             target=jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, network),
@@ -203,13 +195,9 @@ class DQN:
         The replay keeps what it has of the open episodes, but for their last transitions: what followed is not known.
         """
         # A constant that no other use of this key has.
-        streams = self._start(state.network, jax.random.fold_in(state.key, 2**30))
+        key = jax.random.fold_in(state.key, 2**30)
+        streams = start_streams(self.env, self.env_params, state.network, key, self.config.num_envs)
         return eqx.tree_at(lambda s: (s.streams, s.replay), state, (streams, replays.abandon(state.replay)))
-
-    def _start(self, network: QNetwork, key: PRNGKeyArray) -> RolloutState:
-        carry = network.initial_state()
-        start = jax.vmap(lambda k: start_stream(self.env, self.env_params, carry, k))
-        return start(jax.random.split(key, self.config.num_envs))
 
     def update(self, state: DQNState) -> tuple[DQNState, dict[str, Float[Array, ""]]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.
@@ -262,7 +250,7 @@ class DQN:
             keys,
             tape_length=self.sizes.slots,
         )
-        new = _unscored(new)
+        new = without_log_prob(new)
         replay = replays.add(state.replay, new, streams.inputs)
         return streams, new, replay, metrics | {"epsilon": jnp.mean(epsilon)}
 
@@ -341,9 +329,9 @@ class DQN:
             value = _on_slots(lambda target_q: target_q.max(), target_q)
         # One slot further on the same unroll. Where that belongs to another episode, the transition was terminated and
         # the value is not used: a truncated one is followed by the slot of its final observation.
-        next_value = _next(value)
+        next_value = next_slot(value)
         # Where the next slot holds no transition, or one that the tape cuts, the sum ends with that slot's value.
-        cut = tape.truncated | ~_next(tape.valid)
+        cut = tape.truncated | ~next_slot(tape.valid)
 
         def row(reward, next_value, terminated, cut, discount, is_best):
             arguments = reward, next_value, terminated, cut, discount
@@ -353,7 +341,7 @@ class DQN:
             return lambda_returns(*arguments, jnp.where(is_best, lambda_, 0) if config.watkins else lambda_)
 
         # Whether the next action is the best there, so that what follows it says what is to be learned.
-        is_best = _next(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
+        is_best = next_slot(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
         discount = learning_discount(tape, config.gamma)
         return jax.vmap(row)(learning_reward(tape), next_value, tape.terminated, cut, discount, is_best)
 
@@ -375,18 +363,8 @@ class DQN:
         return loss, jax.lax.stop_gradient((error, metrics))
 
 
-def _unscored(tape: Tape) -> Tape:
-    """Return the slots without the actions' log-probabilities, for which Q-learning has no use."""
-    return eqx.tree_at(lambda t: t.log_prob, tape, None)
-
-
 def _on_slots(f: Callable[..., Array], *args: Any) -> Array:
     return jax.vmap(jax.vmap(f))(*args)
-
-
-def _next(x: Array) -> Array:
-    """Return x of the next slot; zero at the last."""
-    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
 
 
 def make(settings: DQNConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> DQN:

@@ -27,13 +27,12 @@ from memax_rl.agents import auxiliary
 from memax_rl.agents.auxiliary import AuxiliaryLoss, MakeAuxiliaryLoss
 from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
 from memax_rl.networks import ActorCritic, NetworkConfig, Outputs, make_actor_critic
-from memax_rl.networks.encoder import AgentInput
 from memax_rl.networks.normalization import RunningMeanStd
-from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, collect, rollout_size
+from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, collect, inputs_of, rollout_size
 from memax_rl.rollout.returns import generalized_advantages
 from memax_rl.rollout.step_count import StepCount, check_counts
-from memax_rl.rollout.streams import Act, RolloutState, as_metrics, start_stream, step_stream
-from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, previous
+from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes, start_streams
+from memax_rl.rollout.tape import Tape, learning_discount, learning_reward
 
 
 class PPOConfig(OptimizerSettings):
@@ -114,9 +113,7 @@ class AdvantageStats(NamedTuple):
 
 def evaluate_rows(network: ActorCritic, rows: RolloutBatch) -> Outputs:
     """Return what the network makes of all slots, and the carry after the rows, from one pass over them."""
-    tape = rows.tape
-    action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
-    return network.scan(rows.carry, AgentInput(tape.observation, action, reward, tape.start, tape.action_mask))
+    return network.scan(rows.carry, inputs_of(rows))
 
 
 class PPO:
@@ -164,6 +161,7 @@ class PPO:
             num_minibatches=config.num_minibatches,
             total_steps=total_steps,
             devices=devices,
+            name=self.name,
         )
         self.overlong_hint = (
             f"set ppo.rollout_length, now {self.slots}, to more than the longest episode, or ppo.rollout to "
@@ -182,10 +180,8 @@ class PPO:
         loss = None
         if self.make_auxiliary is not None:
             loss = self.make_auxiliary(network, jax.random.fold_in(network_key, 2**30))
-        streams = self._start(network, stream_key)
-        one, act = jax.tree.map(lambda leaf: leaf[0], streams), self.act(network)
-        keys = jax.random.split(key)
-        slot = jax.eval_shape(lambda: step_stream(self.env, self.env_params, act, one, keys)[1])
+        streams = start_streams(self.env, self.env_params, network, stream_key, self.num_envs)
+        slot = slot_shapes(self.env, self.env_params, self.act(network), streams)
         return PPOState(
             network=network,
             auxiliary=loss,
@@ -201,14 +197,10 @@ class PPO:
     def reset_environments(self, state: PPOState) -> PPOState:
         """Return the state with every environment at the start of a new episode, and nothing pending."""
         # A constant that no other use of this key has.
-        streams = self._start(state.network, jax.random.fold_in(state.key, 2**30))
+        key = jax.random.fold_in(state.key, 2**30)
+        streams = start_streams(self.env, self.env_params, state.network, key, self.num_envs)
         nothing = jnp.zeros_like(state.pending.length)
         return eqx.tree_at(lambda s: (s.streams, s.pending.length), state, (streams, nothing))
-
-    def _start(self, network: ActorCritic, key: PRNGKeyArray) -> RolloutState:
-        carry = network.initial_state()
-        start = jax.vmap(lambda k: start_stream(self.env, self.env_params, carry, k))
-        return start(jax.random.split(key, self.num_envs))
 
     def act(self, network: ActorCritic, greedy: bool = False) -> Act:
         """Return how the network plays: (carry, inputs, key) -> (carry, action, log-probability)."""

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from memax_rl.agents import dqn, ppo
+from memax_rl.agents import dqn, ppo, pqn, sac
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -25,6 +25,8 @@ class AgentSpec(NamedTuple):
 _AGENTS: dict[str, AgentSpec] = {
     "ppo": AgentSpec(ppo.PPOConfig, ppo.make, "ppo/repeat_previous_easy", "Proximal policy optimization, on-policy"),
     "dqn": AgentSpec(dqn.DQNConfig, dqn.make, "dqn/repeat_previous_easy", "Deep Q-learning from replayed episodes"),
+    "pqn": AgentSpec(pqn.PQNConfig, pqn.make, "pqn/repeat_previous_easy", "Q(lambda) without replay or target network"),
+    "sac": AgentSpec(sac.SACConfig, sac.make, "sac/position_only_pendulum_easy", "Soft actor-critic, off-policy"),
 }
 
 
@@ -54,7 +56,8 @@ def register(
 RESERVED = frozenset(
     [
         *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
-        *("on_divergence", "network", "settings", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb"),
+        *("on_divergence", "network", "settings", "checkpoint_interval", "keep_every_n_steps", "eval_interval"),
+        *("start_from", "start_from_checkpoint", "eval_episodes", "early_stopping", "tensorboard", "wandb"),
     ]
 )
 

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from memax_rl.agents import AgentSettings
     from memax_rl.evaluation import evaluate as evaluate
     from memax_rl.networks import NetworkConfig
+    from memax_rl.runs import EarlyStoppingConfig
     from memax_rl.runs import Run as Run
     from memax_rl.runs import TrainConfig as TrainConfig
     from memax_rl.studies import Outcome, Study
     from memax_rl.studies import results as results
+    from memax_rl.training import Callback
 
 _OBJECTS = {
     "TrainConfig": "memax_rl.runs",
@@ -96,6 +98,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: bool = False,
+    callbacks: "Sequence[Callback]" = (),
     imports: Iterable[str] = (),
     trust: bool = False,
     env: str = _UNSET,
@@ -108,8 +111,13 @@ def train(
     total_steps: int | str = _UNSET,
     on_divergence: Literal["continue", "stop"] = _UNSET,
     network: "NetworkConfig | Mapping[str, Any]" = _UNSET,
+    start_from: str | None = _UNSET,
+    start_from_checkpoint: str = _UNSET,
     checkpoint_interval: float = _UNSET,
+    keep_every_n_steps: int | str | None = _UNSET,
+    eval_interval: int | str | None = _UNSET,
     eval_episodes: int = _UNSET,
+    early_stopping: "EarlyStoppingConfig | Mapping[str, Any]" = _UNSET,
     tensorboard: bool = _UNSET,
     wandb: str | None = _UNSET,
     **agent_settings: "AgentSettings | Mapping[str, Any]",
@@ -121,8 +129,10 @@ def train(
     Args:
         config: The configuration, instead of its fields.
         out: The run folder to make; by default a new one under runs/.
-        resume: The folder of an interrupted run to continue, instead of a configuration.
+        resume: The folder of a run to continue, instead of a configuration; with `total_steps`, for longer than it was
+            made for.
         progress: Whether to show a progress bar.
+        callbacks: Called while it trains (`memax_rl.training.Callback`, docs/runs.md).
         imports: Modules of one's own, imported first; also packages that a resumed run may import (docs/runs.md).
         trust: Whether a resumed run may import any package.
         env: The environment, one of `memax_rl.envs.names()`, or gym/ID for any environment of Gymnasium.
@@ -134,7 +144,13 @@ def train(
         total_steps: Environment steps of each seed, also as "1M"; the run ends with the first update that reaches them.
         on_divergence: What to do when one of several seeds diverges.
         network: Settings of the network, such as memory and width.
-        checkpoint_interval, eval_episodes: Seconds between checkpoints; fresh episodes for each seed at the end.
+        start_from, start_from_checkpoint: The folder of another run whose weights to begin with, and which of its
+            checkpoints: "newest", "best" or an update.
+        checkpoint_interval: Seconds between checkpoints.
+        keep_every_n_steps: Environment steps between checkpoints that are kept beside the newest.
+        eval_interval: Environment steps between evaluations during training (docs/runs.md).
+        eval_episodes: Fresh episodes for each seed, in these evaluations and at the end.
+        early_stopping: When to end because evaluations no longer get better, such as `{"patience": 5}`.
         tensorboard, wandb: Whether to log to TensorBoard, and to which project of Weights & Biases.
         **agent_settings: Settings of the agent under its name, such as `ppo={"gamma": 0.9}`.
 

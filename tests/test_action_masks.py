@@ -111,8 +111,16 @@ DQN = SMALL | {
 }
 
 
-@pytest.mark.parametrize("env", ["own/Masked", "own/MaskedTruncated", "own/MaskedPair"])
-@pytest.mark.parametrize("fields", [PPO, DQN], ids=["ppo", "dqn"])
+PQN = SMALL | {"agent": "pqn", "total_steps": 512, "pqn": PPO["ppo"]}
+SAC = SMALL | {
+    "agent": "sac",
+    "total_steps": 512,
+    "sac": {"num_envs": 4, "tape_length": 8, "batch_size": 2, "learning_starts": 64, "buffer_size": 2000},
+}
+
+
+@pytest.mark.parametrize("env", ["own/MaskedTruncated", "own/MaskedPair"])
+@pytest.mark.parametrize("fields", [PPO, DQN, PQN, SAC], ids=["ppo", "dqn", "pqn", "sac"])
 def test_no_illegal_action_is_taken_in_training_or_evaluation(fields, env, tmp_path):
     run = memax_rl.train(env=env, out=tmp_path / "run", **fields)
     returns = [row["episode/return"] for row in run.metrics() if not np.isnan(row["episode/return"])]

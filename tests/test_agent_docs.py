@@ -1,4 +1,4 @@
-"""docs/ppo.md and docs/dqn.md: every setting and metric is there as it is, and the example trains."""
+"""The agents' pages: every setting and metric is there as it is, and the example trains."""
 
 import re
 import runpy
@@ -15,12 +15,14 @@ DOCS = Path(__file__).parent.parent / "docs"
 SIZES = {
     "ppo": {"num_envs": 2, "num_minibatches": 1, "update_epochs": 1, "auxiliary": "next_observation"},
     "dqn": {"num_envs": 2, "batch_size": 1, "samples_per_insert": 1, "learning_starts": 2, "buffer_size": 1000},
+    "pqn": {"num_envs": 2, "num_minibatches": 1, "update_epochs": 1},
+    "sac": {"num_envs": 2, "batch_size": 1, "samples_per_insert": 1, "learning_starts": 2, "buffer_size": 1000},
 }
 # What the loop adds to the metrics of an update, beside the row's number and seed.
 OF_THE_LOOP = {"finite"}
 
 
-@pytest.mark.parametrize("page", ["ppo.md", "dqn.md"])
+@pytest.mark.parametrize("page", ["ppo.md", "dqn.md", "pqn.md", "sac.md"])
 def test_tables_of_settings_are_the_fields(page):
     text = (DOCS / page).read_text()
     assert "| `" in text
@@ -34,7 +36,7 @@ def _metrics_of_page(name: str) -> set[str]:
     return {metric for row in rows for metric in re.findall(r"`([^`]+)`", row)}
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", ["ppo", "dqn", "pqn", "sac"])
 def test_every_metric_has_its_meaning(name, key):
     network = {"memory": "min_gru", "width": 4}
     agent = make_agent(make_config({"agent": name, "network": network, name: SIZES[name]}))

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from memax_rl.studies.comparison import STATISTICS, estimate, p_values, probability_of_improvement, sentence
+from memax_rl.studies.comparison import (
+    STATISTICS,
+    estimate,
+    improvement,
+    mean_interval,
+    p_values,
+    performance_profile,
+    probability_of_improvement,
+    ranking,
+    sentence,
+)
 
 X = np.random.default_rng(0).normal(0.6, 0.4, size=(5, 26))
 Y = np.random.default_rng(1).normal(0.5, 0.4, size=(5, 26))
@@ -62,6 +72,61 @@ def test_p_values_are_corrected_for_all_pairs():
     low, middle, high = sorted(raw.values())
     want = [3 * low, max(3 * low, 2 * middle), max(3 * low, 2 * middle, high)]
     assert sorted(p_values(scores).values()) == pytest.approx([min(1, p) for p in want])
+
+
+def test_a_profile_is_the_share_of_runs_above_a_level():
+    levels = np.array([-9.0, 0.3, 0.6, 9.0])
+    value, low, high = performance_profile(list(X.T), levels)
+    # rliable's run_score_deviation.
+    np.testing.assert_allclose(value, [np.mean(level < X) for level in levels])
+    assert (value[0], low[0], value[-1], high[-1]) == (1, 1, 0, 0)
+    errors = [np.mean([np.var(x > level) / 5 for x in X.T]) / 26 for level in levels]
+    half = np.sqrt(errors) * np.sqrt(5 / 4) * stats.t.ppf(0.975, 4)
+    np.testing.assert_allclose(high[1:3] - value[1:3], half[1:3], rtol=0.15)
+    # Tasks count alike, however many runs they have.
+    assert performance_profile([np.zeros(2), np.ones(6)], np.array([0.5]))[0] == 0.5
+
+
+def test_an_improvement_has_an_interval_within_0_and_1():
+    x, y = [X[:, 0], X[:, 1]], [Y[:, 0], Y[:, 1]]
+    e = improvement(x, y)
+    assert e["value"] == probability_of_improvement(x, y)
+    assert 0 <= e["low"] < e["value"] < e["high"] <= 1
+    back = improvement(y, x, seed=1)
+    assert (1 - back["high"], 1 - back["low"]) == pytest.approx((e["low"], e["high"]), abs=0.08)
+    assert np.isnan(improvement([X[:1, 0]], [Y[:, 0]])["low"])
+
+
+def test_the_interval_of_means_is_students():
+    mean, low, high = mean_interval(X)
+    want = stats.t.interval(0.95, 4, loc=X.mean(axis=0), scale=stats.sem(X, axis=0))
+    np.testing.assert_allclose((mean, low, high), (X.mean(axis=0), *want))
+    assert np.isnan(mean_interval(X[:1])[1]).all()
+
+
+def test_the_ranking_knows_how_sure_it_is():
+    apart = ranking([{"a": X[:, 0], "b": X[:, 0] + 9, "c": X[:, 0] - 9}] * 2)
+    assert apart == {
+        "a": {"value": 2, "low": 2, "high": 2, "first": 0},
+        "b": {"value": 1, "low": 1, "high": 1, "first": 1},
+        "c": {"value": 3, "low": 3, "high": 3, "first": 0},
+    }
+    equal = ranking([{"a": X[:, 0], "b": X[::-1, 0]}])
+    assert [equal[name]["value"] for name in "ab"] == [1.5, 1.5], "equal means share a rank"
+    assert equal["a"]["first"] == pytest.approx(0.5, abs=0.03)
+    assert (equal["a"]["low"], equal["a"]["high"]) == (1, 2)
+    same = ranking([{"a": np.ones(3), "b": np.ones(3)}])["a"]
+    assert (same["low"], same["high"], same["first"]) == (1.5, 1.5, 0.5)
+    alone = ranking([{"a": X[:, 0], "b": X[:1, 1]}])["a"]
+    assert np.isnan([alone["low"], alone["high"], alone["first"]]).all()
+
+
+def test_many_memories_have_a_short_sentence():
+    x = np.array([0.0, 0.1, 0.2])
+    assert sentence(dict.fromkeys("abcd", x)) == "no two of the 4 memories can be told apart with 3 seeds"
+    found = sentence({"a": x, "b": x, "c": x, "d": x + 5})
+    assert found.startswith("d is better than a, b and c with 3 seeds (p at most ")
+    assert found.endswith("); no other two can be told apart")
 
 
 def test_the_sentence_says_what_can_be_told_apart():

@@ -56,6 +56,10 @@ def test_devices_with_a_network_each_make_the_update_of_one(on, fill):
     _compare({"network": SMALL["network"] | {"separate_value": True}, "ppo": ROWS | {"rollout": fill}}, on)
 
 
+def test_two_devices_make_the_update_of_one_with_pqn():
+    _compare({"agent": "pqn", "pqn": ROWS | {"learning_rate": 1e-3}, "network": NORMALIZED["network"]})
+
+
 def test_two_devices_see_all_observations_and_stop_together():
     settings = {"target_kl": 1e-3, "learning_rate": 1e-2, "auxiliary": "next_observation"}
     _compare(NORMALIZED | {"num_seeds": 2, "ppo": ROWS | settings})

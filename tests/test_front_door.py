@@ -57,9 +57,19 @@ def test_train_has_every_field_of_the_configuration_with_its_type():
     assert list(parameters)[list(parameters).index("trust") + 1 : -1] == list(fields)
     annotations = typing.get_type_hints(
         memax_rl.train,
-        localns=dict.fromkeys(("TrainConfig", "NetworkConfig", "AgentSettings", "Run"), typing.Any),
+        localns=dict.fromkeys(
+            ("TrainConfig", "NetworkConfig", "AgentSettings", "EarlyStoppingConfig", "Callback", "Run"), typing.Any
+        ),
     )
-    wider = {"env_options", "env_wrappers", "network", "total_steps"}
+    wider = {
+        "env_options",
+        "env_wrappers",
+        "network",
+        "total_steps",
+        "keep_every_n_steps",
+        "eval_interval",
+        "early_stopping",
+    }
     assert {name for name in fields if annotations[name] != fields[name].annotation} == wider
     own = inspect.signature(training.train).parameters
     assert list(parameters)[: len(own) - 1] == list(own)[:-1]
@@ -75,6 +85,7 @@ def test_train_hands_on_what_was_given_and_nothing_else(monkeypatch):
         "out": "folder",
         "resume": None,
         "progress": False,
+        "callbacks": (),
         "imports": (),
         "trust": False,
         "env": "popgym/RepeatFirstEasy",

@@ -54,9 +54,11 @@ def _write(config, run, updates):
     """Open the logs of a run, write rows of both seeds, and close them."""
     check_logs(config)
     rows = [_row(update, seed, loss=update + seed / 10) for update in updates for seed in (3, 4)]
+    evaluated = [_row(updates[-1], seed, mean_return=seed + 0.5) for seed in (3, 4)]
     for log in open_logs(config, run, progress=False):
         with log:
             log.write(rows)
+            log.write_evaluations(evaluated)
     run.append_metrics(rows)
 
 
@@ -86,6 +88,8 @@ def test_each_seed_has_a_tensorboard_folder_and_a_resumed_run_hides_what_it_make
     events = _events(run.folder / "tensorboard" / "seed4")
     points = [(e.step, round(v.simple_value, 3)) for e in events for v in e.summary.value if v.tag == "loss"]
     assert points == [(100, 1.4), (200, 2.4), (300, 3.4), (300, 3.4)]
+    tags = {(v.tag, e.step, v.simple_value) for e in events for v in e.summary.value if "eval" in v.tag}
+    assert tags == {("eval/mean_return", 300, 4.5), ("eval/seconds", 300, 1.0)}
     # A session that starts at a step hides what came at or behind it before.
     assert [e.step for e in events if e.HasField("session_log")] == [201]
 
@@ -108,6 +112,15 @@ def test_two_folders_of_one_name_are_not_one_run_at_wandb_and_a_resumed_one_is(t
     assert set(written) == set(ids[1]["ids"].values())
     content = b"".join(path.read_bytes() for path in (run.folder / "wandb").glob("offline-run-*/run-*.wandb"))
     assert ids[1]["group"].encode() in content
+    assert b"eval/mean_return" in content
+
+
+def test_the_console_shows_an_evaluation(capsys):
+    log = open_logs(make_config({}), Run("nowhere"), progress=True)[0]
+    with log:
+        log.write_evaluations([_row(2, seed, mean_return=float(seed)) for seed in (3, 4)])
+        log.write_evaluations([])
+    assert capsys.readouterr().err.splitlines()[1:] == ["         200 steps: evaluation return 3.500, mean of 2 seeds"]
 
 
 def test_a_damaged_file_of_wandb_ids_is_named(tmp_path):

@@ -25,7 +25,8 @@ def write(folder, memory, seed, value=None, seeds=1, updates=3, finite=1, **fiel
             "seeds": list(range(seed, seed + seeds)),
             "mean_return_per_seed": [value + s for s in range(seeds)],
         }
-        run.write_summary({"seconds": 5.0, "evaluation": evaluation | {"episodes_per_seed": 8, "best": 1.0}})
+        about = {"seconds": 5.0, "parameters": 99, "update_bytes": None, "device": "cpu:0"}
+        run.write_summary(about | {"evaluation": evaluation | {"episodes_per_seed": 8, "best": 1.0}})
     return run
 
 
@@ -42,6 +43,9 @@ def test_a_row_a_run_and_seed(tmp_path):
     assert list(table["steps"]) == [30] * 3
     assert list(table["ppo.gamma"])[:2] == [0.9, 0.9]
     assert "ppo.learning_rate" not in table
+    np.testing.assert_equal(list(table["parameters"]), [99, 99, math.nan])
+    assert np.isnan(table["update_bytes"].to_numpy()).all()
+    assert list(table["device"]) == ["cpu:0", "cpu:0", ""]
     drawn = curves(tmp_path)
     assert len(drawn) == 9
     assert list(drawn["env_steps"][drawn["memory"] == "lru"]) == [10, 20, 30]
@@ -81,7 +85,7 @@ def test_compare_prints_a_sentence_and_writes_tables(tmp_path, capsys, monkeypat
         write(tmp_path / f"runs/lrufast{seed}", "lru", seed, 0.1 * seed + 5, ppo={"gamma": 0.5})
     assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "lru, ppo.gamma=0.5 is better than gru" in shown
+    assert "lru (ppo.gamma=0.5) is better than gru" in shown
     assert "cannot be told apart with 3 seeds" in shown
     assert "repeat" not in shown
     assert (tmp_path / "out/results.csv").read_text().count("\n") == 10

@@ -11,6 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -71,6 +72,11 @@ def test_a_run_leaves_what_it_should(finished):
     summary = json.loads(finished.summary_path.read_text())
     assert summary["env_steps"] == [1224, 1224]
     assert len(summary["evaluation"]["mean_return_per_seed"]) == 2
+    state = _state(finished)
+    weights = sum(x.size for x in jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array)))
+    assert summary["parameters"] == weights / 2, "of one seed"
+    assert summary["update_bytes"] > 2 * 4 * weights, "parameters and the moments of Adam"
+    assert summary["peak_process_bytes"] > summary["update_bytes"]
     assert not list(finished.folder.rglob("*.tmp"))
 
 

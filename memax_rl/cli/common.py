@@ -115,6 +115,31 @@ def greedy_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--greedy/--no-greedy", default=None, help=text)(command)
 
 
+class CheckpointType(click.ParamType):
+    """Which checkpoint of a run: newest, best, or an update."""
+
+    name = "checkpoint"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return what may be given."""
+        return "[newest|best|UPDATE]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the word, or the number of an update; the run says whether it has that one."""
+        text = str(value).lower()
+        if text.isascii() and text.isdigit() and len(text) < 20:
+            return int(text)
+        if text not in ("newest", "best"):
+            self.fail(f"expected newest, best or the update of a checkpoint, got {text[:100]!r}", param, ctx)
+        return text
+
+
+def checkpoint_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--checkpoint`."""
+    text = "The newest, each seed's best by evaluation during training, or the one of an update that was kept."
+    return click.option("--checkpoint", type=CheckpointType(), default="newest", show_default=True, help=text)(command)
+
+
 def report(
     result: dict[str, Any], as_json: bool, print_table: Callable[[dict[str, Any]], None], written: Sequence[Path] = ()
 ) -> None:

@@ -10,56 +10,76 @@ from memax_rl.cli.common import PathType, answers
 
 @click.command("compare", short_help="Compare the runs of studies.")
 @click.argument("folders", nargs=-1, required=True, type=PathType(file_okay=False))
-@click.option("--out", type=PathType(), help="Write results.csv and curves.csv into this folder.")
+@click.option("--out", type=PathType(), help="Write report.html, tables, CSV files and figures into this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of a report that is in the folder already.")
+@click.option("--figures/--no-figures", default=True, help="Draw figures as PDF and PNG (default: yes).")
+@click.option(
+    "--level",
+    "levels",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=(0.5, 0.9),
+    show_default=True,
+    help="For the steps to a level: how far from chance to the best known. Again for more.",
+)
 @answers
-def compare(folders: tuple[Path, ...], out: Path | None) -> None:
+def compare(
+    folders: tuple[Path, ...], out: Path | None, overwrite: bool, figures: bool, levels: tuple[float, ...]
+) -> None:
     """Compare the memories in all run folders at or under FOLDERS, by the returns of finished seeds."""
-    from memax_rl.runs.files import write_atomically
+    from memax_rl.studies.adaptation import adaptations
+    from memax_rl.studies.analysis import compare as compare_runs
+    from memax_rl.studies.report import check_out, write
     from memax_rl.studies.results import results_and_curves
 
-    table, drawn = results_and_curves(*folders)
-    _print(table)
+    if out is None and overwrite:
+        raise ValueError("--overwrite says what to do with the folder of --out, which is not given; add --out DIR")
     if out is not None:
-        rows = {"results.csv": table, "curves.csv": drawn}
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in rows.items():
-            write_atomically(out / name, content.to_csv(index=False))
-        print("written: " + ", ".join(str(out / name) for name in rows))
+        check_out(out, overwrite)
+    table, drawn = results_and_curves(*folders)
+    comparison = compare_runs(table, drawn, levels)
+    rows, adapted = adaptations(comparison)
+    _print(comparison, adapted)
+    if out is not None:
+        frames = {"results": table, "curves": drawn} | ({"adaptation": rows} if len(rows) else {})
+        written = write(out, comparison, adapted, frames, figures=figures, overwrite=overwrite)
+        print("written: " + ", ".join(str(path) for path in written if path.parent == out))
+        if figures:
+            print(f"figures: {out / 'figures'}")
 
 
-def _print(results: Any) -> None:
+def _print(comparison: Any, adaptations: Any) -> None:
+    from memax_rl.studies import tables
+    from memax_rl.studies.comparison import sentence
+    from memax_rl.studies.sections import doubled
+
+    if len(comparison.left_out):
+        seeds = sum(len(task.rows) for task in comparison.tasks)
+        print(f"{len(comparison.left_out)} of {seeds} seeds are not finished, diverged or not evaluated")
+    for task in comparison.tasks:
+        if task.doubled:
+            print(doubled(task))
+        if task.scores:
+            _print_table(tables.score_table(task))
+            print(sentence(task.scores))
+    for adaptation in adaptations:
+        _print_table(tables.adaptation_table(adaptation))
+    if len(comparison.tasks) > 1 and len(comparison.complete) > 1:
+        if comparison.over_tasks:
+            _print_table(tables.aggregate_table(comparison))
+        _print_table(tables.rank_table(comparison))
+
+
+def _print_table(table: Any) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from memax_rl.studies.comparison import estimate, sentence
-
+    shown = Table(title=Text(table.title), caption=Text(table.caption))
+    for i, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="right" if i else "left")
+    for row in table.rows:
+        shown.add_row(*(Text(cell.text, "bold" if cell.strong else "") for cell in row))
+    # Wide enough for the table where the output is no terminal.
     console = Console()
-    scored = results[(results["status"] == "finished") & results["final_return"].notna()]
-    if len(scored) < len(results):
-        print(f"{len(results) - len(scored)} of {len(results)} seeds are not finished, diverged or not evaluated")
-    for (env, agent), task in scored.groupby(["env", "agent"]):
-        table = Table(title=f"{env}, {agent}", caption="returns, not normalized; 95 % intervals over seeds")
-        for column in ("memory", "seeds", "mean", "95 % interval", "interquartile mean", "95 % interval"):
-            table.add_column(column, justify="left" if column == "memory" else "right")
-        scores = {name: rows["final_return"].to_numpy() for name, rows in task.groupby(_labels(task))}
-        if (doubled := task.assign(label=_labels(task)).duplicated(["label", "seed"]).sum()) > 0:
-            print(f"{doubled} runs repeat the settings and seed of another; each counts as a run of its own")
-        for name in sorted(scores, key=lambda name: -scores[name].mean()):
-            cells = []
-            for statistic in ("mean", "iqm"):
-                e = estimate([scores[name]], statistic)
-                cells += [f"{e['value']:.3f}", "-" if e["low"] != e["low"] else f"{e['low']:.3f} to {e['high']:.3f}"]
-            table.add_row(name, str(len(scores[name])), *cells)
-        console.print(table)
-        print(sentence(scores))
-
-
-def _labels(task: Any) -> Any:
-    """Return what tells the runs of one task apart besides their seed: the memory, and every setting that differs."""
-    from memax_rl.studies.results import COLUMNS
-
-    labels = task["memory"].astype(str)
-    for name in task.columns.difference(COLUMNS, sort=False):
-        if task[name].astype(str).nunique() > 1:
-            labels = labels + f", {name}=" + task[name].astype(str)
-    return labels
+    (console if console.is_terminal else Console(width=120)).print(shown)

@@ -1,12 +1,13 @@
 """`memax-rl evaluate | icl | inspect`: what is done with a trained run."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, greedy_option, import_own, report, trust_options
+from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
 
 _RUN = click.argument("run", type=PathType(file_okay=False))
 _SEED = click.option("--seed", type=int, help="Seed of the episodes (default: the run's).")
@@ -29,15 +30,18 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @_options(_RUN, click.option("--episodes", type=int, default=256, show_default=True, help="Fresh episodes a seed."))
-@_options(greedy_option, _SEED, trust_options, _JSON)
+@_options(click.option("--env", help="Another environment, with the spaces of the trained one."))
+@_options(greedy_option, _SEED, checkpoint_option, trust_options, _JSON)
 @click.pass_context
 @answers
 def evaluate(
     ctx: click.Context,
     run: Path,
     episodes: int,
+    env: str | None,
     greedy: bool | None,
     seed: int | None,
+    checkpoint: Any,
     imports: tuple[str, ...],
     trust: bool,
     as_json: bool,
@@ -52,10 +56,23 @@ def evaluate(
     from memax_rl.runs.config import override_env_options
 
     opened = Run.open(run, imports, trust)
-    with opened.trusted():
-        env_options = override_env_options(opened.config(), ctx.args) if ctx.args else None
+    env_options = None
+    if ctx.args:
+        with opened.trusted():
+            config = opened.config()
+        # An environment that is typed here may be imported, as with `train`.
+        with opened.trusted() if env is None else nullcontext():
+            env_options = override_env_options(evaluation.elsewhere(config, env or config.env, {}), ctx.args)
     result = evaluation.evaluate(
-        run, episodes=episodes, greedy=greedy, seed=seed, env_options=env_options, imports=imports, trust=trust
+        run,
+        episodes=episodes,
+        env=env,
+        greedy=greedy,
+        seed=seed,
+        env_options=env_options,
+        checkpoint=checkpoint,
+        imports=imports,
+        trust=trust,
     )
     report(result, as_json, evaluation.print_table)
 
@@ -63,7 +80,7 @@ def evaluate(
 @click.command("icl", short_help="Measure whether an agent trained on trials adapts within its memory.")
 @_options(_RUN, click.option("--tasks", type=int, default=512, show_default=True, help="Tasks of each split."))
 @_options(click.option("--episodes", type=int, help="Episodes a trial (default: as in training)."))
-@_options(greedy_option, _SEED, trust_options, _JSON, _OUT)
+@_options(greedy_option, _SEED, checkpoint_option, trust_options, _JSON, _OUT)
 @answers
 def icl(
     run: Path,
@@ -71,6 +88,7 @@ def icl(
     episodes: int | None,
     greedy: bool | None,
     seed: int | None,
+    checkpoint: Any,
     imports: tuple[str, ...],
     trust: bool,
     as_json: bool,
@@ -84,7 +102,14 @@ def icl(
     from memax_rl.evaluation import in_context
 
     result = in_context.evaluate_in_context(
-        run, tasks=tasks, episodes=episodes, greedy=greedy, seed=seed, imports=imports, trust=trust
+        run,
+        tasks=tasks,
+        episodes=episodes,
+        greedy=greedy,
+        seed=seed,
+        checkpoint=checkpoint,
+        imports=imports,
+        trust=trust,
     )
     report(result, as_json, in_context.print_icl_table, in_context.write_results(result, out or run))
 
@@ -92,13 +117,14 @@ def icl(
 @click.command("inspect", short_help="Measure how far back a trained agent's outputs depend on the past.")
 @_options(_RUN, click.option("--steps", type=int, help="Steps of an episode to look at (default: all, at most 256)."))
 @_options(click.option("--rows", type=int, default=16, show_default=True, help="Fresh episodes a seed."))
-@_options(_SEED, trust_options, _JSON, _OUT)
+@_options(_SEED, checkpoint_option, trust_options, _JSON, _OUT)
 @answers
 def inspect(
     run: Path,
     steps: int | None,
     rows: int,
     seed: int | None,
+    checkpoint: Any,
     imports: tuple[str, ...],
     trust: bool,
     as_json: bool,
@@ -111,5 +137,7 @@ def inspect(
     import_own(imports, trust)
     from memax_rl.evaluation import sensitivity
 
-    result = sensitivity.inspect(run, steps=steps, rows=rows, seed=seed, imports=imports, trust=trust)
+    result = sensitivity.inspect(
+        run, steps=steps, rows=rows, seed=seed, checkpoint=checkpoint, imports=imports, trust=trust
+    )
     report(result, as_json, sensitivity.print_inspection, sensitivity.write_inspection(result, out or run))

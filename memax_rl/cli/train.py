@@ -29,6 +29,7 @@ Examples:
   memax-rl train --agent dqn --memory lru --memory-options.r-min 0.5
   memax-rl train --config my.yaml --seed 3 --out runs/third
   memax-rl train --resume runs/third
+  memax-rl train --resume runs/third --total-steps 10M
 """
 
 
@@ -190,7 +191,7 @@ def _shown(default: Any) -> str:
 )
 @click.option("--config", type=ConfigType(), help="A YAML file, or a preset of `memax-rl list presets`.")
 @click.option("--out", type=PathType(), help="The run folder to make (default: a new one in runs/).")
-@click.option("--resume", type=PathType(), help="Continue the run in this folder.")
+@click.option("--resume", type=PathType(), help="Continue the run in this folder; with --total-steps, longer.")
 @click.option("--check", is_flag=True, help="Say what would be trained, and make nothing.")
 @trust_options
 @click.option("--help-all", is_flag=True, expose_value=False, help="Show all fields, those of --agent too.")
@@ -212,8 +213,9 @@ def train(
     --env, with the defaults.
     """
     typed = [*_typed(ctx.command, fields), *ctx.obj]
-    if resume is not None and (config or out or check or typed):
-        raise ValueError("--resume continues a run as it is configured; it takes no other option")
+    longer = [argument for argument in typed if argument.startswith("--total-steps=")]
+    if resume is not None and (config or out or check or len(longer) < len(typed)):
+        raise ValueError("--resume continues a run as it is configured; beside it only --total-steps may be given")
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     import_own(imports, trust, *([config.resolve().parent] if config and config.is_file() else []))
@@ -223,7 +225,8 @@ def train(
     from memax_rl.runs.config import read_fields
 
     if resume is not None:
-        run = training.train(resume=resume, progress=True, imports=imports, trust=trust)
+        more = {"total_steps": longer[-1].partition("=")[2]} if longer else {}
+        run = training.train(resume=resume, progress=True, imports=imports, trust=trust, **more)
         print(f"run folder: {run.folder}")
         return
     env, agent = _last("--env", typed), ctx.meta["agent"]

@@ -1,6 +1,6 @@
 """Evaluation on fresh episodes. The agent acts through the same function as in training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from memax_rl import envs
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
 from memax_rl.envs.baselines.scores import find_scores
 from memax_rl.evaluation.statistics import summarize
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
-from memax_rl.runs.run import Run
+from memax_rl.runs.config import TrainConfig, make_config
+from memax_rl.runs.run import Checkpoint, Run
 
 
 def play(
@@ -79,7 +79,7 @@ def evaluate_state(
     keys = jax.random.split(
         jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )[np.array(seeds) - config.seed]
-    returns, lengths, ended = _play_seeds(agent, networks, keys, env, env_params, episodes, greedy)
+    returns, lengths, ended = make_player(agent, env, env_params, episodes, greedy)(networks, keys)
     # A wrapper changes the task, and the known scores do not apply.
     is_plain = not config.env_wrappers and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
@@ -101,8 +101,13 @@ def evaluate_state(
     }
 
 
-def _play_seeds(agent, networks, keys, env, env_params, episodes: int, greedy: bool) -> list[np.ndarray]:
-    """Return the results of `play` for each seed."""
+def make_player(
+    agent: Any, env: Any, env_params: Any, episodes: int, greedy: bool
+) -> Callable[[Any, jax.Array], list[np.ndarray]]:
+    """Return (networks, keys), both with a leading axis of seeds -> the results of `play` for each seed.
+
+    It is compiled at the first call. Raises `EnvironmentFailure` if an environment on the host fails.
+    """
     max_steps = env.max_episode_steps(env_params) or 10_000
 
     @eqx.filter_jit
@@ -117,11 +122,14 @@ def _play_seeds(agent, networks, keys, env, env_params, episodes: int, greedy: b
         arrays, static = eqx.partition(networks, eqx.is_array)
         return jax.lax.map(lambda x: play_one(eqx.combine(x[0], static), x[1]), (arrays, keys))
 
-    with closing_new_copies(env):
-        played = [np.asarray(x) for x in run(networks, keys)]
-    if (failed := failure(env)) is not None:
-        raise EnvironmentFailure(failed)
-    return played
+    def play_seeds(networks, keys):
+        with closing_new_copies(env):
+            played = [np.asarray(x) for x in run(networks, keys)]
+        if (failed := failure(env)) is not None:
+            raise EnvironmentFailure(failed)
+        return played
+
+    return play_seeds
 
 
 def evaluate(
@@ -130,7 +138,9 @@ def evaluate(
     episodes: int = 256,
     greedy: bool | None = None,
     seed: int | None = None,
+    env: str | None = None,
     env_options: dict[str, Any] | None = None,
+    checkpoint: Checkpoint = "newest",
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -142,7 +152,9 @@ def evaluate(
         greedy: Whether to take the best action at every step, instead of sampling (PPO) or exploring a little (DQN). By
             default DQN does and PPO does not.
         seed: Of the episodes; by default the run's own.
+        env: Another environment than that of training, with the same spaces; in the run's wrappers.
         env_options: Options of the environment, in place of those of training.
+        checkpoint: "newest", "best" by evaluation during training, or the update of one that was kept.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
@@ -153,33 +165,38 @@ def evaluate(
 
     Raises:
         RunError: If the folder is no run or has no sound checkpoint.
-        ValueError: If `episodes` is below 1, or the options are wrong or give another observation or action space than
-            the agent was trained for.
+        ValueError: If `episodes` is below 1, or environment or options are wrong or have another observation or action
+            space than the agent was trained for.
         EnvironmentFailure: If an environment on the host fails.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     run = Run.open(folder, imports, trust)
     config = run.config()
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     settings: dict[str, Any] = {"episodes": episodes, "greedy": greedy, "seed": seed}
     try:
-        if not env_options:
-            return evaluate_state(agent, networks, config, seeds, **settings)
-        options = envs.complete_options(config.env, config.env_options | env_options)
-        changed = {name: value for name, value in options.items() if value != config.env_options[name]}
-        config = config.model_copy(update={"env_options": options})
-        env, env_params = make_environment(config)
+        if env is None and not env_options:
+            return evaluate_state(agent, networks, config, seeds, **settings) | {"checkpoint": checkpoint}
+        config = elsewhere(config, env or config.env, env_options or {})
+        other, params = make_environment(config)
         try:
-            _check_spaces(agent, env, env_params, changed)
-            return evaluate_state(agent, networks, config, seeds, **settings, env=env, env_params=env_params)
+            _check_spaces(agent, other, params, config)
+            settings |= {"env": other, "env_params": params}
+            return evaluate_state(agent, networks, config, seeds, **settings) | {"checkpoint": checkpoint}
         finally:
-            close(env)
+            close(other)
     finally:
         close(agent.env)
 
 
-def _check_spaces(agent: Any, env: Any, env_params: Any, changed: dict[str, Any]) -> None:
+def elsewhere(config: TrainConfig, env: str, options: dict[str, Any]) -> TrainConfig:
+    """Return the configuration with another environment, or with other options of the same one."""
+    kept = config.env_options if env == config.env else {}
+    return make_config(config.model_dump() | {"env": env, "env_options": kept | options})
+
+
+def _check_spaces(agent: Any, env: Any, env_params: Any, config: TrainConfig) -> None:
     spaces = (
         ("observation", agent.observation_space, env.observation_space(env_params)),
         ("action", agent.action_space, env.action_space(env_params)),
@@ -188,8 +205,8 @@ def _check_spaces(agent: Any, env: Any, env_params: Any, changed: dict[str, Any]
         # Spaces compare by identity, so their representations are compared.
         if repr(trained) != repr(now):
             raise ValueError(
-                f"env_options {changed} change the {name} space from {trained!r} to {now!r}, which the "
-                "agent was not made for"
+                f"env: {config.env} with options {config.env_options} has the {name} space {now!r}, and the agent was "
+                f"trained for {trained!r}"
             )
 
 

@@ -24,7 +24,7 @@ from memax_rl.networks import from_environment
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import write_atomically
-from memax_rl.runs.run import Run
+from memax_rl.runs.run import Checkpoint, Run
 
 # Longer trials are this many times as long as in training.
 LONGER = (2, 4)
@@ -186,6 +186,7 @@ def evaluate_in_context(
     longer: tuple[int, ...] = LONGER,
     greedy: bool | None = None,
     seed: int | None = None,
+    checkpoint: Checkpoint = "newest",
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -198,6 +199,7 @@ def evaluate_in_context(
         longer: Also play trials so many times as long, on held-out tasks.
         greedy: Whether to take the best action at every step. By default DQN does, and PPO samples.
         seed: Of the tasks; by default the run's own.
+        checkpoint: "newest", "best" by evaluation during training, or the update of one that was kept.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
@@ -210,7 +212,7 @@ def evaluate_in_context(
     _check_size(tasks, episodes)
     run = Run.open(folder, imports, trust)
     trained = _check_trials(config := run.config())
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     greedy = agent.evaluates_greedily if greedy is None else greedy
     episodes = trained if episodes is None else episodes
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
@@ -228,6 +230,7 @@ def evaluate_in_context(
         "memory": config.network.memory,
         "policy": "greedy" if greedy else "sampled",
         "seeds": seeds,
+        "checkpoint": checkpoint,
         "tasks": tasks,
         "episodes": episodes,
         "trained_episodes": trained,

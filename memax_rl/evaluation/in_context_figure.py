@@ -4,15 +4,27 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from memax_rl.evaluation.figures import make_figure, seeds_and, set_counts
+from memax_rl.evaluation.figures import (
+    BLACK,
+    BLUE,
+    GRAY,
+    GREEN,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    make_figure,
+    seeds_and,
+    set_counts,
+)
 from memax_rl.runs.files import save_figure
 
-# Colors that color-blind readers tell apart (Okabe and Ito 2008); those of the agent are used for nothing else.
-_AGENT, _TRAINING, _WIPED = "#0072B2", "#56B4E9", "#D55E00"
-_STRATEGIES = ("#000000", "#009E73", "#CC79A7", "#E69F00")
+# The colors of the agent are used for nothing else.
+_AGENT, _TRAINING, _WIPED = BLUE, SKY, VERMILLION
+_STRATEGIES = (BLACK, GREEN, PURPLE, ORANGE)
 # A strategy is told by its color, its dashes and its marker, so that twenty are still apart.
 _DASHES = ((0, (1, 1.5)), (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -42,7 +54,7 @@ def icl_figure(result: dict[str, Any]) -> Any:
         longest = max(longer, key=int)
         _draw_line(axes[1], longer[longest], lines[0][1], True)
         set_counts(axes[1], 1, len(longer[longest]["return_by_episode"]))
-        axes[1].axvline(result["trained_episodes"], color="#767676", linewidth=1)
+        axes[1].axvline(result["trained_episodes"], color=GRAY, linewidth=1)
         axes[1].sharey(axes[0])
         axes[1].tick_params(labelleft=False)
         axes[1].set_title("Longer than trained, new tasks", loc="left", fontsize=9)
@@ -63,7 +75,7 @@ def _lines(result: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any],
         (result["train"]["agent"], style("agent, training tasks", _TRAINING, 1.6, "--"), True),
         (result["test"]["wiped"], style("agent, new tasks, memory wiped", _WIPED, 2.0), True),
     ]
-    looks = zip(itertools.cycle(_STRATEGIES), itertools.cycle(_DASHES), itertools.cycle(_MARKERS), strict=False)
+    looks = zip(itertools.cycle(_STRATEGIES), itertools.cycle(_DASHES), itertools.cycle(MARKERS), strict=False)
     ranked = sorted(result["strategies"].items(), key=lambda item: -item[1]["area"]["value"])
     for (name, summary), (color, dashes, marker) in zip(ranked, looks, strict=False):
         lines.append((summary, style(name, color, 1.1, dashes, marker), False))

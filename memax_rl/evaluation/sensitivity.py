@@ -29,14 +29,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
-from memax_rl.evaluation.figures import make_figure, seeds_and, set_counts
+from memax_rl.evaluation.figures import BLACK, BLUE, GRAY, VERMILLION, make_figure, seeds_and, set_counts
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.networks.encoder import AgentInput, Encoder
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, positions, previous
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.files import save_figure, write_atomically
-from memax_rl.runs.run import Run
+from memax_rl.runs.run import Checkpoint, Run
 
 # Steps t, or places t - d, sampled per row: enough for a mean, and cheap enough for many lags.
 _MOST_PLACES = 32
@@ -212,6 +212,7 @@ def inspect(
     steps: int | None = None,
     rows: int = 16,
     seed: int | None = None,
+    checkpoint: Checkpoint = "newest",
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> dict[str, Any]:
@@ -222,6 +223,7 @@ def inspect(
         steps: Slots to look at from an episode's start; by default as long as an episode can be, at most 256.
         rows: Fresh episodes for each seed, at least 2.
         seed: Of the episodes; by default the run's own.
+        checkpoint: "newest", "best" by evaluation during training, or the update of one that was kept.
         imports, trust: Packages that the run's environment may import, or whether it may import any (docs/runs.md).
 
     Returns:
@@ -241,7 +243,7 @@ def inspect(
     run = Run.open(folder, imports, trust)
     config = run.config()
     _check_agent(config.agent)
-    agent, networks, seeds = load_agent(run)
+    agent, networks, seeds = load_agent(run, checkpoint)
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     slots = min(agent.env.max_episode_steps(agent.env_params) or 256, 256) if steps is None else steps
 
@@ -260,6 +262,7 @@ def inspect(
         "env": config.env,
         "memory": config.network.memory,
         "seeds": seeds,
+        "checkpoint": checkpoint,
         "rows": rows,
         "steps": slots,
         "reach": {name: _reach(np.array([entry[name] for entry in lags])) for name in _MEASURES},
@@ -366,15 +369,15 @@ def inspection_figure(result: dict[str, Any]) -> Any:
     from matplotlib.lines import Line2D
 
     looks = {
-        "value_gradient": ("gradient of the value", "#D55E00", "s"),
-        "policy_gradient": ("gradient of the policy", "#0072B2", "o"),
-        "action_change": ("change of the action", "#000000", "D"),
+        "value_gradient": ("gradient of the value", VERMILLION, "s"),
+        "policy_gradient": ("gradient of the policy", BLUE, "o"),
+        "action_change": ("change of the action", BLACK, "D"),
     }
     legend = [
         Line2D([], [], color=color, label=f"{label} (nine tenths within {result['reach'][name]})")
         for name, (label, color, _) in looks.items()
     ]
-    legend.append(Line2D([], [], color="#767676", marker="o", markersize=4, linestyle="", label="of the first step"))
+    legend.append(Line2D([], [], color=GRAY, marker="o", markersize=4, linestyle="", label="of the first step"))
     seeds = len(result["seeds"])
     caption = (
         "Mean over pairs of steps of what a step owes to the input d steps before: norm of the gradient (left), and "

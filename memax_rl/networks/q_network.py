@@ -82,12 +82,12 @@ class QNetwork(eqx.Module):
         return QValues(self.action_space, jnp.concatenate([value + a - jnp.mean(a) for a in components]), mask)
 
 
-def check_discrete(space: Any) -> None:
-    """Raise `ValueError` unless the actions can be counted, as action values need."""
+def check_discrete(space: Any, agent: str) -> None:
+    """Raise `ValueError`, naming the agent, unless the actions can be counted, as action values need."""
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         raise ValueError(
-            f"dqn cannot act in the action space {space!r}; expected Discrete or MultiDiscrete. For continuous actions "
-            "set agent to 'ppo'"
+            f"{agent} cannot act in the action space {space!r}; expected Discrete or MultiDiscrete. "
+            "For continuous actions set agent to 'ppo'"
         )
 
 
@@ -95,9 +95,11 @@ def make_q_network(
     config: NetworkConfig, observation_space: Space, action_space: Space, *, dueling: bool, key: PRNGKeyArray
 ) -> QNetwork:
     """Return a network of action values. Raises `ValueError` for a space, memory or setting it cannot handle."""
-    check_discrete(action_space)
+    check_discrete(action_space, "a network of action values")
     if config.separate_value:
-        raise ValueError("network.separate_value is for actor-critics; with agent 'dqn' set it to false")
+        raise ValueError(
+            "network.separate_value is for actor-critics as ppo's; with agent 'dqn' or 'pqn' set it to false"
+        )
     torso_key, head_key, value_key = jax.random.split(key, 3)
     outputs = action_outputs(action_space)
     return QNetwork(

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree
 from memax_rl import sharding
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.streams import Act, RolloutState, episode_metrics, first_unusable, step_stream
-from memax_rl.rollout.tape import Tape
+from memax_rl.rollout.tape import Tape, previous
 
 Rollout = Literal["whole_episodes", "truncated_bptt"]
 
@@ -37,6 +37,13 @@ class RolloutBatch(NamedTuple):
     carry: PyTree[Array]
     before: tuple[Array, Array]
     after: AgentInput
+
+
+def inputs_of(rows: RolloutBatch) -> AgentInput:
+    """Return what the network was shown in each slot of the rows, [rows, slots]."""
+    tape = rows.tape
+    action, reward = jax.vmap(previous)((tape.action, tape.reward), tape.start, rows.before)
+    return AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)
 
 
 class Pending(eqx.Module):
@@ -167,6 +174,7 @@ def rollout_size(
     num_minibatches: int,
     total_steps: int,
     devices: int = 1,
+    name: str,
 ) -> tuple[int, int]:
     """Return the number of environments and of slots a row, chosen where they are None.
 
@@ -176,7 +184,8 @@ def rollout_size(
     at least four of the longest, so that little of it is taken by the open one.
 
     Raises:
-        ValueError: If an episode cannot fit into a row, or the minibatches do not divide the rows.
+        ValueError: If an episode cannot fit into a row, or the minibatches do not divide the rows. It names the fields
+            of `name`, the agent.
     """
     horizon, fixed = env.max_episode_steps(env_params), env.fixed_length(env_params)
     # An episode that a time limit cuts has its final observation on the tape too.
@@ -192,22 +201,22 @@ def rollout_size(
             slots = max(128, 4 * (horizon + 1))
         else:
             raise ValueError(
-                "rollout_length is not set and the environment states no longest episode; set ppo.rollout_length to "
-                "more than the longest episode, or ppo.rollout to 'truncated_bptt'"
+                "rollout_length is not set and the environment states no longest episode; set "
+                f"{name}.rollout_length to more than the longest episode, or {name}.rollout to 'truncated_bptt'"
             )
     if mode != "truncated_bptt" and longest is not None and slots < longest:
         raise ValueError(
-            f"rollout_length={slots} is shorter than the longest episode, {longest} slots; set ppo.rollout_length to "
-            f"{longest + 1} or more, or ppo.rollout to 'truncated_bptt'"
+            f"rollout_length={slots} is shorter than the longest episode, {longest} slots; set {name}.rollout_length "
+            f"to {longest + 1} or more, or {name}.rollout to 'truncated_bptt'"
         )
     if num_envs is None:
         wanted = min(8192, total_steps / 24)
         num_envs = max(8, 2 ** round(math.log2(max(wanted / slots, 1))))
-    _check_rows(num_envs, num_minibatches, devices)
+    _check_rows(num_envs, num_minibatches, devices, name)
     return num_envs, slots
 
 
-def _check_rows(num_envs: int, num_minibatches: int, devices: int) -> None:
+def _check_rows(num_envs: int, num_minibatches: int, devices: int, name: str) -> None:
     if num_envs % devices != 0:
         raise ValueError(
             f"devices={devices} must divide num_envs={num_envs}, because each device has as many rows of the tape; set "
@@ -218,7 +227,7 @@ def _check_rows(num_envs: int, num_minibatches: int, devices: int) -> None:
         whose = f"num_envs={num_envs}" if devices == 1 else f"the {rows} rows of each of {devices} devices"
         raise ValueError(
             f"num_minibatches={num_minibatches} must divide {whose}, because a row of the tape is never cut; set "
-            f"ppo.num_minibatches to a divisor of {rows}"
+            f"{name}.num_minibatches to a divisor of {rows}"
         )
 
 

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from memax_rl.networks.encoder import AgentInput
-from memax_rl.rollout.tape import Tape, positions, segment_ids
+from memax_rl.rollout.tape import Tape, positions, previous, segment_ids
 
 _RENUMBER_AT = 2**30
 
@@ -245,6 +245,17 @@ def sample(
     return Sample(tape, weight, probability, stream, index)
 
 
+def inputs_of(tape: Tape) -> AgentInput:
+    """Return what the network was shown in each slot of tapes that begin at an episode's start, [rows, slots]."""
+
+    def row(action, reward, start):
+        first = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), (action, reward))
+        return previous((action, reward), start, first)
+
+    action, reward = jax.vmap(row)(tape.action, tape.reward, tape.start)
+    return AgentInput(tape.observation, action, reward, tape.start, tape.action_mask)
+
+
 def draw(
     key: PRNGKeyArray, upto: Float[Array, "streams capacity"], rows: int
 ) -> tuple[Int[Array, " rows"], Int[Array, " rows"]]:
@@ -345,13 +356,15 @@ def replay_size(
     samples_per_insert: float,
     buffer_size: int,
     learning_starts: int,
+    name: str,
 ) -> ReplaySize:
     """Return the slots of a tape, chosen where `tape_length` is None, and the steps and gradient steps of an update.
 
     Raises:
-        ValueError: If an episode cannot fit onto a tape, or the replay is too small for the rest.
+        ValueError: If an episode cannot fit onto a tape, or the replay is too small for the rest. It names the fields
+            of `name`, the agent.
     """
-    slots = _tape_length(env, env_params, tape_length)
+    slots = _tape_length(env, env_params, tape_length, name)
     # gradient steps in an update / steps in it, in lowest terms.
     ratio = Fraction(samples_per_insert).limit_denominator(1000) * num_envs / (batch_size * slots)
     gradient_steps, steps = ratio.numerator, ratio.denominator
@@ -359,8 +372,8 @@ def replay_size(
     if steps + slots > capacity:
         raise ValueError(
             f"buffer_size={buffer_size} gives each of {num_envs} environments {capacity} slots, which do not hold a "
-            f"tape of {slots} slots and the {steps} steps of an update; set dqn.buffer_size to "
-            f"{(steps + slots) * num_envs} or more, or dqn.samples_per_insert, batch_size and num_envs to rounder "
+            f"tape of {slots} slots and the {steps} steps of an update; set {name}.buffer_size to "
+            f"{(steps + slots) * num_envs} or more, or {name}.samples_per_insert, batch_size and num_envs to rounder "
             "numbers"
         )
     # In the worst case every other slot is a final observation, and the oldest episode has lost its start.
@@ -368,25 +381,25 @@ def replay_size(
     if learning_starts > surely:
         raise ValueError(
             f"learning_starts={learning_starts} is more than a replay of {buffer_size} slots surely holds, {surely} "
-            "transitions; set dqn.learning_starts lower or dqn.buffer_size higher"
+            f"transitions; set {name}.learning_starts lower or {name}.buffer_size higher"
         )
     return ReplaySize(slots, steps, gradient_steps, capacity)
 
 
-def _tape_length(env: Any, env_params: Any, slots: int | None) -> int:
+def _tape_length(env: Any, env_params: Any, slots: int | None, name: str) -> int:
     fixed = env.fixed_length(env_params)
     longest = fixed + env.truncates(env_params) if fixed is not None else env.max_episode_steps(env_params)
     if slots is None:
         if longest is None:
             raise ValueError(
-                "tape_length is not set and the environment states no longest episode; set dqn.tape_length to more "
+                f"tape_length is not set and the environment states no longest episode; set {name}.tape_length to more "
                 "than the longest episode"
             )
         # A round number, so that the gradient steps of an update are soon a whole number.
         return 32 * math.ceil(max(128, longest + 1) / 32)
     if longest is not None and slots < longest:
         raise ValueError(
-            f"tape_length={slots} is shorter than the longest episode, {longest} slots; set dqn.tape_length to "
+            f"tape_length={slots} is shorter than the longest episode, {longest} slots; set {name}.tape_length to "
             f"{longest + 1} or more"
         )
     return slots

@@ -30,9 +30,9 @@ class StepCount(eqx.Module):
         over = low >= _UNIT
         return StepCount(jnp.where(over, self.high + 1, self.high), jnp.where(over, low - _UNIT, low))
 
-    def reached(self, total: int) -> Bool[Array, "*axes"]:
+    def reached(self, total: "int | StepCount") -> Bool[Array, "*axes"]:
         """Return whether the count is at least `total`."""
-        high, low = divmod(total, _UNIT)
+        high, low = divmod(total, _UNIT) if isinstance(total, int) else (total.high, total.low)
         return (self.high > high) | ((self.high == high) & (self.low >= low))
 
     def fraction_of(self, total: int) -> Float[Array, "*axes"]:

@@ -76,6 +76,18 @@ def start_stream(env: Any, params: Any, carry: PyTree[Array], key: PRNGKeyArray)
     )
 
 
+def start_streams(env: Any, params: Any, network: Any, key: PRNGKeyArray, count: int) -> RolloutState:
+    """Return `count` streams [streams], each at the start of its first episode with the network's initial carry."""
+    carry = network.initial_state()
+    return jax.vmap(lambda k: start_stream(env, params, carry, k))(jax.random.split(key, count))
+
+
+def slot_shapes(env: Any, params: Any, act: Act, streams: RolloutState) -> Tape:
+    """Return the shapes and dtypes of a slot that one of the streams would write."""
+    stream = jax.tree.map(lambda leaf: leaf[0], streams)
+    return jax.eval_shape(lambda: step_stream(env, params, act, stream, jax.random.split(jax.random.key(0)))[1])
+
+
 def step_stream(
     env: Any,
     params: Any,

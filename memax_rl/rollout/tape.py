@@ -71,6 +71,16 @@ def has_next(tape: Tape) -> Bool[Array, "rows slots"]:
     return (tape.valid & ~tape.terminated).at[:, -1].set(False)
 
 
+def next_slot(x: Float[Array, "rows slots"] | Bool[Array, "rows slots"]) -> Array:
+    """Return x of the next slot of each row; zero at the last."""
+    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+
+
+def without_log_prob(tape: Tape) -> Tape:
+    """Return the slots without the actions' log-probabilities, for learners that have no use for them."""
+    return eqx.tree_at(lambda t: t.log_prob, tape, None)
+
+
 def segment_ids(start: Bool[Array, " T"]) -> Int[Array, " T"]:
     """Return the number of start flags up to and including each slot: equal within an episode, different across."""
     return jnp.cumsum(start.astype(jnp.int32))

@@ -1,5 +1,6 @@
 """From a configuration to its environment, agent and keys; from a run folder to its trained networks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,8 +13,8 @@ from memax_rl.agents import Agent
 from memax_rl.envs.base import host_of
 from memax_rl.envs.wrappers import wrap
 from memax_rl.rollout.streams import seed_key
-from memax_rl.runs.config import TrainConfig
-from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.config import TrainConfig, make_config
+from memax_rl.runs.run import Checkpoint, Run, RunError
 
 
 def make_environment(config: TrainConfig) -> tuple[Any, Any]:
@@ -21,14 +22,34 @@ def make_environment(config: TrainConfig) -> tuple[Any, Any]:
     return wrap(*envs.make(config.env, **config.env_options), config.env, config.env_wrappers)
 
 
-def make_agent(config: TrainConfig) -> Agent[Any]:
-    """Return the agent of a configuration, with its environment. Raises `ValueError` if the two do not fit."""
+def make_agent(config: TrainConfig, sizes: Mapping[str, Any] | None = None) -> Agent[Any]:
+    """Return the agent of a configuration, with its environment.
+
+    Args:
+        sizes: Settings to take where the configuration leaves them open; by default the agent chooses.
+
+    Raises:
+        ValueError: If agent and environment do not fit, or a size is none of the agent's settings.
+    """
     env, env_params = make_environment(config)
     if config.devices > 1 and host_of(env) is not None:
         raise ValueError(f"devices={config.devices}, but {config.env} runs on the host; set devices to 1")
+    if sizes:
+        given = {name: value for name, value in config.settings.model_dump().items() if value is not None}
+        config = make_config(config.model_dump() | {config.agent: dict(sizes) | given})
     return agents.make(
         config.agent, config.settings, config.network, env, env_params, config.total_steps, config.devices
     )
+
+
+def chosen_sizes(config: TrainConfig, agent: Agent[Any]) -> dict[str, Any]:
+    """Return the settings that the configuration leaves open and the agent has chosen, ready for JSON."""
+    chosen = agent.config.model_dump(mode="json")
+    return {
+        name: chosen[name]
+        for name, value in config.settings.model_dump().items()
+        if value is None and chosen[name] is not None
+    }
 
 
 def seeds_of(config: TrainConfig) -> range:
@@ -48,10 +69,11 @@ def is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
+def load_agent(run: Run, checkpoint: Checkpoint = "newest") -> tuple[Agent[Any], Any, list[int]]:
     """Return the agent of a run, the networks of its sound seeds, stacked along an axis, and these seeds.
 
-    They are of the newest checkpoint. A seed that diverged is left out: what it had learned is of another update.
+    They are of the checkpoint that `Run.restore` chooses. A seed that diverged is left out: what it had learned is of
+    another update.
 
     Raises:
         RunError: If no seed is sound, and as `Run.restore` does.
@@ -67,7 +89,7 @@ def load_agent(run: Run) -> tuple[Agent[Any], Any, list[int]]:
     keys = seed_keys(config)
     static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), is_shape, inverse=True)
     shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
-    restored, _ = run.restore({"network": shapes}, whole=False)
+    restored, _ = run.restore({"network": shapes}, whole=False, checkpoint=checkpoint)
     networks = eqx.combine(restored["network"], static)
     return agent, *sound_networks(run, config, networks)
 

@@ -7,9 +7,11 @@ made can run code, and what its headers claim is compared with its size before a
 import io
 import json
 import os
+import struct
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,17 @@ import numpy as np
 from memax_rl.runs.files import sync_folder
 
 _ABOUT = "about"
+# What the names begin with of arrays that are kept beside the state; no field of a state has a slash in its name.
+BEST = "best/"
 # More than a configuration ever is.
 _LARGEST_ABOUT = 10_000_000
+
+
+# What reading a damaged file may raise.
+_DAMAGES = (
+    *(OSError, EOFError, zipfile.BadZipFile, struct.error, RuntimeError),
+    *(LookupError, TypeError, ValueError, AttributeError, OverflowError),
+)
 
 
 class CheckpointError(ValueError):
@@ -58,11 +69,36 @@ def read_checkpoint(
 
     Args:
         expected: Shape and dtype of each array. No other is read.
-        whole: Whether the file must hold no other.
+        whole: Whether the file must hold no other, but what is kept beside the state.
 
     Raises:
         CheckpointError: If it is damaged, or holds other arrays than expected.
     """
+    with _opened(path) as (archive, members, head):
+        dtypes, about = head["dtypes"], head["about"]
+        _check_names(dtypes.keys(), expected, whole)
+        arrays = {
+            name: _read(archive, members[f"{name}.npy"], dtypes[name], name, *expected[name]) for name in expected
+        }
+    return arrays, about
+
+
+def read_about(path: Path) -> Any:
+    """Return what was written about the arrays of a checkpoint, and read none. Raises `CheckpointError`."""
+    with _opened(path) as (_, _, head):
+        return head["about"]
+
+
+def read_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return shape and dtype of each array of a checkpoint by name, and read none. Raises `CheckpointError`."""
+    with _opened(path) as (archive, members, head):
+        dtypes = {str(name): np.dtype(dtype) for name, dtype in head["dtypes"].items()}
+        return {name: (_shape(archive, members[f"{name}.npy"])[0], dtype) for name, dtype in dtypes.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], Any]]:
+    """Open a checkpoint: the archive, its members by name, and its head. All faults are a `CheckpointError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -71,21 +107,15 @@ def read_checkpoint(
                 raise CheckpointError("its parts are not as they are written")
             if members[_ABOUT].file_size > _LARGEST_ABOUT:
                 raise CheckpointError("what it says about itself is too long")
-            head = json.loads(archive.read(_ABOUT))
-            dtypes, about = head["dtypes"], head["about"]
-            _check_names(dtypes.keys(), expected, whole)
-            arrays = {
-                name: _read(archive, members[f"{name}.npy"], dtypes[name], name, *expected[name]) for name in expected
-            }
+            yield archive, members, json.loads(archive.read(_ABOUT))
     except CheckpointError:
         raise
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+    except _DAMAGES as error:
         raise CheckpointError(f"it may be cut short or damaged: {error}") from None
-    return arrays, about
 
 
 def _check_names(got: Iterable[str], expected: Mapping[str, Any], whole: bool) -> None:
-    got = set(got)
+    got = {name for name in got if name in expected or not name.startswith(BEST)}
     for name in sorted(expected.keys() - got | (got - expected.keys() if whole else set())):
         raise CheckpointError(
             f"it is from another configuration: {name} is only in "
@@ -97,21 +127,25 @@ def _read(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, saved: str, name: str, shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
     bits = _bits(dtype)
-    with archive.open(info) as member:
-        header = io.BytesIO(member.read(1024))
-    np.lib.format.read_magic(header)
-    got_shape, fortran, got = np.lib.format.read_array_header_1_0(header)
+    got_shape, fortran, got, start = _shape(archive, info)
     if saved != dtype.name or got != bits or got_shape != shape:
         raise CheckpointError(
             f"it is from another configuration: {name} has shape {list(got_shape)} and dtype {saved}, expected "
             f"{list(shape)} and {dtype}"
         )
-    start = header.tell()
     if fortran or info.file_size != start + bits.itemsize * int(np.prod(shape, dtype=np.int64)):
         raise CheckpointError(f"{name} has another size than its shape")
     # Read whole, so that the checksum is compared.
     content = archive.read(info)
     return np.frombuffer(content, bits, offset=start).reshape(shape).view(dtype).copy()
+
+
+def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return what the header of an array says: shape, order and dtype, and where it ends."""
+    with archive.open(info) as member:
+        header = io.BytesIO(member.read(1024))
+    np.lib.format.read_magic(header)
+    return *np.lib.format.read_array_header_1_0(header), header.tell()
 
 
 def _bits(dtype: np.dtype) -> np.dtype:

@@ -26,6 +26,21 @@ from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 
 
+class EarlyStoppingConfig(BaseModel):
+    """Settings of early stopping, by the evaluations during training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    patience: int | None = Field(default=None, ge=1, le=1_000_000)
+    """End the run after so many evaluations in a row in which no seed got better. None: train to the end."""
+    metric: Literal["mean_return", "mean_length"] = "mean_return"
+    """What of an evaluation counts."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """What is better by no more than this is not better."""
+
+
 class TrainConfig(BaseModel):
     """Settings of a training run. Everything that decides its result is here."""
 
@@ -58,19 +73,38 @@ class TrainConfig(BaseModel):
     """Settings of the network."""
     settings: SerializeAsAny[AgentSettings] = Field(default_factory=AgentSettings)
     """Settings of the agent; in files and on the command line they stand under the agent's name."""
+    start_from: str | None = None
+    """The folder of another run, whose weights each seed begins with as far as they fit. A resumed run does not look
+    into it any more."""
+    start_from_checkpoint: str = Field(default="newest", pattern="^(newest|best|[0-9]{1,18})$")
+    """Which of that run's checkpoints: newest, best, or an update."""
     checkpoint_interval: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints. The last state is always saved."""
+    keep_every_n_steps: int | None = Field(default=None, ge=1, le=10**15)
+    """Keep a checkpoint every so many environment steps, beside the newest. None: the newest alone."""
+    eval_interval: int | None = Field(default=None, ge=1, le=10**15)
+    """Environment steps between evaluations during training, which also choose each seed's best checkpoint. They do
+    not change the training. None: no such evaluations."""
     eval_episodes: int = Field(default=256, ge=0, le=1_000_000)
-    """Fresh episodes to evaluate each seed on at the end. 0: none."""
+    """Fresh episodes to evaluate each seed on, during training and at the end. 0: none."""
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """Settings of early stopping."""
     tensorboard: bool = False
     """Also log to TensorBoard, in the run's folder (needs `pip install memax_rl[tensorboard]`)."""
     wandb: str | None = None
     """Also log to this project of Weights & Biases (needs `pip install memax_rl[wandb]`)."""
 
-    @field_validator("total_steps", mode="before")
+    @field_validator("total_steps", "keep_every_n_steps", "eval_interval", mode="before")
     @classmethod
     def _read_steps(cls, value: Any) -> Any:
         return _read_count(value)
+
+    @field_validator("eval_episodes")
+    @classmethod
+    def _check_episodes(cls, episodes: int, info: Any) -> int:
+        if not episodes and info.data.get("eval_interval") is not None:
+            raise ValueError("eval_interval is set, and eval_episodes is 0; evaluations need 1 episode or more")
+        return episodes
 
     @field_validator("env_wrappers", mode="before")
     @classmethod

@@ -27,6 +27,9 @@ class Logger(AbstractContextManager):
     def write(self, rows: Sequence[Row]) -> None:
         """Take the rows of some updates."""
 
+    def write_evaluations(self, rows: Sequence[Row]) -> None:
+        """Take the rows of an evaluation during training. By default they are not shown."""
+
 
 def check_logs(config: TrainConfig) -> None:
     """Raise `ValueError` if a log that the configuration asks for needs a package that is missing, or a login.
@@ -90,6 +93,16 @@ class _Display(Logger):
         done = steps - self.first["env_steps"]
         return steps, len(last) * done / seconds if seconds > 0 else math.nan
 
+    def write_evaluations(self, rows: Sequence[Row]) -> None:
+        """Print the mean return of the evaluated seeds."""
+        if rows:
+            steps, mean = min(row["env_steps"] for row in rows), sum(row["mean_return"] for row in rows) / len(rows)
+            text = f"{steps:>12,.0f} steps: evaluation return {mean:.3f}"
+            self._print(text + (f", mean of {len(rows)} seeds" if len(rows) > 1 else ""))
+
+    def _print(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
 
 class Progress(_Display):
     """A live bar on a terminal."""
@@ -117,6 +130,9 @@ class Progress(_Display):
         steps, speed = self._figures(rows)
         figures = f"return {self.episode_return:.3f}" + ("" if math.isnan(speed) else f"  {speed:,.0f} steps/s")
         self.bar.update(self.task, completed=steps, description="training", figures=figures)
+
+    def _print(self, text: str) -> None:
+        self.bar.console.print(text, highlight=False)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
@@ -173,6 +189,10 @@ class TensorBoard(Logger):
                 if name not in ("seed", "env_steps") and not math.isnan(value):
                     self.writers[int(row["seed"])].add_scalar(name, value, int(row["env_steps"]))
 
+    def write_evaluations(self, rows: Sequence[Row]) -> None:
+        """Write the rows as those of updates, under names of their own."""
+        self.write([{name: x for name, x in _named_apart(row).items() if name != "update"} for row in rows])
+
     def __exit__(self, *_: object) -> None:
         for writer in self.writers.values():
             writer.close()
@@ -220,9 +240,18 @@ class WeightsAndBiases(Logger):
                 values = {name: value for name, value in row.items() if name != "seed" and not math.isnan(value)}
                 run.log(values, step=int(row["update"]))
 
+    def write_evaluations(self, rows: Sequence[Row]) -> None:
+        """Write the rows as those of updates, under names of their own."""
+        self.write([_named_apart(row) for row in rows])
+
     def __exit__(self, *_: object) -> None:
         for run in self.runs.values():
             run.finish()
+
+
+def _named_apart(row: Row) -> Row:
+    """Return the row of an evaluation with names that no metric of an update has."""
+    return {name if name in ("update", "seed", "env_steps") else f"eval/{name}": value for name, value in row.items()}
 
 
 def _seeds(config: TrainConfig) -> range:

@@ -1,4 +1,7 @@
-"""A run is a folder: config.yaml, metrics.csv, checkpoints/, summary.json. Nothing in it is ever half written."""
+"""A run is a folder: config.yaml, metrics.csv, evaluations.csv, checkpoints/, summary.json.
+
+Nothing in it is ever half written.
+"""
 
 import csv
 import fcntl
@@ -11,20 +14,27 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from jaxtyping import PyTree
 
 from memax_rl.envs.trust import import_modules, may_import, only_imports
-from memax_rl.runs.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, load_config, read_fields
 from memax_rl.runs.files import append, write_atomically
 
 # What of a run's configuration may be changed before it is resumed.
-CHANGEABLE = ("total_steps", "checkpoint_interval", "eval_episodes", "tensorboard", "wandb", "on_divergence")
+CHANGEABLE = (
+    *("total_steps", "checkpoint_interval", "keep_every_n_steps", "eval_interval", "eval_episodes", "early_stopping"),
+    *("tensorboard", "wandb", "on_divergence"),
+)
+
+# Which checkpoint: the newest, the best by evaluation, or that of an update.
+Checkpoint = Literal["newest", "best"] | int
 
 
 class RunError(ValueError):
@@ -39,6 +49,7 @@ class Run:
         self._imports, self._trust = tuple(imports), trust
         self.config_path = self.folder / "config.yaml"
         self.metrics_path = self.folder / "metrics.csv"
+        self.evaluations_path = self.folder / "evaluations.csv"
         self.summary_path = self.folder / "summary.json"
         self.checkpoints = self.folder / "checkpoints"
 
@@ -56,7 +67,8 @@ class Run:
         last = first + int(fields["num_seeds"]) - 1
         seeds = f"{first}" if first == last else f"{first}-{last}"
         steps = self._last_steps()
-        status = "finished" if self.summary_path.exists() and steps >= total else "unfinished"
+        ended = self.summary_path.exists() and (steps >= total or bool(self.stopped()))
+        status = "finished" if ended else "unfinished"
         return f"env={fields['env']!r}, memory={memory!r}, seeds={seeds}, steps={steps:,} of {total:,}, {status}"
 
     def _last_steps(self) -> int:
@@ -104,7 +116,7 @@ class Run:
         if not is_run:
             raise RunError(f"{_cut(str(run.folder))} is not a run folder: it has no config.yaml")
         # A folder may be a stranger's, and a link may lead anywhere.
-        files = (run.config_path, run.metrics_path, run.summary_path, *run._checkpoint_files())
+        files = (run.config_path, run.metrics_path, run.evaluations_path, run.summary_path, *run._checkpoint_files())
         for path in (
             *files,
             run.checkpoints,
@@ -227,31 +239,12 @@ class Run:
         Raises:
             RunError: If the file holds anything else.
         """
-        if not self.metrics_path.exists():
-            return []
-        header, lines = self._metrics_lines()
-        try:
-            return [dict(zip(header, (float(v) if v else math.nan for v in line), strict=True)) for line in lines]
-        except ValueError:
-            bad = next(i for i, line in enumerate(lines) if len(line) != len(header) or not all(map(_is_cell, line)))
-            raise RunError(
-                f"{self.metrics_path} is damaged in line {bad + 2}: {_cut(','.join(lines[bad]))!r}"
-            ) from None
+        return _read_rows(self.metrics_path)
 
     def _metrics_header(self) -> list[str]:
         """Return the header alone: reading all rows at every append would take ever longer."""
         with self.metrics_path.open(errors="replace") as file:
             return file.readline(1_000_000).rstrip("\n").split(",")
-
-    def _metrics_lines(self) -> tuple[list[str], list[list[str]]]:
-        """Return the header and the cells of all lines."""
-        try:
-            header, *lines = [line.split(",") for line in self.metrics_path.read_text().splitlines()] or [[]]
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.metrics_path} cannot be read: {error}") from None
-        if "update" not in header:
-            raise RunError(f"{self.metrics_path} has no header with a column 'update'; restore the file, or delete it")
-        return header, lines
 
     def drop_metrics_after(self, update: int) -> None:
         """Forget the rows of updates later than `update`: they will be made, and logged, again.
@@ -261,7 +254,7 @@ class Run:
         """
         if not self.metrics_path.exists():
             return
-        header, lines = self._metrics_lines()
+        header, lines = _read_lines(self.metrics_path)
         # A line cut short by a kill has no end, whatever cells it has; it is the last one, and goes too.
         whole = lines if self.metrics_path.read_bytes().endswith(b"\n") else lines[:-1]
         if any(len(line) != len(header) or not all(map(_is_cell, line)) for line in whole):
@@ -278,6 +271,44 @@ class Run:
             )
         _check_no_row_lost(self.metrics_path, [dict(zip(header, line, strict=True)) for line in kept], update)
         write_atomically(self.metrics_path, "\n".join(",".join(line) for line in [header, *kept]) + "\n")
+
+    def append_evaluations(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Append rows to evaluations.csv, which is written whole: it is short, and never cut short then.
+
+        Raises:
+            RunError: If the file is damaged or cannot be written.
+        """
+        self._write_evaluations([*self.evaluations(), *rows])
+
+    def _write_evaluations(self, rows: Sequence[Mapping[str, float]]) -> None:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(rows[0]) if rows else ["update"], lineterminator="\n")
+        writer.writeheader()
+        try:
+            writer.writerows([{k: _cell(v) for k, v in row.items()} for row in rows])
+            write_atomically(self.evaluations_path, buffer.getvalue())
+        except ValueError:
+            raise RunError(f"{self.evaluations_path} has other columns than this run writes; move it away") from None
+        except OSError as error:
+            raise RunError(f"{self.evaluations_path} cannot be written: {error.strerror}") from None
+
+    def evaluations(self) -> list[dict[str, float]]:
+        """Return the rows of evaluations.csv, one for each seed and evaluation during training.
+
+        Raises:
+            RunError: If the file is damaged.
+        """
+        rows = _read_rows(self.evaluations_path)
+        if rows and not {"update", "seed", "env_steps"} <= rows[0].keys():
+            raise RunError(f"{self.evaluations_path} has no column seed or env_steps; restore the file, or delete it")
+        return rows
+
+    def drop_evaluations_after(self, update: int) -> None:
+        """Forget the evaluations of updates later than `update`: they will be made again. Raises `RunError`."""
+        rows = self.evaluations()
+        kept = [row for row in rows if row["update"] <= update]
+        if len(kept) < len(rows):
+            self._write_evaluations(kept)
 
     def diverged_seeds(self) -> list[int]:
         """Return the seeds that diverged in training, as metrics.csv tells.
@@ -319,43 +350,160 @@ class Run:
             for path in folder.glob(".*.tmp"):
                 path.unlink()
 
-    def save(self, update: int, state: PyTree, seconds: float) -> None:
-        """Save a state. Only the newest complete checkpoint is kept.
+    def save(
+        self,
+        update: int,
+        state: PyTree,
+        seconds: float,
+        *,
+        best: PyTree | None = None,
+        keep: bool = False,
+        stopped: str = "",
+        sizes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save a state. Of the older checkpoints only those are left that were saved to be kept.
+
+        Args:
+            update: After which update this is.
+            seconds: Trained so far.
+            best: What `restore` returns for "best", if there is any: it is in the same file, so that no process that
+                is killed leaves a state and a best that do not belong together.
+            keep: Whether the checkpoint is left when there are newer ones.
+            stopped: Why the training ends with this state before its last step, if it does.
+            sizes: Settings of the agent that the configuration leaves open, as they were chosen when the run began.
 
         Raises:
             RunError: If it cannot be written; the last one is as it was.
         """
-        path = self.checkpoint_path(update)
-        if not path.exists():
-            about = {"seconds": seconds, "config": read_fields(self.config_path)}
+        path, kept = self.checkpoint_path(update), {}
+        for saved in self.saved_updates():
+            kept[saved] = self._is_kept(saved)
+        is_new = update not in kept or (keep and not kept[update])
+        if is_new or (stopped and self._about(update).get("stopped") != stopped):
+            about = {"seconds": seconds, "config": read_fields(self.config_path), "has_best": best is not None}
+            about |= {"kept": keep or kept.get(update, False), "stopped": stopped, "sizes": dict(sizes or {})}
             try:
-                write_checkpoint(path, _to_plain(state), about)
+                write_checkpoint(path, _to_plain(state) | _to_plain(best or {}, BEST), about)
             except OSError as error:
                 raise RunError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from None
-        for older in self.saved_updates():
-            if older < update:
+        for older, is_kept in kept.items():
+            if older < update and not is_kept:
                 self.checkpoint_path(older).unlink()
 
-    def restore(self, like: PyTree, whole: bool = True) -> tuple[PyTree, float]:
-        """Return the newest checkpoint, in the structure of `like`, and the seconds trained so far.
+    def restore(self, like: PyTree, whole: bool = True, checkpoint: Checkpoint = "newest") -> tuple[PyTree, float]:
+        """Return a checkpoint, in the structure of `like`, and the seconds trained so far.
 
-        `like` holds arrays or their shapes; unless `whole`, only some of those in the checkpoint, and no other is read.
+        Args:
+            like: Arrays or their shapes.
+            whole: Whether the checkpoint must hold no others. Else only those of `like` are read.
+            checkpoint: "newest"; "best", which has the field "network" of each seed as it was when the seed was
+                evaluated best (`TrainConfig.eval_interval`); or the update of a checkpoint, of `saved_updates`.
 
         Raises:
-            RunError: If there is none, it cannot be read, or it belongs to another configuration.
+            RunError: If there is no such checkpoint, it cannot be read, or it belongs to another configuration.
         """
-        saved = self.saved_updates()
-        if not saved:
-            raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
-        path = self.checkpoint_path(saved[-1])
+        update = self._choose(checkpoint)
+        path, prefix = self.checkpoint_path(update), BEST if checkpoint == "best" else ""
         try:
-            arrays, about = read_checkpoint(path, _expected(like), whole)
+            arrays, about = read_checkpoint(path, _expected(like, prefix), whole and not prefix)
             seconds, before = float(about["seconds"]), dict(about["config"])
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, CheckpointError) else "it does not say what it holds"
             raise RunError(f"the checkpoint {path} cannot be read: {_cut(reason)}") from None
         self._check_unchanged(before)
-        return _from_plain(arrays, like), seconds
+        return _from_plain(arrays, like, prefix), seconds
+
+    def shapes(self, checkpoint: Checkpoint = "newest") -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Return shape and dtype of each array of a checkpoint, as `restore` names it, and read none.
+
+        Raises:
+            RunError: If there is no such checkpoint, or it cannot be read.
+        """
+        path, prefix = self.checkpoint_path(self._choose(checkpoint)), BEST if checkpoint == "best" else ""
+        try:
+            shapes = read_shapes(path)
+        except CheckpointError as error:
+            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
+        # Those of the best have the prefix, and only they do.
+        return {n.removeprefix(BEST): x for n, x in shapes.items() if n.startswith(BEST) == bool(prefix)}
+
+    def restore_some(self, like: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+        """Return arrays of a checkpoint by their names, as `shapes` has them; no other is read. Raises `RunError`."""
+        path, prefix = self.checkpoint_path(self._choose(checkpoint)), BEST if checkpoint == "best" else ""
+        expected = {prefix + name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in like.items()}
+        try:
+            arrays, _ = read_checkpoint(path, expected, whole=False)
+        except CheckpointError as error:
+            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
+        return {name: arrays[prefix + name] for name in like}
+
+    def _choose(self, checkpoint: Checkpoint) -> int:
+        """Return the update whose file holds a checkpoint. The best of each seed is in the newest file."""
+        saved = self.saved_updates()
+        if not saved:
+            raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
+        if checkpoint == "best" and not self.has_best():
+            raise RunError(
+                f"the run {self.folder} has no best checkpoint: none of its networks was evaluated while it trained; "
+                "train with --eval-interval, or take the newest"
+            )
+        if checkpoint in ("newest", "best"):
+            return saved[-1]
+        if checkpoint not in saved:
+            raise RunError(
+                f"checkpoint: expected newest, best or the update of one that the run {self.folder} holds "
+                f"({_cut(', '.join(map(str, saved)))}), got {_cut(str(checkpoint))!r}"
+            )
+        return int(checkpoint)
+
+    def has_best(self) -> bool:
+        """Return whether the newest checkpoint holds a best one. Raises `RunError` if it cannot be read."""
+        saved = self.saved_updates()
+        return bool(saved) and self._about(saved[-1]).get("has_best") is True
+
+    def stopped(self) -> str:
+        """Return why the training ended before its last step, or an empty text.
+
+        A change of `total_steps` or `early_stopping` in its configuration since lets it go on.
+
+        Raises:
+            RunError: If the newest checkpoint cannot be read.
+        """
+        saved = self.saved_updates()
+        about = self._about(saved[-1]) if saved else {}
+        reason, before, now = about.get("stopped"), about.get("config"), self.fields()
+        if not isinstance(reason, str) or not isinstance(before, dict):
+            return ""
+        same = all(before.get(name) == now.get(name) for name in ("total_steps", "early_stopping"))
+        return reason if same else ""
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the settings of the agent that were chosen when the run began. Raises `RunError` as `stopped` does."""
+        saved = self.saved_updates()
+        sizes = self._about(saved[-1]).get("sizes") if saved else None
+        return sizes if isinstance(sizes, dict) else {}
+
+    def change_total_steps(self, total_steps: int) -> None:
+        """Write another `total_steps` into the run's configuration. Raises `RunError` if it cannot be written."""
+        fields = self.fields() | {"total_steps": total_steps}
+        try:
+            write_atomically(self.config_path, yaml.safe_dump(fields, sort_keys=False))
+        except OSError as error:
+            raise RunError(f"{self.config_path} cannot be written: {error.strerror}") from None
+
+    def _is_kept(self, update: int) -> bool:
+        try:
+            return self._about(update).get("kept") is True
+        except RunError:
+            # Nothing says that a damaged one may go.
+            return True
+
+    def _about(self, update: int) -> dict[str, Any]:
+        path = self.checkpoint_path(update)
+        try:
+            return dict(read_about(path))
+        except (CheckpointError, TypeError, ValueError) as error:
+            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
 
     def _check_unchanged(self, before: dict[str, Any]) -> None:
         """Raise `RunError` if the configuration was changed since a checkpoint was saved."""
@@ -367,6 +515,29 @@ class Run:
                 f"{', '.join(forbidden)} in {self.config_path} changed since the checkpoint was saved; a run goes on "
                 f"as it began. Only {', '.join(CHANGEABLE)} may be changed"
             )
+
+
+def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header of a file of rows, and the cells of all lines."""
+    try:
+        header, *lines = [line.split(",") for line in path.read_text().splitlines()] or [[]]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if "update" not in header:
+        raise RunError(f"{path} has no header with a column 'update'; restore the file, or delete it")
+    return header, lines
+
+
+def _read_rows(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a file, none where there is no file; an empty cell is nan."""
+    if not path.exists():
+        return []
+    header, lines = _read_lines(path)
+    try:
+        return [dict(zip(header, (float(v) if v else math.nan for v in line), strict=True)) for line in lines]
+    except ValueError:
+        bad = next(i for i, line in enumerate(lines) if len(line) != len(header) or not all(map(_is_cell, line)))
+        raise RunError(f"{path} is damaged in line {bad + 2}: {_cut(','.join(lines[bad]))!r}") from None
 
 
 def _check_no_row_lost(path: Path, rows: Sequence[Mapping[str, str]], update: int) -> None:
@@ -419,29 +590,30 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _name(path: Any) -> str:
+def array_name(path: Any) -> str:
+    """Return the name of an array in a checkpoint, from its path in a pytree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _to_plain(state: PyTree) -> dict[str, Any]:
+def _to_plain(state: PyTree, prefix: str = "") -> dict[str, Any]:
     """Return a flat dict from path to plain array; random keys as their bits. Arrays without a number are left out."""
-    leaves = [(path, leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
-    return {_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in leaves}
+    leaves = [(prefix + array_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
+    return {name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in leaves}
 
 
-def _from_plain(plain: Mapping[str, Any], like: PyTree) -> PyTree:
+def _from_plain(plain: Mapping[str, Any], like: PyTree, prefix: str = "") -> PyTree:
     def leaf(path, old):
         if not old.size:
             return jnp.zeros(old.shape, old.dtype)
-        new = jnp.asarray(plain[_name(path)])
+        new = jnp.asarray(plain[prefix + array_name(path)])
         return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
 
     return jax.tree.map_with_path(leaf, like)
 
 
-def _expected(like: PyTree) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def _expected(like: PyTree, prefix: str = "") -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return shape and dtype of each array of a checkpoint by name."""
     # Keys are saved as their bits.
     plain = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like)
     leaves = jax.tree.leaves_with_path(plain)
-    return {_name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in leaves if leaf.size}
+    return {prefix + array_name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in leaves if leaf.size}

@@ -56,9 +56,26 @@ def estimate(scores: Scores, statistic: str, *, resamples: int = 2000, seed: int
     value, fewest = float(of(scores)), min(len(s) for s in scores)
     if fewest < 2:
         return {"value": value, "low": np.nan, "high": np.nan}
-    drawn = of([s[rng.integers(len(s), size=(resamples, len(s)))] for s in scores])
-    half = np.std(drawn) * np.sqrt(fewest / (fewest - 1)) * stats.t.ppf(0.975, fewest - 1)
-    return {"value": value, "low": float(value - half), "high": float(value + half)}
+    half = float(_half_width(of(_resampled(scores, resamples, rng)), fewest))
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _resampled(scores: Scores, resamples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    return [s[rng.integers(len(s), size=(resamples, len(s)))] for s in scores]
+
+
+def _half_width(drawn: np.ndarray, fewest: int) -> Any:
+    """Return half of the 95 % interval from a statistic of the samples, drawn from at least `fewest` runs a task."""
+    return np.std(drawn, axis=0) * np.sqrt(fewest / (fewest - 1)) * stats.t.ppf(0.975, fewest - 1)
+
+
+def mean_interval(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the means over runs of shape [runs, n], and the ends of Student's 95 % intervals; nan for one run."""
+    runs = len(x)
+    if runs < 2:
+        return x[0], np.full(x.shape[1:], np.nan), np.full(x.shape[1:], np.nan)
+    mean, half = x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(runs) * stats.t.ppf(0.975, runs - 1)
+    return mean, mean - half, mean + half
 
 
 def probability_of_improvement(x: Scores, y: Scores) -> float:
@@ -67,10 +84,84 @@ def probability_of_improvement(x: Scores, y: Scores) -> float:
     return float(np.mean(wins))
 
 
+def improvement(x: Scores, y: Scores, *, resamples: int = 500, seed: int = 0) -> dict[str, float]:
+    """Return the probability of improvement of x on y with its 95 % interval, as `estimate` makes it, within 0 and 1.
+
+    Returns:
+        `{"value", "low", "high"}`; low and high are nan where a task has a single run.
+    """
+    rng, value = np.random.default_rng(seed), probability_of_improvement(x, y)
+    fewest = min(len(s) for s in (*x, *y))
+    if fewest < 2:
+        return {"value": value, "low": np.nan, "high": np.nan}
+    wins = []
+    for a, b in zip(_resampled(x, resamples, rng), _resampled(y, resamples, rng), strict=True):
+        above = (a[:, :, None] > b[:, None]) + 0.5 * (a[:, :, None] == b[:, None])
+        wins.append(above.mean(axis=(1, 2)))
+    half = float(_half_width(np.mean(wins, axis=0), fewest))
+    return {"value": value, "low": max(0.0, value - half), "high": min(1.0, value + half)}
+
+
+def performance_profile(
+    scores: Scores, levels: np.ndarray, *, resamples: int = 500, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the share of runs that score above each level, the mean over the tasks, and its 95 % interval.
+
+    The interval is made as that of `estimate`, within 0 and 1; nan where a task has a single run.
+    """
+    rng, fewest = np.random.default_rng(seed), min(len(s) for s in scores)
+    value = np.mean([(s[:, None] > levels).mean(axis=0) for s in scores], axis=0)
+    if fewest < 2:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    shares = []
+    for s in scores:
+        # How often each run is drawn, so that no array has runs, samples and levels at once.
+        counts = rng.multinomial(len(s), np.full(len(s), 1 / len(s)), size=resamples)
+        shares.append(counts @ (s[:, None] > levels) / len(s))
+    half = _half_width(np.mean(shares, axis=0), fewest)
+    return value, np.clip(value - half, 0, 1), np.clip(value + half, 0, 1)
+
+
+def ranking(
+    tasks: Sequence[Mapping[str, np.ndarray]], *, draws: int = 4000, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Return the rank of each name by its mean score, 1 the best, the mean over the tasks; equal means share a rank.
+
+    Its uncertainty is that of the means: each is drawn as mean + t x standard error, with t of Student's distribution,
+    and the ranks of the draws have a 95 % interval. All tasks have the same names.
+
+    Returns:
+        For each name `{"value", "low", "high", "first"}`; `first` is the share of draws in which its rank is the best,
+        shared among equals. The last three are nan where a task has a single run of any name.
+    """
+    names, rng = list(tasks[0]), np.random.default_rng(seed)
+    means = np.array([[task[name].mean() for name in names] for task in tasks])
+    value = stats.rankdata(-means, axis=-1).mean(axis=0)
+    runs = np.array([[len(task[name]) for name in names] for task in tasks])
+    if runs.min() < 2:
+        return {
+            name: {"value": float(v)} | dict.fromkeys(("low", "high", "first"), np.nan)
+            for name, v in zip(names, value, strict=True)
+        }
+    errors = np.array([[stats.sem(task[name]) for name in names] for task in tasks])
+    drawn = means + errors * rng.standard_t(runs - 1, size=(draws, *means.shape))
+    ranks = stats.rankdata(-drawn, axis=-1).mean(axis=1)
+    low, high = np.percentile(ranks, [2.5, 97.5], axis=0)
+    lowest = ranks == ranks.min(axis=1, keepdims=True)
+    first = (lowest / lowest.sum(axis=1, keepdims=True)).mean(axis=0)
+    table = np.stack([value, low, high, first], axis=1).tolist()
+    return {
+        name: dict(zip(("value", "low", "high", "first"), row, strict=True))
+        for name, row in zip(names, table, strict=True)
+    }
+
+
 def welch(x: np.ndarray, y: np.ndarray) -> float:
     """Return the p value of Welch's test of equal means, two-sided."""
     # scipy's result has no type that a checker sees through.
-    result: Any = stats.ttest_ind(x, y, equal_var=False)
+    result: Any = stats.ttest_ind_from_stats(
+        x.mean(), x.std(ddof=1), len(x), y.mean(), y.std(ddof=1), len(y), equal_var=False
+    )
     return float(result.pvalue)
 
 
@@ -93,13 +184,37 @@ def p_values(scores: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
 
 def sentence(scores: Mapping[str, np.ndarray], level: float = 0.05) -> str:
     """Return in plain words which memories can be told apart on a task."""
-    said: list[Any] = []
-    for (a, b), p in p_values(scores).items():
-        n, m = len(scores[a]), len(scores[b])
-        seeds = f"{n} seed{'s' if n > 1 else ''}" if n == m else f"{n} and {m} seeds"
-        if p >= level:
-            said.append(f"{a} and {b} cannot be told apart with {seeds}")
-        else:
+    if len(scores) < 2:
+        return "one memory alone: nothing to compare"
+    beaten: dict[str, list[str]] = {}
+    equal, values = [], p_values(scores)
+    for (a, b), p in values.items():
+        if p < level:
             better, worse = (a, b) if scores[a].mean() > scores[b].mean() else (b, a)
-            said.append(f"{better} is better than {worse} with {seeds} (p = {p:.2g})")
-    return "; ".join(said) or "one memory alone: nothing to compare"
+            beaten.setdefault(better, []).append(worse)
+        else:
+            equal.append((a, b))
+    said = []
+    for better in sorted(beaten, key=lambda name: -scores[name].mean()):
+        beaten[better].sort(key=lambda name: -scores[name].mean())
+        p = max(values.get((better, worse), values.get((worse, better), 0.0)) for worse in beaten[better])
+        most = "p = " if len(beaten[better]) == 1 else "p at most "
+        seeds = _seeds(scores, better, *beaten[better])
+        said.append(f"{better} is better than {_and(beaten[better])} with {seeds} ({most}{p:.2g})")
+    if len(equal) <= 2:
+        said += [f"{a} and {b} cannot be told apart with {_seeds(scores, a, b)}" for a, b in equal]
+    elif beaten:
+        said.append("no other two can be told apart")
+    else:
+        said.append(f"no two of the {len(scores)} memories can be told apart with {_seeds(scores, *scores)}")
+    return "; ".join(said)
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _seeds(scores: Mapping[str, np.ndarray], *names: str) -> str:
+    """Return as "3 seeds", "1 and 3 seeds"."""
+    counts = list(dict.fromkeys(len(scores[name]) for name in names))
+    return f"{_and([str(n) for n in counts])} seed{'s' if counts != [1] else ''}"

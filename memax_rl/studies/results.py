@@ -15,10 +15,13 @@ import pandas as pd
 from memax_rl.runs.run import Run, RunError
 
 _LARGEST_SUMMARY = 50_000_000
+# Returns beyond it are damage: a reward larger than 1e18 ends a run.
+_LARGEST = 1e100
+_USAGE = ("parameters", "update_bytes", "peak_process_bytes", "peak_device_bytes")
 # What every table of results has; its other columns are settings that vary between the runs.
 COLUMNS = (
     *("run", "env", "memory", "agent", "seed", "status", "final_return", "best_return", "steps", "wall_clock"),
-    *("episodes", "chance", "best_known"),
+    *("episodes", "chance", "best_known", *_USAGE, "device"),
 )
 _PARTS = ("env", "agent", "seed", "num_seeds", "network.memory")
 
@@ -50,7 +53,8 @@ def results(*folders: str | Path) -> pd.DataFrame:
     The columns are run, env, memory, agent, seed, the configuration's fields that vary between runs, status
     ("finished", "unfinished" or "diverged"), `final_return` (the mean of the evaluation's episodes; nan where there is
     none), `best_return` (the highest mean of an update's episodes in training), steps, wall_clock (seconds of the
-    whole run, its other seeds included), episodes of the evaluation, chance and best_known.
+    whole run, its other seeds included), episodes of the evaluation, chance, best_known, parameters (of one seed),
+    update_bytes, peak_process_bytes and peak_device_bytes (of the whole run, see docs/runs.md), and the device.
 
     Raises:
         RunError: If no run is found, or a file of one is damaged.
@@ -94,7 +98,7 @@ def _curves(read: Sequence["_Read"]) -> pd.DataFrame:
         tables.append(pd.concat([about, metrics.drop(columns=[c for c in about if c in metrics])], axis=1))
     drawn = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
     counts = ["update", "seed", "env_steps"]
-    return drawn.astype(dict.fromkeys(counts, np.int64)) if drawn[counts].notna().to_numpy().all() else drawn
+    return drawn.astype(dict.fromkeys(counts, np.int64))
 
 
 _Read = tuple[Run, dict[str, Any], pd.DataFrame]
@@ -123,18 +127,20 @@ def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dic
         for seed in range(int(fields["seed"]), int(fields["seed"]) + int(fields["num_seeds"])):
             own = table[table["seed"] == seed]
             steps = int(max(own["env_steps"].tolist(), default=0))
-            ended = bool(summary) and steps >= int(fields["total_steps"])
+            ended = bool(summary) and (steps >= int(fields["total_steps"]) or "stopped" in summary)
             yield {"run": str(run.folder), **names, "seed": seed} | {
                 "status": "diverged" if seed in lost else "finished" if ended else "unfinished",
-                "final_return": float(means.get(seed, math.nan)),
+                "final_return": number(means.get(seed)),
                 "best_return": _largest(own["episode/return"]),
                 "steps": steps,
                 "wall_clock": float(summary.get("seconds", _largest(own["seconds"]))),
-                "episodes": evaluation.get("episodes_per_seed", 0),
-                "chance": _number(evaluation.get("chance")),
-                "best_known": _number(evaluation.get("best")),
+                "episodes": int(evaluation.get("episodes_per_seed", 0)),
+                "chance": number(evaluation.get("chance")),
+                "best_known": number(evaluation.get("best")),
+                **{name: number(summary.get(name)) for name in _USAGE},
+                "device": str(summary.get("device", "")),
             }
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise RunError(f"the run {run.folder} is damaged ({error}); restore its files, or move it away") from None
 
 
@@ -142,24 +148,38 @@ def _largest(column: Any) -> float:
     return float(column.max())
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def number(value: Any) -> float:
+    """Return a number, nan for None. Raises `ValueError` for one that no run reaches, whose square would overflow."""
+    found = math.nan if value is None else float(value)
+    if _LARGEST < abs(found) < math.inf:
+        raise ValueError(f"it holds {found:g}, which no run reaches")
+    return found
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    path = run.summary_path
-    if not path.exists():
-        return {}
+    return read_json(run.summary_path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a run's JSON file holds, nothing where there is no file. A link is not followed.
+
+    Raises:
+        RunError: If it cannot be read, or holds anything but keys and values.
+    """
     try:
-        about = path.stat()
+        about = path.lstat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_SUMMARY:
-            raise RunError(f"{path} is no summary of a run; move it away")
-        summary = json.loads(path.read_text())
+            raise RunError(f"{path} is a link, no plain file, or larger than {_LARGEST_SUMMARY:,} bytes; move it away")
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except RunError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
-    if not isinstance(summary, dict):
-        raise RunError(f"{path} must hold keys and values, got {type(summary).__name__}")
-    return summary
+    if not isinstance(content, dict):
+        raise RunError(f"{path} must hold keys and values, got {type(content).__name__}")
+    return content
 
 
 def _metrics(run: Run) -> pd.DataFrame:
@@ -175,7 +195,17 @@ def _metrics(run: Run) -> pd.DataFrame:
         raise RunError(f"{rows} is damaged: {error}") from None
     if missing := [name for name in needed if name not in table]:
         raise RunError(f"{rows} lacks the columns {', '.join(missing)}; restore the file")
+    for name in ("update", "seed", "env_steps"):
+        _check_cells(rows, table, name, np.abs(table[name].to_numpy()) < 2.0**62)
+    returns = table["episode/return"].to_numpy()
+    _check_cells(rows, table, "episode/return", (np.abs(returns) < _LARGEST) | ~np.isfinite(returns))
     return table
+
+
+def _check_cells(path: Path, table: Any, name: str, sound: np.ndarray) -> None:
+    if not sound.all():
+        held = table[name].to_numpy()[~sound][0]
+        raise RunError(f"{path} is damaged: column {name} holds {held:g}; restore the file")
 
 
 def _flat(fields: Any, prefix: str = "") -> dict[str, Any]:

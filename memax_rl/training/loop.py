@@ -4,7 +4,7 @@ import datetime
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,15 @@ from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.streams import LARGEST
 from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound_networks
 from memax_rl.runs.config import TrainConfig, make_config
-from memax_rl.runs.loggers import Logger, check_logs, open_logs
+from memax_rl.runs.loggers import check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
 from memax_rl.signals import Stopped, ready, stop_signals
+from memax_rl.training.callbacks import Callback, TrainingProgress, callbacks_of
+from memax_rl.training.evaluations import Goals, restore_best, slowest
+from memax_rl.training.session import Session, TrainingError, saved_part, update_of
 from memax_rl.training.sizes import describe_sizes
+from memax_rl.training.start_from import Taken, starting_from, weights_of
+from memax_rl.training.usage import program_bytes, watch
 
 # Updates in one jitted call: as many as take about this long, so that the host is rarely in the way and still answers.
 _SECONDS_A_CALL = 1.0
@@ -39,15 +44,16 @@ _LARGEST_FALL = 1_000
 _ROWS = 1
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on. The message says at which update, why, and what to try."""
-
-
-def init_state(config: TrainConfig, agent: Agent[Any], progress: bool = False) -> tuple[PyTree, PyTree]:
+def init_state(
+    config: TrainConfig, agent: Agent[Any], progress: bool = False, resumes: bool = False
+) -> tuple[PyTree, PyTree]:
     """Return the arrays of the state before training, with a leading seed axis, and the rest of the state.
 
+    Unless the run `resumes`, the networks begin with the weights of `config.start_from`.
+
     Raises:
-        ValueError: If they do not fit into the device's memory, before anything is allocated.
+        ValueError: If they do not fit into the device's memory, before anything is allocated, or `start_from` does not
+            fit.
     """
     keys = seed_keys(config)
     shapes = eqx.filter_eval_shape(agent.init, keys[0])
@@ -55,13 +61,19 @@ def init_state(config: TrainConfig, agent: Agent[Any], progress: bool = False) -
     if progress:
         print(sizes, file=sys.stderr)
     static = eqx.filter(shapes, is_shape, inverse=True)
+    taken = Taken({}, ()) if resumes else weights_of(config, eqx.filter(shapes.network, is_shape))
+    for line in taken.lines:
+        print(line, file=sys.stderr)
 
-    def arrays_of(keys):
-        return jax.vmap(lambda key: eqx.filter(agent.init(key), eqx.is_array))(keys)
+    def arrays_of(keys, weights):
+        def arrays(key, weights):
+            return eqx.filter(starting_from(agent, weights).init(key), eqx.is_array)
+
+        return jax.vmap(arrays)(keys, weights)
 
     # It runs once, so compiling it is all the cost: with the least effort it takes half the time.
     options = {"xla_backend_optimization_level": 0}
-    return jax.jit(arrays_of, compiler_options=options)(keys), static
+    return jax.jit(arrays_of, compiler_options=options)(keys, taken.arrays), static
 
 
 def train(
@@ -70,6 +82,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
     imports: Iterable[str] = (),
     trust: bool = False,
     **fields: Any,
@@ -80,8 +93,10 @@ def train(
         config: The configuration; or give its fields as keyword arguments, nested as in YAML, for example
             `train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, total_steps=500_000)`.
         out: The run folder to make; by default a new one under runs/.
-        resume: The folder of an interrupted run to continue, instead of all of the above.
+        resume: The folder of a run to continue, instead of all of the above. Beside it only `total_steps` may be given,
+            to go on longer than the run was made for.
         progress: Show a progress bar.
+        callbacks: Called after updates, after evaluations and at the end (`memax_rl.training.callbacks`).
         imports, trust: Modules of one's own, imported first; also packages that a resumed run may import, or whether it
             may import all (docs/runs.md).
 
@@ -93,16 +108,19 @@ def train(
         KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
     """
     if resume is not None:
-        if config is not None or fields or out is not None:
-            raise RunError("resume continues a run as it is configured; give nothing else beside it")
+        if config is not None or fields.keys() - {"total_steps"} or out is not None:
+            raise RunError("resume continues a run as it is configured; give nothing but total_steps beside it")
         run = Run.open(resume, imports, trust)
         with run.lock(), run.trusted():
-            return _train(run.config(), run, None, progress)
+            config = run.config()
+            if "total_steps" in fields:
+                config = make_config(config.model_dump() | {"total_steps": fields["total_steps"]})
+            return _train(config, run, None, progress, callbacks)
     if config is None:
         config = make_config(fields | ({"imports": list(imports)} if imports else {}))
     elif fields:
         raise ValueError("give either config or its fields, not both")
-    return _train(config, None, out, progress)
+    return _train(config, None, out, progress, callbacks)
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -113,6 +131,7 @@ def check(config: TrainConfig) -> list[str]:
     """
     sharding.require(config.devices)
     check_logs(config)
+    callbacks_of(config, ())
     agent = make_agent(config)
     try:
         shapes = eqx.filter_eval_shape(agent.init, seed_keys(config)[0])
@@ -123,55 +142,103 @@ def check(config: TrainConfig) -> list[str]:
             *(f"observation {line}" for line in lines),
             f"a network of {weights:,} numbers",
             describe_sizes(config, agent, shapes),
+            *weights_of(config, eqx.filter(shapes.network, is_shape)).lines,
         ]
     finally:
         close(agent.env)
 
 
-def _train(config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool) -> Run:
+def _train(
+    config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool, own: Sequence[Callback]
+) -> Run:
     """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
     sharding.require(config.devices)
     check_logs(config)
-    agent = make_agent(config)
+    callbacks = callbacks_of(config, own)
+    peaks = watch()
+    agent = make_agent(config) if resumed is None else make_agent(config, resumed.sizes())
     if progress:
         for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
             print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
-        arrays, static = init_state(config, agent, progress)
+        arrays, static = init_state(config, agent, progress, resumes=resumed is not None)
         _check_host(agent, arrays, "this was before the first update")
         if resumed is not None:
             run = resumed
-            arrays, seconds = _resume(run, agent, arrays, static, progress)
+            arrays, seconds = _resume(config, run, agent, arrays, static, progress)
         else:
             run, seconds = Run.create(out or default_folder(config), config), 0.0
             stack.enter_context(run.lock())
+        best = restore_best(run, arrays.network, config.num_seeds)
         arrays = place(agent, arrays)
         with ExitStack() as inner:
             logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
-            stopped = inner.enter_context(stop_signals())
-            arrays, seconds = _loop(config, agent, run, arrays, static, seconds, logs, stopped)
+            interrupted = inner.enter_context(stop_signals())
+            session = Session(config, agent, run, static, logs, callbacks, best, seconds)
+            arrays, taken = _loop(session, arrays, interrupted)
+        if progress and session.stopped:
+            print(f"stopped at update {update_of(arrays)}: {session.stopped}", file=sys.stderr)
         arrays = jax.device_put(arrays, jax.devices()[0])
-        _finish(config, run, seconds, agent, eqx.combine(arrays, static), progress)
+        state = eqx.combine(arrays, static)
+        _finish(config, run, session.seconds, agent, state, {"update_bytes": taken} | peaks(), progress)
+        for callback in callbacks:
+            callback.on_end(TrainingProgress(run, config, update_of(arrays), [], state))
     return run
 
 
-def _resume(run: Run, agent: Agent[Any], arrays: PyTree, static: PyTree, progress: bool) -> tuple[PyTree, float]:
-    """Return the arrays and the seconds of a run that goes on; `arrays` are those before training."""
+def _resume(
+    config: TrainConfig, run: Run, agent: Agent[Any], arrays: PyTree, static: PyTree, progress: bool
+) -> tuple[PyTree, float]:
+    """Return the arrays and the seconds of a run that goes on; `arrays` are those before training.
+
+    `config` is the run's, but for `total_steps`, which is written into it here.
+    """
     run.clean()
+    before = run.config().total_steps
     if not run.saved_updates() and not run.summary_path.exists():
         # It was killed before its first checkpoint, and begins again.
+        if config.total_steps != before:
+            run.change_total_steps(config.total_steps)
         run.drop_metrics_after(0)
+        run.drop_evaluations_after(0)
         return arrays, 0.0
     arrays, seconds = restore(run, agent, arrays)
+    if config.total_steps != before:
+        made = int(arrays.env_steps.to_numpy().max())
+        if config.total_steps <= made:
+            raise RunError(
+                f"total_steps: the run {run.folder} has made {made:,} steps already, so it can go on to more, got "
+                f"{config.total_steps:,}"
+            )
+        _warn_of_schedules(config, before, made)
+        run.change_total_steps(config.total_steps)
     if agent.transient_fields:
         print(
             f"the {' and '.join(agent.transient_fields)} of this run is not in its checkpoint: training goes on "
             "with an empty one, and not exactly as if it had never stopped",
             file=sys.stderr,
         )
-    run.drop_metrics_after(_update_of(arrays))
+    run.drop_metrics_after(update_of(arrays))
+    run.drop_evaluations_after(update_of(arrays))
     return _reopen(agent, arrays, static, progress), seconds
+
+
+def _warn_of_schedules(config: TrainConfig, before: int, made: int) -> None:
+    """Say in a line which schedules that run over `total_steps` change where a run goes on to another total."""
+    changed = []
+    for name, value in config.settings.model_dump().items():
+        if name == "lr_schedule" and value != "constant":
+            changed.append(f"the learning rate ({value})")
+        if name == "epsilon_decay_steps" and value is None:
+            changed.append("epsilon")
+    if changed:
+        print(
+            f"{' and '.join(changed)} of this run runs over total_steps: from step {made:,} on it is that of a run of "
+            f"{config.total_steps:,} steps, where so far it was that of one of {before:,}. To have it where it was, "
+            "start a new run with --start-from and a schedule of its own",
+            file=sys.stderr,
+        )
 
 
 def restore(run: Run, agent: Agent[Any], arrays: PyTree) -> tuple[PyTree, float]:
@@ -182,17 +249,10 @@ def restore(run: Run, agent: Agent[Any], arrays: PyTree) -> tuple[PyTree, float]
     Raises:
         RunError: See `Run.restore`.
     """
-    saved, seconds = run.restore(_saved(agent, arrays))
+    saved, seconds = run.restore(saved_part(agent, arrays))
     for name in agent.transient_fields:
         saved = eqx.tree_at(lambda s, n=name: getattr(s, n), saved, getattr(arrays, name), is_leaf=lambda x: x is None)
     return saved, seconds
-
-
-def _saved(agent: Agent[Any], arrays: PyTree) -> PyTree:
-    """Return the arrays without what the agent leaves out of checkpoints."""
-    for name in agent.transient_fields:
-        arrays = eqx.tree_at(lambda s, n=name: getattr(s, n), arrays, None)
-    return arrays
 
 
 def _check_host(agent: Agent[Any], arrays: PyTree, when: str) -> None:
@@ -230,14 +290,15 @@ def default_folder(config: TrainConfig) -> Path:
 
 def make_many_updates(
     agent: Agent[Any], static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
-) -> Callable[[PyTree, int, Bool[Array, " seeds"]], tuple[PyTree, Bool[Array, " seeds"], Any]]:
-    """Return (arrays, n, sound) -> (arrays, sound, metrics [_MOST_UPDATES_A_CALL, seeds]), which makes up to n updates.
+) -> Callable[..., tuple[PyTree, Bool[Array, " seeds"], Any]]:
+    """Return (arrays, n, sound, until) -> (arrays, sound, metrics [_MOST_UPDATES_A_CALL, seeds]), for up to n updates.
 
     `sound` says which seeds have not diverged. A seed diverges in the update after which its loss or anything that it
     has learned is not finite; from there on it keeps what it had learned before that update.
 
-    It stops early at the first update by which every sound seed has made `total_steps`, no seed is sound or, with
-    `stop_at_divergence`, one is not. The arrays are donated; they must be where `place` puts them.
+    It stops early at the first update by which every sound seed has made `until` steps, a `StepCount` that is by
+    default `total_steps`, no seed is sound or, with `stop_at_divergence`, one is not. The arrays are donated; they must
+    be where `place` puts them.
     """
 
     def update(arrays, sound):
@@ -258,13 +319,14 @@ def make_many_updates(
         result = update(*jax.tree.map(lambda leaf: leaf[0], (arrays, sound)))
         return jax.tree.map(lambda leaf: leaf[None], result)
 
-    def many(arrays, n, sound):
+    def many(arrays, n, sound, until=None):
+        until = total_steps if until is None else until
         shapes = jax.eval_shape(update_seeds, arrays, sound)[2]
         empty = jax.tree.map(lambda s: jnp.zeros((_MOST_UPDATES_A_CALL, *s.shape), s.dtype), shapes)
 
         def goes_on(carry):
             i, arrays, sound, _ = carry
-            trains = sound & ~arrays.env_steps.reached(total_steps)
+            trains = sound & ~arrays.env_steps.reached(until)
             wanted = jnp.all(sound) if stop_at_divergence else True
             return (i < n) & jnp.any(trains) & wanted
 
@@ -306,49 +368,49 @@ def place(agent: Agent[Any], arrays: PyTree) -> PyTree:
     return sharding.place(arrays, agent.devices, agent.sharded_fields, _ROWS)
 
 
-def _update_of(arrays: PyTree) -> int:
-    return int(np.asarray(arrays.updates)[0])
+def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> tuple[PyTree, int | None]:
+    """Train until every seed has made its steps.
 
-
-def _loop(config, agent, run: Run, arrays, static, seconds, logs: list[Logger], stopped) -> tuple[PyTree, float]:
-    """Train until every seed has made its steps. Return the last state's arrays and the seconds it took."""
+    Returns the last state's arrays, and the bytes of an update, None if none was made.
+    """
+    config, agent, run = session.config, session.agent, session.run
     stop_at_divergence = config.on_divergence == "stop"
-    many = make_many_updates(agent, static, config.total_steps, stop_at_divergence=stop_at_divergence)
+    many = make_many_updates(agent, session.static, config.total_steps, stop_at_divergence=stop_at_divergence)
     known = run.diverged_seeds()
     sound = jnp.array([seed not in known for seed in seeds_of(config)])
-    n, saved_at, saved = 1, time.monotonic(), _update_of(arrays)
-    begun, scales, first = time.monotonic() - seconds, {}, True
-    while _has_to_train(config, arrays, sound):
-        before, call = _update_of(arrays), time.monotonic()
-        was_sound = np.asarray(sound)
-        arrays, sound, metrics = many(arrays, n, sound)
-        after = _update_of(arrays)
+    n, first, scales, taken = 1, True, {}, None
+    if not session.stopped and _has_to_train(config, arrays, sound):
+        # It would tell of another state.
+        run.summary_path.unlink(missing_ok=True)
+    while not session.stopped and _has_to_train(config, arrays, sound):
+        before, call, was_sound = update_of(arrays), time.monotonic(), np.asarray(sound)
+        goals = Goals.after(config, slowest(arrays.env_steps, was_sound))
+        until = StepCount.of(goals.until)
+        arrays, sound, metrics = many(arrays, n, sound, until)
+        after = update_of(arrays)
         if first:
             # Up to here this process has nothing to save. Once only: a later call would forget a signal that came.
             ready()
-            first = False
-        kept = f"the last is of update {saved} in {run.checkpoints}" if run.saved_updates() else "there is none yet"
-        _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {kept}")
-        seconds, took = time.monotonic() - begun, (time.monotonic() - call) / (after - before)
-        rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, seconds)
+            taken, first = program_bytes(many, arrays, n, sound, until), False
+        _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {session.kept}")
+        took = (time.monotonic() - call) / (after - before)
+        rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, session.seconds)
         rows = _until_divergence(rows, {s for s, ok in zip(seeds_of(config), was_sound, strict=True) if ok})
-        stops = not np.any(sound) or (stop_at_divergence and not np.all(sound))
+        stops = bool(not np.any(sound) or (stop_at_divergence and not np.all(sound)))
         # The row in which a seed diverged is its last one, and tells so; of a run that stops only sound rows are kept.
-        written = [row for row in rows if row["finite"] or not stops]
-        run.append_metrics(written)
-        for log in logs:
-            log.write(written)
-        _check_rows(config, agent, rows, bool(stops), kept)
+        session.write([row for row in rows if row["finite"] or not stops])
+        _check_rows(config, agent, rows, stops, session.kept)
         _warn_of_scale(config, rows, scales)
-        if stopped() or time.monotonic() - saved_at >= config.checkpoint_interval:
-            run.save(after, _saved(agent, arrays), seconds)
-            saved, saved_at = after, time.monotonic()
-        if stopped():
-            raise Stopped(f"stopped at update {after}; continue with --resume {run.folder}", stopped())
+        session.look(arrays, np.asarray(sound), goals, rows)
+        keep = goals.are_reached(goals.checkpoint, arrays, np.asarray(sound))
+        if keep or session.is_due() or interrupted():
+            session.save(arrays, keep)
+        if interrupted():
+            raise Stopped(f"stopped at update {after}; continue with --resume {run.folder}", interrupted())
         # The first call compiled, so its time says nothing.
-        n = 1 if before == 0 and n == 1 and after == 1 else _updates_a_call(took)
-    run.save(_update_of(arrays), _saved(agent, arrays), seconds)
-    return arrays, seconds
+        n = 1 if session.every_update or (before == 0 and n == 1 and after == 1) else _updates_a_call(took)
+    session.save(arrays)
+    return arrays, taken
 
 
 def _warn_of_scale(config: TrainConfig, rows: list[dict[str, float]], scales: dict[float, float]) -> None:
@@ -429,8 +491,10 @@ def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float)
     ]
 
 
-def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], state: Any, progress: bool) -> None:
-    """Evaluate the trained seeds and write summary.json."""
+def _finish(
+    config: TrainConfig, run: Run, seconds: float, agent, state, memory: dict[str, Any], progress: bool
+) -> None:
+    """Evaluate the trained seeds and write summary.json. `memory`: what the training took, in bytes."""
     steps = state.env_steps.to_numpy()
     diverged = run.diverged_seeds()
     summary: dict[str, Any] = {
@@ -444,9 +508,14 @@ def _finish(config: TrainConfig, run: Run, seconds: float, agent: Agent[Any], st
         "env_steps": steps.tolist(),
         "seconds": round(seconds, 3),
         "steps_per_second": round(float(np.sum(steps)) / seconds, 1),
+        # Of one seed.
+        "parameters": sum(x[0].size for x in jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array))),
+        **memory,
     }
     if diverged:
         summary["diverged_seeds"] = diverged
+    if stopped := run.stopped():
+        summary["stopped"] = stopped
     if config.eval_episodes:
         try:
             networks, seeds = sound_networks(run, config, state.network)

@@ -3,9 +3,9 @@
     python tests/stress/kills.py --kills 100
 
 Runs of PPO, DQN, two seeds and two devices are killed (SIGKILL, SIGTERM, SIGINT) at moments drawn from their whole
-life: imports, compilation, before the first checkpoint, while one is written, in the evaluation at the end. A killed
-run is resumed, and often killed again. In the end its parameters must equal those of an undisturbed run to the bit, and
-metrics.csv must hold the same rows, none lost, doubled or torn.
+life: imports, compilation, before the first checkpoint, while one is written, in evaluations. A killed run is resumed,
+and often killed again. In the end its parameters and its best ones must equal those of an undisturbed run to the bit,
+metrics.csv and evaluations.csv must hold the same rows, none lost, doubled or torn, and the same checkpoints be kept.
 """
 
 import argparse
@@ -19,13 +19,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from memax_rl.runs import Run
 
 COMMON = ["--env", "popgym/RepeatPreviousEasy", "--memory", "min_gru", "--width", "8", "--checkpoint-interval", "0.05"]
-COMMON += ["--eval-episodes", "4"]
+COMMON += ["--eval-episodes", "4", "--eval-interval", "1700", "--keep-every-n-steps", "2500"]
 PPO = ["--ppo.num-envs", "4", "--ppo.rollout-length", "51", "--ppo.num-minibatches", "2"]
 DQN = ["--agent", "dqn", "--dqn.num-envs", "4", "--dqn.tape-length", "51", "--dqn.batch-size", "4"]
 DQN += ["--dqn.samples-per-insert", "1", "--dqn.buffer-size", "1200", "--dqn.learning-starts", "300"]
@@ -51,14 +52,15 @@ def finish(arguments: Sequence[str]) -> str:
     return "" if process.returncode == 0 else f"status {process.returncode}: {error.strip()[-300:]}"
 
 
-def outcome(folder: Path) -> tuple[dict[str, np.ndarray], list[dict[str, float]]]:
-    """Return the arrays of the last checkpoint, and the rows without the time they took."""
+def outcome(folder: Path) -> tuple[dict[str, np.ndarray], list[Any]]:
+    """Return the arrays of the last checkpoint; the rows, without the time they took, and the checkpoints."""
     run = Run.open(folder)
     update = run.saved_updates()[-1]
     with np.load(run.checkpoint_path(update)) as archive:
         # The text about the checkpoint is no array.
         arrays = {name: archive[name] for name in archive.files if name != "about"}
-    return arrays, [{name: x for name, x in row.items() if name != "seconds"} for row in run.metrics()]
+    rows = [{name: x for name, x in row.items() if name != "seconds"} for row in run.metrics()]
+    return arrays, [*rows, *run.evaluations(), run.saved_updates()]
 
 
 def same(a: object, b: object) -> bool:

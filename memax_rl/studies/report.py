@@ -1,0 +1,77 @@
+"""The folder of a report: HTML, Markdown, LaTeX, CSV and figures."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from memax_rl.runs.files import write_atomically
+from memax_rl.runs.run import RunError
+from memax_rl.studies import plots, tables
+from memax_rl.studies.adaptation import Adaptation
+from memax_rl.studies.analysis import Comparison, Frame
+from memax_rl.studies.html import page
+from memax_rl.studies.sections import Section, heading, sections
+
+
+def write(
+    out: Path, comparison: Comparison, adaptations: Sequence[Adaptation], frames: Mapping[str, Frame],
+    *, figures: bool = True, overwrite: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Write report.html, tables.md, tables.tex, the frames as CSV files and figures/ into a folder.
+
+    All of it is made before the folder is touched.
+
+    Args:
+        frames: What goes into NAME.csv, by name.
+        figures: Whether to draw figures/*.pdf and *.png, which takes most of the time.
+        overwrite: Whether `out` may hold files already; those of the same names are replaced.
+
+    Raises:
+        RunError: If it may not, or cannot be written.
+    """
+    check_out(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".tmp", dir=out.parent))
+    try:
+        found = sections(comparison, adaptations)
+        title, about = heading(comparison)
+        for name, frame in frames.items():
+            write_atomically(made / f"{name}.csv", frame.to_csv(index=False))
+        write_atomically(made / "report.html", page(title, about, found))
+        shown = [table for section in found for table in section.tables]
+        write_atomically(made / "tables.tex", "\n".join(map(tables.to_latex, shown)))
+        write_atomically(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, found)]))
+        if figures:
+            (made / "figures").mkdir()
+            for thing in (plot for section in found for plot in section.plots):
+                plots.save(plots.draw(thing), made / "figures", thing.name)
+        return _move(made, out)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise `RunError` unless a report may be written into a folder."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is no folder; choose another")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise RunError(f"--out {out} holds files; choose another folder, or add --overwrite to replace a report there")
+
+
+def _move(made: Path, out: Path) -> list[Path]:
+    """Move the files of one folder into another, each at once, and return their paths."""
+    moved = []
+    for path in sorted(path for path in made.rglob("*") if path.is_file()):
+        target = out / path.relative_to(made)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+        moved.append(target)
+    return moved
+
+
+def _markdown(section: Section) -> str:
+    said = "\n\n".join(map(tables.markdown_text, section.paragraphs))
+    shown = "\n".join(map(tables.to_markdown, section.tables))
+    return f"## {tables.markdown_text(section.title)}\n\n{said}\n\n{shown}"

@@ -1,0 +1,292 @@
+"""`memax-rl compare --out`: what the report says, and that nothing in a run's files breaks it."""
+
+import html.parser
+import itertools
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures import check
+from test_results import write
+
+from memax_rl.cli import main
+from memax_rl.evaluation.figures import look
+from memax_rl.studies.analysis import compare
+from memax_rl.studies.charts import ticks
+from memax_rl.studies.plots import draw, learning_curves
+from memax_rl.studies.results import COLUMNS
+from memax_rl.studies.sections import sections
+from memax_rl.studies.tables import Cell, Table, to_latex, to_markdown
+
+NASTY = "a<b>&\"'$x_1$ | {c}%\\#^~ `d` *e* é"
+
+
+def frames(scores, tasks=("env/A",), updates=12, nan=False, chance=0.0, best=1.0):
+    """Tables as `results_and_curves` makes them: `scores` holds the final returns of each memory's seeds."""
+    rows, drawn = [], []
+    for task, (memory, values) in itertools.product(tasks, scores.items()):
+        for seed, value in enumerate(values):
+            run = f"/runs/{task}/{memory}/{seed}"
+            about = {"run": run, "env": task, "memory": memory, "agent": "ppo", "seed": seed}
+            rows.append(dict.fromkeys(COLUMNS, math.nan) | about | {
+                "status": "finished", "final_return": value, "steps": 100 * updates, "wall_clock": 5.0, "episodes": 8,
+                "chance": chance, "best_known": best, "parameters": 10, "update_bytes": 2**20, "device": "cpu:0",
+            })  # fmt: skip
+            for t in range(1, updates + 1):
+                reached = math.nan if nan or t == 1 else value * min(1, 2 * t / updates)
+                drawn.append(about | {"update": t, "env_steps": 100 * t, "episode/return": reached})
+    return pd.DataFrame(rows), pd.DataFrame(drawn)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements that are open, their attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.text = [], [], []
+        self.feed(text)
+        assert not self.open, "every element is closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "path") or (tag == "path" and not (self.get_starttag_text() or "").endswith("/>")):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def report(folder, out, *options):
+    assert main(["compare", str(folder), "--out", str(out), *options]) == 0
+    return (out / "report.html").read_text()
+
+
+def test_the_report_holds_everything_and_loads_nothing(tmp_path):
+    for seed in range(3):
+        for memory, value in (("gru", 0.1), ("lru", 0.9)):
+            write(tmp_path / f"runs/{memory}{seed}", memory, seed, value + 0.01 * seed)
+    text = report(tmp_path / "runs", tmp_path / "out")
+    page = Page(text)
+    assert "lru is better than gru with 3 seeds" in text
+    assert not re.findall(r"https?://|url\(|@import|<link|<img|<iframe", text)
+    assert "default-src 'none'" in text
+    assert {tag for tag, attributes in page.seen if "src" in attributes or "href" in attributes} == {"a"}
+    assert all(a["href"].startswith("#") for _, a in page.seen if "href" in a)
+    files = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert {"report.html", "results.csv", "curves.csv", "tables.md", "tables.tex"} <= files
+    assert {f"figures/curves-popgym-RepeatPreviousEasy.{end}" for end in ("png", "pdf")} <= files
+    assert not list(tmp_path.glob(".*"))
+    for name in ("png", "pdf"):
+        begin = (tmp_path / f"out/figures/curves-popgym-RepeatPreviousEasy.{name}").read_bytes()[:5]
+        assert begin == {"png": b"\x89PNG\r", "pdf": b"%PDF-"}[name]
+
+
+def test_a_folder_that_holds_files_is_left_alone(tmp_path, capsys):
+    write(tmp_path / "runs/x", "gru", 0, 0.5)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    arguments = ["compare", str(tmp_path / "runs"), "--out", str(out), "--no-figures"]
+    assert main(arguments) == 2
+    assert "holds files; choose another folder, or add --overwrite" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (out / "mine.txt").read_text() == "kept"
+    assert not (out / "figures").exists()
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(out / "mine.txt")]) == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "runs"), "--overwrite"]) == 2
+    assert "add --out DIR" in capsys.readouterr().err
+
+
+def test_names_are_text_everywhere(tmp_path):
+    results, curves = frames({NASTY: [0.1, 0.2], "</script><script>alert(1)": [0.5, 0.6]}, tasks=(NASTY, "_b"))
+    found = sections(compare(results, curves))
+    from memax_rl.studies.html import page
+
+    text = page(NASTY, NASTY, found)
+    parsed = Page(text)
+    assert [tag for tag, _ in parsed.seen].count("script") == 1
+    assert NASTY in parsed.text
+    assert any(a.get("data-s") == NASTY for _, a in parsed.seen), "attributes are quoted"
+    for section in found:
+        for plot in section.plots:
+            check(draw(plot))
+
+
+def test_tables_in_latex_and_markdown():
+    table = Table("x", "A & B_1", "5 % of $", ["a_b", "c|d"], [[Cell("x_<y>"), Cell("-0.5 [-1, 2]", strong=True)]])
+    latex = to_latex(table)
+    assert r"\toprule" in latex
+    assert r"\caption{A \& B\_1. 5 \% of \$}" in latex
+    assert r"x\_\textless{}y\textgreater{} & \textbf{$-$0.5 [$-$1, 2]} \\" in latex
+    markdown = to_markdown(table)
+    assert r"| a\_b | c\|d |" in markdown
+    assert r"| x\_&lt;y&gt; | **-0.5 [-1, 2]** |" in markdown
+
+
+def test_levels_count_the_runs_that_never_reach_them():
+    results, curves = frames({"gru": [0.2, 1.0, 1.0], "lru": [0.2, 0.2, 1.0]})
+    (task,) = compare(results, curves, levels=(0.5,)).tasks
+    (level,) = task.levels
+    assert level.value == 0.5
+    # Returns rise to 1 at update 6, and the mean of 5 of them is half of that at update 6: (2 + 3 + 4 + 5 + 6) / 6 / 5.
+    assert list(level.steps["gru"]) == [math.inf, 600, 600]
+    (section,) = [s for s in sections(compare(results, curves, (0.5,))) if s.title == "env/A"]
+    cost = {row[0].text: row[1].text for row in section.tables[1].rows}
+    assert cost == {"gru": "600 (2 of 3)", "lru": "not reached (1 of 3)"}
+
+
+def test_curves_go_as_far_as_all_seeds_do():
+    results, curves = frames({"gru": [1.0, 1.0]}, updates=10)
+    curves = curves[(curves["seed"] == 0) | (curves["env_steps"] <= 500)]
+    (task,) = compare(results, curves).tasks
+    curve = task.curves["gru"]
+    assert (curve.steps[0], curve.steps[-1], curve.runs) == (200, 500, 2), "the first update has no return"
+    np.testing.assert_allclose(curve.value, [0.4, 0.6, 0.8, 1.0])
+    np.testing.assert_allclose(curve.low, curve.value)
+
+
+def test_one_seed_has_no_bands_and_no_interval():
+    results, curves = frames({"gru": [0.4], "lru": [0.6]})
+    comparison = compare(results, curves)
+    plot = learning_curves(comparison, comparison.tasks[0])
+    assert not plot.has_bands
+    assert "no bands" in plot.caption
+    ranking = next(t for s in sections(comparison) for t in s.tables if t.name == "ranking")
+    assert [[c.text for c in row] for row in ranking.rows] == [["lru", "1.00", "–"], ["gru", "2.00", "–"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"status": "unfinished"}, "No seed is finished and evaluated."),
+        ({"final_return": math.nan}, "No seed is finished and evaluated."),
+        ({"final_return": math.inf}, "No seed is finished and evaluated."),
+        ({"chance": 1.0, "best_known": 1.0}, "no two of the 3 memories can be told apart with 2 seeds."),
+    ],
+)
+def test_runs_that_say_little_have_a_report(change, said):
+    results, curves = frames({"gru": [0.1, 0.1], "lru": [0.1, 0.1], "s5": [0.1, 0.1]}, nan=True)
+    found = sections(compare(results.assign(**change), curves))
+    assert any(said in s.paragraphs for s in found)
+    assert not [p for s in found for p in s.plots if p.name.startswith(("curves", "aggregate"))]
+
+
+def test_a_memory_without_a_score_on_a_task_is_left_out_of_the_aggregates():
+    results, curves = frames({"gru": [0.1, 0.2], "lru": [0.5, 0.6]}, tasks=("a", "b"))
+    results = results[(results["env"] != "b") | (results["memory"] != "lru")]
+    comparison = compare(results, curves)
+    assert comparison.complete == ["lru", "gru"]
+    assert [task.name for task in comparison.compared] == ["a"], "b has one memory alone"
+    assert "Left out, because one memory alone has scores there: b." in sections(comparison)[0].paragraphs
+    results, curves = frames({"gru": [0.1, 0.2], "lru": [0.5, 0.6], "s5": [0.5, 0.5]}, tasks=("a", "b"))
+    results = results[(results["env"] != "b") | (results["memory"] != "lru")]
+    comparison = compare(results, curves)
+    assert comparison.complete == ["s5", "gru"]
+    assert "Left out of what follows, for want of a score on b: lru." in sections(comparison)[0].paragraphs
+
+
+def test_settings_make_labels_and_options_make_tasks():
+    results, curves = frames({"gru": [0.1, 0.2], "lru": [0.3, 0.4]})
+    results["network.depth"] = [1, 1, 3, 3]
+    assert set(compare(results, curves).labels) == {"gru", "lru"}, "a memory has its own depth"
+    results["network.depth"] = [1, 1, 1, 3]
+    assert set(compare(results, curves).labels) == {
+        "gru (network.depth=1)", "lru (network.depth=1)", "lru (network.depth=3)"
+    }  # fmt: skip
+    results["env_options.size"] = [1, 2, 1, 2]
+    results["eval_episodes"] = [1, 2, 3, 4]
+    results["network.depth"] = 1
+    comparison = compare(results, curves)
+    assert [task.name for task in comparison.tasks] == ["env/A, size=1", "env/A, size=2"]
+    assert set(comparison.labels) == {"gru", "lru"}
+
+
+def test_forty_memories_in_a_figure_can_be_told_apart():
+    places = [look(i) for i in range(280)]
+    assert len(set(places)) == 280
+    results, curves = frames({f"a memory of some renown, number {i}": [0.1, 0.2] for i in range(40)}, updates=30)
+    found = sections(compare(results, curves))
+    for plot in (p for s in found for p in s.plots):
+        check(draw(plot))
+    assert "improvement" not in [t.name for s in found for t in s.tables]
+
+
+def test_adaptation_of_several_memories_in_one_figure(tmp_path):
+    def summary(values):
+        entries = [{"value": v, "low": v - 0.1, "high": v + 0.1} for v in values]
+        return {"return_by_episode": entries, "gain": entries[-1], "area": entries[0], "regret": None}
+
+    for i, memory in enumerate(("gru", "gru", "lru")):
+        run = write(tmp_path / f"runs/{i}", memory, i, 0.5)
+        result = {
+            "policy": "sampled", "tasks": 16, "seeds": [i], "episodes": 3, "has_boundaries": True,
+            "test": {"agent": summary([0, 1, 2 + i]), "wiped": summary([0, 0, 0])},
+            "strategies": {"best": summary([3, 4, 5])},
+        }  # fmt: skip
+        (run.folder / "icl.json").write_text(json.dumps(result))
+    text = report(tmp_path / "runs", tmp_path / "out", "--no-figures")
+    assert "Dashed: what the best known strategy gets at the end of the trial." in text
+    table = pd.read_csv(tmp_path / "out/adaptation.csv")
+    assert len(table) == 3 * 3 * 3
+    assert max(table["value"][(table["who"] == "agent") & (table["label"] == "lru")]) == 4
+    # Of the two runs of gru: the mean over runs.
+    assert "2.50 [-3.85, 8.85]" in text
+    (tmp_path / "runs/2/icl.json").write_text('{"policy": 1}')
+    assert main(["compare", str(tmp_path / "runs")]) == 2
+
+
+def test_links_and_damage_are_named(tmp_path, capsys):
+    run = write(tmp_path / "runs/x", "gru", 0, 0.5)
+    secret = tmp_path / "secret.json"
+    secret.write_text("{}")
+    (run.folder / "icl.json").symlink_to(secret)
+    out = tmp_path / "out"
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(out)]) == 2
+    assert "icl.json is a link" in capsys.readouterr().err
+    (run.folder / "icl.json").unlink()
+    run.metrics_path.write_text("update,seed\n1,x\n")
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(out)]) == 2
+    assert "metrics.csv is damaged" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("metrics.csv", "\n2,0,2,20,1,0.2", "\n2,0,2,1e400,1,0.2"),
+        ("metrics.csv", "\n2,0,2,20,1,0.2", "\n,0,2,20,1,0.2"),
+        ("metrics.csv", "\n2,0,2,20,1,0.2", "\n2,0,2,20,1,1e308"),
+        ("summary.json", "0.5", "1e308"),
+        ("summary.json", "8", "{}"),
+    ],
+)
+def test_what_no_run_writes_is_damage(file, old, new, tmp_path, capsys):
+    run = write(tmp_path / "runs/x", "gru", 0, 0.5)
+    text = (run.folder / file).read_text()
+    assert text.count(old) == 1
+    (run.folder / file).write_text(text.replace(old, new))
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert re.fullmatch("memax-rl: error: .*damaged.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ticks_are_round_and_within():
+    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert ticks(-0.53, 1.02) == pytest.approx([-0.5, 0, 0.5, 1])
+    assert ticks(3, 3) == [3]
+    for low, high in ((0, 1e9), (-1e-7, 2e-7), (5, 5.0001)):
+        found = ticks(low, high)
+        assert 2 <= len(found) <= 8
+        assert low - 1e-9 * high <= found[0]
+        assert found[-1] <= high * (1 + 1e-9)
