@@ -23,9 +23,10 @@ import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field, model_validator
 
+from memax_rl.agents.acting import acting_by_values
 from memax_rl.agents.epsilon_greedy import epsilon_greedy, per_environment
 from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
-from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
+from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.collect import collect_steps
 from memax_rl.rollout.replay import Replay, Sample
@@ -371,8 +372,4 @@ def make(settings: DQNConfig, network: NetworkConfig, env: Any, env_params: Any,
     """Return the agent of a configuration. Raises `ValueError` as `DQN` does, and for several devices."""
     if devices > 1:
         raise ValueError(f"devices={devices}, but DQN trains on one device; set devices to 1")
-
-    def q_network(observation_space, action_space, key):
-        return make_q_network(network, observation_space, action_space, dueling=settings.dueling, key=key)
-
-    return DQN(env, env_params, q_network, settings, total_steps)
+    return DQN(env, env_params, acting_by_values(settings, network).make_network, settings, total_steps)

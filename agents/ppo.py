@@ -24,9 +24,10 @@ from pydantic import Field
 
 from memax_rl import sharding
 from memax_rl.agents import auxiliary
+from memax_rl.agents.acting import acting_by_policy, follow_policy
 from memax_rl.agents.auxiliary import AuxiliaryLoss, MakeAuxiliaryLoss
 from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
-from memax_rl.networks import ActorCritic, NetworkConfig, Outputs, make_actor_critic
+from memax_rl.networks import ActorCritic, NetworkConfig, Outputs
 from memax_rl.networks.normalization import RunningMeanStd
 from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, collect, inputs_of, rollout_size
 from memax_rl.rollout.returns import generalized_advantages
@@ -204,15 +205,7 @@ class PPO:
 
     def act(self, network: ActorCritic, greedy: bool = False) -> Act:
         """Return how the network plays: (carry, inputs, key) -> (carry, action, log-probability)."""
-
-        def act(carry, inputs, key):
-            carry, distribution = network.act(carry, inputs)
-            if greedy:
-                action = distribution.mode()
-                return carry, action, distribution.log_prob(action)
-            return carry, *distribution.sample(key)
-
-        return act
+        return follow_policy(network, greedy)
 
     def update(self, state: PPOState) -> tuple[PPOState, dict[str, Any]]:
         """Collect a tape and learn from it. Return the new state and the metrics of this update."""
@@ -384,9 +377,6 @@ class PPO:
 
 def make(settings: PPOConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> PPO:
     """Return the agent of a configuration. Raises `ValueError` as `PPO` does."""
-
-    def actor_critic(observation_space, action_space, key):
-        return make_actor_critic(network, observation_space, action_space, key=key)
-
     make_loss = None if settings.auxiliary is None else auxiliary.get(settings.auxiliary)
-    return PPO(env, env_params, actor_critic, settings, total_steps, devices, make_loss)
+    make_network = acting_by_policy(settings, network).make_network
+    return PPO(env, env_params, make_network, settings, total_steps, devices, make_loss)

@@ -24,9 +24,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
 from memax_rl import sharding
+from memax_rl.agents.acting import acting_by_values
 from memax_rl.agents.epsilon_greedy import epsilon_greedy
 from memax_rl.agents.optimizer import Optimizer, OptimizerSettings, clip, make_optimizer, make_schedule
-from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete, make_q_network
+from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete
 from memax_rl.rollout.collect import Pending, Rollout, RolloutBatch, collect, inputs_of, rollout_size
 from memax_rl.rollout.returns import lambda_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
@@ -206,8 +207,8 @@ class PQN:
             grads, metrics = sharding.psum(gradients(params, static, batch, count), devices)
             metrics["grad_norm"] = norm = optax.tree.norm(grads)
             updates, optimizer = self.optimizer.update(clip(grads, norm, config.max_grad_norm), optimizer, params)
-            params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
-            return (params, optimizer), metrics
+            new: Any = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
+            return (new, optimizer), metrics
 
         if devices > 1:
             key = jax.random.fold_in(key, sharding.index(devices))
@@ -262,8 +263,4 @@ class PQN:
 
 def make(settings: PQNConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> PQN:
     """Return the agent of a configuration. Raises `ValueError` as `PQN` does."""
-
-    def q_network(observation_space, action_space, key):
-        return make_q_network(network, observation_space, action_space, dueling=settings.dueling, key=key)
-
-    return PQN(env, env_params, q_network, settings, total_steps, devices)
+    return PQN(env, env_params, acting_by_values(settings, network).make_network, settings, total_steps, devices)

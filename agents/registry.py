@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from memax_rl.agents import dqn, ppo, pqn, sac
+from memax_rl.agents.acting import MakeActing, acting_by_policy, acting_by_soft_policy, acting_by_values
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -14,30 +15,63 @@ class AgentSpec(NamedTuple):
         make: Makes it.
         preset: What `memax-rl train --agent NAME` trains when it is told nothing else, or None.
         summary: One line for `memax-rl list agents`.
+        acting: What of it is needed to act, for `memax_rl.load`, or None: then the whole agent is made, with its
+            environment.
     """
 
     settings: type[AgentSettings]
     make: MakeAgent
     preset: str | None
     summary: str
+    acting: MakeActing | None = None
 
 
 _AGENTS: dict[str, AgentSpec] = {
-    "ppo": AgentSpec(ppo.PPOConfig, ppo.make, "ppo/repeat_previous_easy", "Proximal policy optimization, on-policy"),
-    "dqn": AgentSpec(dqn.DQNConfig, dqn.make, "dqn/repeat_previous_easy", "Deep Q-learning from replayed episodes"),
-    "pqn": AgentSpec(pqn.PQNConfig, pqn.make, "pqn/repeat_previous_easy", "Q(lambda) without replay or target network"),
-    "sac": AgentSpec(sac.SACConfig, sac.make, "sac/position_only_pendulum_easy", "Soft actor-critic, off-policy"),
+    "ppo": AgentSpec(
+        ppo.PPOConfig,
+        ppo.make,
+        "ppo/repeat_previous_easy",
+        "Proximal policy optimization, on-policy",
+        acting_by_policy,
+    ),
+    "dqn": AgentSpec(
+        dqn.DQNConfig,
+        dqn.make,
+        "dqn/repeat_previous_easy",
+        "Deep Q-learning from replayed episodes",
+        acting_by_values,
+    ),
+    "pqn": AgentSpec(
+        pqn.PQNConfig,
+        pqn.make,
+        "pqn/repeat_previous_easy",
+        "Q(lambda) without replay or target network",
+        acting_by_values,
+    ),
+    "sac": AgentSpec(
+        sac.SACConfig,
+        sac.make,
+        "sac/position_only_pendulum_easy",
+        "Soft actor-critic, off-policy",
+        acting_by_soft_policy,
+    ),
 }
 
 
 def register(
-    name: str, settings: type[AgentSettings], make: MakeAgent, *, preset: str | None = None, summary: str = ""
+    name: str,
+    settings: type[AgentSettings],
+    make: MakeAgent,
+    *,
+    preset: str | None = None,
+    summary: str = "",
+    acting: MakeActing | None = None,
 ) -> None:
     """Make an agent of one's own known by a name, for configurations and the command line, in this process.
 
     Args:
         name: Lower-case letters, digits and underscores; its settings stand under this name in a configuration.
-        settings, make, preset, summary: See `AgentSpec`.
+        settings, make, preset, summary, acting: See `AgentSpec`.
 
     Raises:
         ValueError: If the name is not of that form or a field of `TrainConfig`.
@@ -49,7 +83,7 @@ def register(
         raise ValueError(f"name: {name!r} is a field of the configuration; choose another")
     if not (isinstance(settings, type) and issubclass(settings, AgentSettings)):
         raise TypeError(f"settings: expected a subclass of memax_rl.agents.AgentSettings, got {settings!r}")
-    _AGENTS[name] = AgentSpec(settings, make, preset, summary)
+    _AGENTS[name] = AgentSpec(settings, make, preset, summary, acting)
 
 
 # The other fields of `TrainConfig`, beside which an agent's settings stand.

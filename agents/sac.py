@@ -23,6 +23,7 @@ import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
+from memax_rl.agents.acting import follow_soft_policy
 from memax_rl.agents.optimizer import OptimizerSettings, Schedule, clip, make_optimizer, make_schedule
 from memax_rl.envs import spaces
 from memax_rl.networks import NetworkConfig
@@ -206,13 +207,7 @@ class SAC:
 
     def act(self, network: SoftActor, greedy: bool = False) -> Act:
         """Return how the network plays (see `Agent.act`); the log-probability is not computed and 0."""
-
-        def act(carry, inputs, key):
-            carry, distribution = network.act(carry, inputs)
-            action = distribution.mode() if greedy else distribution.sample(key)[0]
-            return carry, action, jnp.zeros(())
-
-        return act
+        return follow_soft_policy(network, greedy)
 
     def update(self, state: SACState) -> tuple[SACState, dict[str, Any]]:
         """Collect some steps and learn from the replay. Return the new state and the metrics of this update.

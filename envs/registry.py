@@ -160,8 +160,8 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            hint += f"its options are {', '.join(known)}" if known else "it takes none"
+            hint = f"its options are {', '.join(known)}" if known else "it takes none"
+            hint += f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"env_options: {env_id} has no option {name!r}; {hint}")
     models = _option_models(env_id)
     if not models:

@@ -79,6 +79,17 @@ class Wrapper(Environment):
         """A new episode where `active`, for a wrapper whose state is the inner one's and whose observation is too."""
         return self.inner.reset_if(active, key, obs, state, params)
 
+    def show(self, obs: Any, params: Any) -> Any:
+        """What the agent sees of an observation of `inner` that came from elsewhere, but for what is random.
+
+        The observation itself, unless overridden. For a policy outside of this environment.
+        """
+        return obs
+
+    def show_reward(self, reward: Array) -> Array:
+        """What the agent sees of a reward of `inner` that came from elsewhere. The reward itself, unless overridden."""
+        return reward
+
 
 class WrapperConfig(BaseModel, abc.ABC):
     """Options of a wrapper."""
@@ -338,7 +349,11 @@ class RewardScaling(Wrapper):
         obs, state, reward, terminated, truncated, info = self.inner.step_if(active, key, state, action, params)
         if "intrinsic_reward" in info:
             info = {**info, "intrinsic_reward": info["intrinsic_reward"] * jnp.float32(self.scale)}
-        return obs, state, reward * jnp.float32(self.scale), terminated, truncated, info
+        return obs, state, self.show_reward(reward), terminated, truncated, info
+
+    def show_reward(self, reward: Array) -> Array:
+        """The reward scaled."""
+        return reward * jnp.float32(self.scale)
 
 
 class RewardScalingConfig(WrapperConfig):
@@ -362,6 +377,10 @@ class ObservationWrapper(Wrapper):
     @abc.abstractmethod
     def observe(self, key: PRNGKeyArray, obs: Any, params: Any) -> Any:
         """Return what the agent sees of an observation."""
+
+    def show(self, obs: Any, params: Any) -> Any:
+        """What `observe` returns. Overridden where that is random."""
+        return self.observe(jax.random.key(0), obs, params)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode."""
@@ -417,6 +436,10 @@ class ObservationNoise(ObservationWrapper):
             for x, k, box in zip(leaves, keys, self.boxes, strict=True)
         ]
         return jax.tree.unflatten(tree, noisy)
+
+    def show(self, obs: Any, params: Any) -> Any:
+        """The observation itself: one from elsewhere has the noise of the place that it comes from."""
+        return obs
 
 
 class ObservationNoiseConfig(WrapperConfig):
@@ -569,6 +592,31 @@ class VelocityOnlyConfig(WrapperConfig):
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:
         """Put the wrapper around the environment."""
         return _preset(env, params, env_id, self.name, _VELOCITIES), params
+
+
+class Spaces(Environment):
+    """Stands for an environment of which only the spaces are known. It can be wrapped, but has no episodes."""
+
+    def __init__(self, observation: Any, action: Any):
+        self._observation, self._action = observation, action
+
+    @property
+    def default_params(self) -> None:
+        """None."""
+        return None
+
+    def observation_space(self, params: Any) -> Any:
+        """The observation space."""
+        return self._observation
+
+    def action_space(self, params: Any) -> Any:
+        """The action space."""
+        return self._action
+
+
+def layers(env: Any) -> list[Any]:
+    """The environment without its wrappers, and these, the innermost first."""
+    return [*layers(env.inner), env] if isinstance(env, Wrapper) else [env]
 
 
 AnyWrapper = Annotated[

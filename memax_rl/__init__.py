@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from memax_rl import training as training
     from memax_rl.agents import AgentSettings
     from memax_rl.evaluation import evaluate as evaluate
+    from memax_rl.evaluation import load as load
     from memax_rl.networks import NetworkConfig
     from memax_rl.runs import EarlyStoppingConfig
     from memax_rl.runs import Run as Run
@@ -41,6 +42,7 @@ _OBJECTS = {
     "TrainConfig": "memax_rl.runs",
     "Run": "memax_rl.runs",
     "evaluate": "memax_rl.evaluation",
+    "load": "memax_rl.evaluation",
     "results": "memax_rl.studies",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "envs",
     "evaluate",
     "evaluation",
+    "load",
     "memory",
     "networks",
     "ops",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "pyproject.toml", "README.md")
+PARTS = ("memax_rl", "agents", "envs", "configs", "tests", "docs", "pyproject.toml", "README.md")
 
 
 class Mistake(NamedTuple):
@@ -34,6 +34,10 @@ class Mistake(NamedTuple):
 
 def _ppo(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_ppo.py::test_{name}" for name in names)
+
+
+def _policy(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_policy.py::test_{name}" for name in names)
 
 
 MISTAKES = (
@@ -486,7 +490,7 @@ MISTAKES = (
         ("tests/test_memory_laws.py::test_laws[slstm]",),
     ),
     Mistake(
-        24,
+        27,
         "the mask of a time limit's final observation is that of the next episode",
         "memax_rl/rollout/streams.py",
         "action_mask=where(truncated, step.final_action_mask, step.action_mask)",
@@ -497,7 +501,7 @@ MISTAKES = (
         ),
     ),
     Mistake(
-        24,
+        27,
         "the policy that learns is not masked",
         "memax_rl/networks/actor_critic.py",
         "policy = on_slots(self._policy, features, inputs.action_mask)",
@@ -505,7 +509,7 @@ MISTAKES = (
         ("tests/test_action_masks.py::test_the_policy_that_learns_is_the_one_that_acted",),
     ),
     Mistake(
-        24,
+        27,
         "the target is the best value of all actions",
         "memax_rl/networks/q_network.py",
         "jnp.sum(jnp.stack([jnp.max(values) for values in self._legal()]))",
@@ -516,7 +520,7 @@ MISTAKES = (
         ),
     ),
     Mistake(
-        24,
+        27,
         "exploration takes illegal actions",
         "agents/epsilon_greedy.py",
         "drawn = spaces.draw_action(space, uniform[1:], inputs.action_mask)",
@@ -524,7 +528,7 @@ MISTAKES = (
         ("tests/test_action_masks.py::test_exploration_is_even_over_what_is_legal",),
     ),
     Mistake(
-        24,
+        27,
         "the replay's pending slot has no mask of its own",
         "memax_rl/rollout/replay.py",
         "action_mask=shown.action_mask,",
@@ -532,12 +536,52 @@ MISTAKES = (
         ("tests/test_action_masks.py::test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit",),
     ),
     Mistake(
-        24,
+        27,
         "a task that is held out is trained on",
         "envs/meta/trials.py",
         'chosen = order[:held_out] if split == "test" else order[held_out:]',
         'chosen = order[:held_out] if split == "test" else order',
         ("tests/test_own_options.py::test_tasks_that_can_be_counted_are_split_without_overlap",),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees the last reward of the episode before",
+        "memax_rl/evaluation/policy.py",
+        "previous_reward=jnp.where(start, 0, reward),",
+        "previous_reward=reward,",
+        _policy("it_compiles_once_and_forgets_at_a_start"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy sees rewards as the environment gives them, not as the wrappers show them",
+        "memax_rl/evaluation/policy.py",
+        "reward = layer.show_reward(reward)",
+        "reward = jnp.asarray(reward)",
+        _policy("many_episodes_of_one_environment_are_those_of_the_stream"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy draws its actions by the keys of the environment",
+        "memax_rl/evaluation/policy.py",
+        "keys = jax.random.split(step_key, (count, 2))[:, 0].reshape(self._batch)",
+        "keys = jax.random.split(step_key, (count, 2))[:, 1].reshape(self._batch)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy takes values of Gymnasium as if they counted from 0",
+        "memax_rl/evaluation/policy.py",
+        "return (x - _starts(outer, x.dtype)).reshape(inner.shape)",
+        "return x.reshape(inner.shape)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
+    ),
+    Mistake(
+        23,
+        "a loaded policy gives the action of the network, not of the environment",
+        "memax_rl/evaluation/policy.py",
+        "to_environment(self.action_space, action))",
+        "action)",
+        _policy("a_thousand_steps_are_those_of_evaluate"),
     ),
 )
 

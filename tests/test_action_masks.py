@@ -419,3 +419,13 @@ def test_taxi_is_trained_with_its_masks(tmp_path):
     fields = PPO | {"ppo": PPO["ppo"] | {"rollout": "truncated_bptt"}}
     run = memax_rl.train(env="gym/Taxi-v4", out=tmp_path / "run", **fields)
     assert run.metrics()[-1]["env_steps"] >= 512
+
+
+def test_a_loaded_policy_takes_a_mask(tmp_path):
+    run = memax_rl.train(env="own/Masked", out=tmp_path / "run", **PPO)
+    policy = memax_rl.load(run.folder, batch_size=2)
+    mask = np.array([[False, True, False, False], [False, False, False, True]])
+    for _ in range(3):
+        assert policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask).tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"action_mask: expected bools of the shape \[2, 4\], got bool \[4\]"):
+        policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask[0])

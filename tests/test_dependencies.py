@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Imported under another name than that of the distribution, or a part of one (pydantic documents pydantic_core so).
-DISTRIBUTIONS = {"yaml": "pyyaml", "pydantic_core": "pydantic"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "pydantic_core": "pydantic", "PIL": "pillow"}
 # docs/dependencies.md says why each is declared.
-NOT_IMPORTED = {"chex", "popgym"}
+NOT_IMPORTED = {"chex", "popgym", "flatbuffers"}
 
 
 def imported(source: str) -> set[str]:

@@ -10,6 +10,7 @@ from memax_rl.ops._delta_rule import generalized_delta_rule as generalized_delta
 from memax_rl.ops._elementwise_recurrence import Maps as Maps
 from memax_rl.ops._elementwise_recurrence import elementwise_recurrence as elementwise_recurrence
 from memax_rl.ops._linear import linear as linear
+from memax_rl.ops._linear import plain_products as plain_products
 from memax_rl.ops._linear_attention import linear_attention as linear_attention
 from memax_rl.ops._linear_recurrence import linear_recurrence as linear_recurrence
 from memax_rl.ops._nonlinear_recurrence import nonlinear_recurrence as nonlinear_recurrence

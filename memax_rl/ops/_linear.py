@@ -5,7 +5,9 @@ that XLA on a CPU copies one side to [features, batch * time], and forward and b
 long. Here all leading axes, also those that `vmap` adds, are flattened into one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import cast
 
 import jax
@@ -14,6 +16,18 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Trace `linear` as `x @ w` inside, for converters of programs that know JAX's own primitives alone."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def linear(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array, "*axes m"]:
@@ -27,6 +41,8 @@ def linear(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
         raise ValueError(f"x must have the shape [..., n] and w [n, m], got {list(x.shape)} and {list(w.shape)}")
     dtype = jnp.result_type(x, w)
+    if _plain.get():
+        return x.astype(dtype) @ w.astype(dtype)
     return cast(Array, linear_p.bind(x.astype(dtype), w.astype(dtype)))
 
 

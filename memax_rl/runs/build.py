@@ -1,7 +1,7 @@
 """From a configuration to its environment, agent and keys; from a run folder to its trained networks."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,11 +10,14 @@ import numpy as np
 
 from memax_rl import agents, envs
 from memax_rl.agents import Agent
-from memax_rl.envs.base import host_of
+from memax_rl.agents.acting import Acting
+from memax_rl.envs.base import close, host_of
+from memax_rl.envs.plain_spaces import from_plain
 from memax_rl.envs.wrappers import wrap
 from memax_rl.rollout.streams import seed_key
 from memax_rl.runs.config import TrainConfig, make_config
 from memax_rl.runs.run import Checkpoint, Run, RunError
+from memax_rl.runs.spaces_file import SpacesFile, spaces_of
 
 
 def make_environment(config: TrainConfig) -> tuple[Any, Any]:
@@ -81,17 +84,68 @@ def load_agent(run: Run, checkpoint: Checkpoint = "newest") -> tuple[Agent[Any],
     config = run.config()
     with run.trusted():
         agent = make_agent(config)
+    spaces = agent.observation_space, agent.action_space
+    networks = _restore_networks(run, config, agent.make_network, spaces, checkpoint)
+    return agent, *sound_networks(run, config, networks)
+
+
+def _restore_networks(run: Run, config: TrainConfig, make: Any, spaces: tuple[Any, Any], checkpoint: Checkpoint) -> Any:
+    """Return the networks of all seeds, made by `make` for the spaces of observation and action."""
 
     def network(key):
-        return agent.make_network(agent.observation_space, agent.action_space, key)
+        return make(*spaces, key)
 
     # Shapes alone: nothing of the training state is made.
     keys = seed_keys(config)
     static = eqx.filter(eqx.filter_eval_shape(network, keys[0]), is_shape, inverse=True)
     shapes = jax.eval_shape(jax.vmap(lambda key: eqx.filter(network(key), eqx.is_array)), keys)
     restored, _ = run.restore({"network": shapes}, whole=False, checkpoint=checkpoint)
-    networks = eqx.combine(restored["network"], static)
-    return agent, *sound_networks(run, config, networks)
+    return eqx.combine(restored["network"], static)
+
+
+class Trained(NamedTuple):
+    """What of a run is needed to act.
+
+    Attributes:
+        config: Its configuration; the environment's part may name one that is not installed.
+        spaces: What the policy sees and does.
+        acting: How the agent acts.
+        networks: Of the sound seeds, stacked along an axis.
+        seeds: These seeds.
+    """
+
+    config: TrainConfig
+    spaces: SpacesFile
+    acting: Acting
+    networks: Any
+    seeds: list[int]
+
+
+def load_to_act(run: Run, checkpoint: Checkpoint = "newest") -> Trained:
+    """Return what of a run is needed to act. Its environment is made only if the run does not say its spaces.
+
+    The networks are of the checkpoint that `Run.restore` chooses.
+
+    Raises:
+        ValueError: If spaces.json is damaged.
+        RunError: As `load_agent`.
+    """
+    spaces = run.spaces()
+    if spaces is not None:
+        config = run.config_to_act()
+        make = agents.spec(config.agent).acting
+        if make is not None:
+            acting = make(config.settings, config.network)
+            seen = from_plain(spaces.network.observation), from_plain(spaces.network.action)
+            networks = _restore_networks(run, config, acting.make_network, seen, checkpoint)
+            return Trained(config, spaces, acting, *sound_networks(run, config, networks))
+    agent, networks, seeds = load_agent(run, checkpoint)
+    try:
+        spaces = spaces_of(agent.env, agent.env_params)
+        acting = Acting(agent.make_network, agent.act, agent.evaluates_greedily)
+        return Trained(run.config(), spaces, acting, networks, seeds)
+    finally:
+        close(agent.env)
 
 
 def sound_networks(run: Run, config: TrainConfig, networks: Any) -> tuple[Any, list[int]]:

@@ -1,4 +1,4 @@
-"""A run is a folder: config.yaml, metrics.csv, evaluations.csv, checkpoints/, summary.json.
+"""A run is a folder: config.yaml, spaces.json, metrics.csv, evaluations.csv, checkpoints/, summary.json.
 
 Nothing in it is ever half written.
 """
@@ -24,8 +24,9 @@ from jaxtyping import PyTree
 
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
-from memax_rl.runs.config import TrainConfig, dump_config, load_config, read_fields
+from memax_rl.runs.config import TrainConfig, dump_config, load_config, make_config, read_fields
 from memax_rl.runs.files import append, write_atomically
+from memax_rl.runs.spaces_file import SpacesFile, dump_spaces, read_spaces
 
 # What of a run's configuration may be changed before it is resumed.
 CHANGEABLE = (
@@ -48,6 +49,7 @@ class Run:
         self.folder = Path(folder)
         self._imports, self._trust = tuple(imports), trust
         self.config_path = self.folder / "config.yaml"
+        self.spaces_path = self.folder / "spaces.json"
         self.metrics_path = self.folder / "metrics.csv"
         self.evaluations_path = self.folder / "evaluations.csv"
         self.summary_path = self.folder / "summary.json"
@@ -116,7 +118,8 @@ class Run:
         if not is_run:
             raise RunError(f"{_cut(str(run.folder))} is not a run folder: it has no config.yaml")
         # A folder may be a stranger's, and a link may lead anywhere.
-        files = (run.config_path, run.metrics_path, run.evaluations_path, run.summary_path, *run._checkpoint_files())
+        tables = (run.metrics_path, run.evaluations_path)
+        files = (run.config_path, run.spaces_path, *tables, run.summary_path, *run._checkpoint_files())
         for path in (
             *files,
             run.checkpoints,
@@ -142,13 +145,40 @@ class Run:
         with self.trusted():
             self._import_modules(fields)
             config = load_config(self.config_path)
+        self._check_complete(config, fields)
+        return config
+
+    def config_to_act(self) -> TrainConfig:
+        """Return the run's configuration, whose environment was not looked at: it need not be installed.
+
+        Modules of one's own are imported where the user allows it; without them an agent or a memory of one's own is
+        unknown.
+
+        Raises:
+            ValueError: As `config`.
+        """
+        fields = self.fields()
+        # Any environment stands for the run's own.
+        known = {name: value for name, value in fields.items() if name not in ("imports", "env", "env_options")}
+        with self.trusted():
+            import_modules(module for module in _modules(fields) if may_import(module))
+            try:
+                config = make_config(known)
+            except ValueError as error:
+                self._import_modules(fields)
+                raise ValueError(f"{self.config_path}: {error}") from None
+        if not isinstance(fields.get("env"), str):
+            raise RunError(f"{self.config_path} does not say by its env which environment it is of")
+        self._check_complete(config, fields)
+        return config.model_copy(update={"env": fields["env"]})
+
+    def _check_complete(self, config: TrainConfig, fields: Mapping[str, Any]) -> None:
         missing = sorted(_missing(config.model_dump(mode="json"), fields))
         if missing:
             raise RunError(
                 f"{self.config_path} lacks {', '.join(missing)}: a run's own configuration holds every field, so this "
                 "file was changed or cut short"
             )
-        return config
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of the run's configuration, as they are in its file. It needs no module of one's own.
@@ -158,10 +188,29 @@ class Run:
         """
         return read_fields(self.config_path)
 
+    def write_spaces(self, spaces: SpacesFile) -> None:
+        """Write spaces.json, unless it is there already: a run's spaces do not change.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        try:
+            if not self.spaces_path.exists():
+                write_atomically(self.spaces_path, dump_spaces(spaces))
+        except OSError as error:
+            raise RunError(f"{self.spaces_path} cannot be written: {error.strerror}") from None
+
+    def spaces(self) -> SpacesFile | None:
+        """Return what the run's policy sees and does, or None for a run of a version that did not write it down.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        return read_spaces(self.spaces_path) if self.spaces_path.exists() else None
+
     def _import_modules(self, fields: Mapping[str, Any]) -> None:
         """Import what the run was trained with, where the user allows it."""
-        modules = fields.get("imports") or []
-        names = [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else []
+        names = _modules(fields)
         missing = [module for module in names if not may_import(module)]
         if missing:
             options = " ".join(f"--import {_cut(module)}" for module in missing)
@@ -566,6 +615,12 @@ def _missing(whole: Mapping[str, Any], given: Any, prefix: str = "") -> Iterator
             yield prefix + name
         elif isinstance(value, Mapping) and name not in ("env_options", "memory_options"):
             yield from _missing(value, given[name], f"{prefix}{name}.")
+
+
+def _modules(fields: Mapping[str, Any]) -> list[str]:
+    """Return the modules of one's own that a configuration names."""
+    modules = fields.get("imports") or []
+    return [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else []
 
 
 def _cut(text: str) -> str:

@@ -27,6 +27,7 @@ from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound
 from memax_rl.runs.config import TrainConfig, make_config
 from memax_rl.runs.loggers import check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.spaces_file import spaces_of
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.training.callbacks import Callback, TrainingProgress, callbacks_of
 from memax_rl.training.evaluations import Goals, restore_best, slowest
@@ -162,6 +163,7 @@ def _train(
             print(f"observation {line}", file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
+        spaces = spaces_of(agent.env, agent.env_params)
         arrays, static = init_state(config, agent, progress, resumes=resumed is not None)
         _check_host(agent, arrays, "this was before the first update")
         if resumed is not None:
@@ -170,6 +172,7 @@ def _train(
         else:
             run, seconds = Run.create(out or default_folder(config), config), 0.0
             stack.enter_context(run.lock())
+        run.write_spaces(spaces)
         best = restore_best(run, arrays.network, config.num_seeds)
         arrays = place(agent, arrays)
         with ExitStack() as inner:

@@ -1,0 +1,59 @@
+"""`memax-rl export | play`: what is done with a trained policy outside of training."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
+
+_RUN = click.argument("run", type=PathType(file_okay=False))
+_ONNX = "Write policy.onnx too, for ONNX Runtime (needs pip install 'memax_rl[onnx]'); a greedy policy alone."
+_WRAPPED = "Take observations and rewards as the run's wrappers show them, instead of the environment's own."
+
+
+@click.command("export", short_help="Write a trained policy into files that need no memax_rl.")
+@_RUN
+@click.option("--out", type=PathType(), required=True, help="The folder to make.")
+@click.option("--seed", type=int, help="Which of the run's seeds (default: the first that did not diverge).")
+@click.option("--batch-size", type=int, help="For how many environments at once (default: one, without a batch axis).")
+@click.option("--wrapped", is_flag=True, help=_WRAPPED)
+@click.option("--onnx", is_flag=True, help=_ONNX)
+@greedy_option
+@checkpoint_option
+@trust_options
+@answers
+def export(run: Path, out: Path, imports: tuple[str, ...], trust: bool, **settings: Any) -> None:
+    """Write the trained policy of a run into files that need no memax_rl: StableHLO for cpu and cuda, by jax.export.
+
+    docs/policy.md says how to use them.
+    """
+    import_own(imports, trust)
+    from memax_rl.evaluation import export as exports
+
+    made = exports.export(run, out, imports=imports, trust=trust, **settings)
+    print("written: " + ", ".join(str(path) for path in sorted(made.iterdir())))
+
+
+@click.command("play", short_help="Play episodes to look at: a video where it renders, and every step as text.")
+@_RUN
+@click.option("--episodes", type=int, default=3, show_default=True, help="How many.")
+@click.option("--seed", type=int, help="Seed of the episodes (default: the run's).")
+@click.option("--trained-seed", type=int, help="Which of the run's seeds plays (default: the first sound one).")
+@greedy_option
+@checkpoint_option
+@trust_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--out", type=PathType(), help="Write into this folder instead of the run's.")
+@answers
+def play(run: Path, imports: tuple[str, ...], trust: bool, as_json: bool, out: Path | None, **settings: Any) -> None:
+    """Play episodes of a run's agent in its environment, and write them down to look at.
+
+    Writes play.jsonl, a line a step, and where the environment renders (Gymnasium's rgb_array) play.mp4, or play.gif
+    without imageio, into the run folder.
+    """
+    import_own(imports, trust)
+    from memax_rl.evaluation import playback
+
+    result, steps, pictures = playback.play_episodes(run, imports=imports, trust=trust, **settings)
+    report(result, as_json, playback.print_playback, playback.write_playback(result, steps, pictures, out or run))
