@@ -166,9 +166,11 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     models = _option_models(env_id)
     if not models:
         return {name: given.get(name, default) for name, (default, _) in known.items()}
-    from memax_rl.envs.option_models import read_options
+    from memax_rl.envs.option_models import read_options, read_values
 
-    if env_id in _OWN and _OWN[env_id].episodes is not None:
+    if env_id not in _OWN:
+        return read_values(models[0], given).model_dump()
+    if _OWN[env_id].episodes is not None:
         given = {"episodes": _OWN[env_id].episodes, **given}
     checked = {}
     for model in models:
