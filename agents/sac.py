@@ -251,8 +251,11 @@ class SAC:
             def act(carry, inputs, key):
                 policy_key, random_key = jax.random.split(key)
                 carry, action, log_prob = by_policy(carry, inputs, policy_key)
-                drawn = random_action(self.action_space, random_key, inputs.action_mask)
-                return carry, jnp.where(explores, drawn, action), log_prob
+                return (
+                    carry,
+                    jnp.where(explores, random_action(self.action_space, inputs.action_mask, random_key), action),
+                    log_prob,
+                )
 
             return act
 
@@ -331,7 +334,7 @@ class SAC:
         features = actor_features if critic.torso is None else unroll(critic.torso, inputs)
         if critic.torso is None:
             actor_features = jax.lax.stop_gradient(actor_features)
-        policy = soft_policy(actor, actor_features, inputs.action_mask, key)
+        policy = soft_policy(actor, actor_features, tape.action_mask, key)
         temperature = jnp.exp(jax.lax.stop_gradient(models.log_temperature))
 
         soft_value = policy.soft_value(target.critic, target.unroll(inputs), temperature)

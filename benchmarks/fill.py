@@ -1,32 +1,27 @@
 """Two ways to fill the tape, compared in return against steps and against seconds.
 
-    python benchmarks/fill.py --out docs/fill
+    memax-rl study fill --out studies/fill --workers 1
+    python benchmarks/fill.py studies/fill --out docs/fill
 
-RepeatPreviousEasy has episodes of one length, PositionOnlyCartPoleEasy of any length up to 200. Three seeds together,
-three levels of return: when is each reached?
+RepeatPreviousEasy has episodes of one length, PositionOnlyCartPoleEasy of any length up to 200. Three seeds, three
+levels of return: when is each reached? Seconds are those after compilation, of each seed by itself.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
+from table import groups
 
-from memax_rl.runs import Run, load_config, make_config
-from memax_rl.training import train
+from memax_rl.runs import Run
 
-PRESETS = {
-    "RepeatPreviousEasy": "ppo/repeat_previous_easy",
-    "PositionOnlyCartPoleEasy": "ppo/position_only_cartpole_easy",
-}
 LEVELS = (0.5, 0.9, 0.95)
 
 
-def columns(run: Run, name: str) -> np.ndarray:
-    """Return one metric [updates, seeds]."""
-    rows = run.metrics()
-    seeds = sorted({row["seed"] for row in rows})
-    return np.array([[row[name] for row in rows if row["seed"] == seed] for seed in seeds]).T
+def columns(runs: list[Run], name: str) -> np.ndarray:
+    """Return one metric [updates, seeds]; a run that made an update more than others is cut."""
+    values = [[row[name] for row in run.metrics()] for run in runs]
+    return np.array([one[: min(map(len, values))] for one in values]).T
 
 
 def reached(returns: np.ndarray, at: np.ndarray, level: float) -> list[float]:
@@ -37,33 +32,24 @@ def reached(returns: np.ndarray, at: np.ndarray, level: float) -> list[float]:
 
 
 def main() -> None:
-    """Train, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--total-steps", type=int, default=250_000)
+    """Print, draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folders", nargs="+", type=Path, help="of studies")
     parser.add_argument("--out", type=Path, help="write the picture to this path, with .png added")
     arguments = parser.parse_args()
     curves = {}
-    print("| environment | fill | level | thousand steps, each seed | seconds | utilization | lag |")
+    print("| environment | rollout | level | thousand steps, each seed | seconds | utilization | lag |")
     print("|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for env, preset in PRESETS.items():
-            for fill in ("whole_episodes", "truncated_bptt"):
-                fields = load_config(preset).model_dump()
-                fields |= {"num_seeds": arguments.seeds, "eval_episodes": 0, "total_steps": arguments.total_steps}
-                fields["ppo"]["rollout"] = fill
-                if fill == "truncated_bptt":
-                    # As many slots an update as the others have, in the many short rows that streams are used with.
-                    fields["ppo"] |= {"num_envs": 64, "rollout_length": 128}
-                run = train(make_config(fields), out=Path(folder) / f"{env}-{fill}")
-                returns, steps = columns(run, "episode/return"), columns(run, "env_steps")
-                seconds = columns(run, "seconds") - columns(run, "seconds")[0]
-                use, lag = columns(run, "tape/utilization").mean(), columns(run, "tape/lag").mean()
-                for level in LEVELS:
-                    at = ", ".join(f"{s / 1e3:.0f}" for s in reached(returns, steps, level))
-                    time = np.mean(reached(returns, seconds, level))
-                    print(f"| {env} | {fill} | {level} | {at} | {time:.1f} | {use:.3f} | {lag:.2f} |", flush=True)
-                curves[env, fill] = steps.mean(axis=1), seconds.mean(axis=1), returns
+    for _, runs in groups(arguments.folders):
+        env, fill = runs[0].fields()["env"].removeprefix("popgym/"), runs[0].fields()["ppo"]["rollout"]
+        returns, steps = columns(runs, "episode/return"), columns(runs, "env_steps")
+        seconds = columns(runs, "seconds") - columns(runs, "seconds")[0]
+        use, lag = columns(runs, "tape/utilization").mean(), columns(runs, "tape/lag").mean()
+        for level in LEVELS:
+            at = ", ".join(f"{s / 1e3:.0f}" for s in reached(returns, steps, level))
+            time = np.mean(reached(returns, seconds, level))
+            print(f"| {env} | {fill} | {level} | {at} | {time:.1f} | {use:.3f} | {lag:.2f} |", flush=True)
+        curves[env, fill] = steps.mean(axis=1), seconds.mean(axis=1), returns
     if arguments.out:
         draw(curves, arguments.out.with_suffix(".png"))
 
@@ -75,8 +61,9 @@ def draw(curves: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(PRESETS), figsize=(9, 6), layout="constrained", sharey=True)
-    for column, env in enumerate(PRESETS):
+    names = sorted({env for env, _ in curves}, reverse=True)
+    figure, axes = plt.subplots(2, len(names), figsize=(9, 6), layout="constrained", sharey=True, squeeze=False)
+    for column, env in enumerate(names):
         for (name, fill), (steps, seconds, returns) in curves.items():
             if name != env:
                 continue
@@ -84,7 +71,7 @@ def draw(curves: dict, path: Path) -> None:
                 (line,) = axis.plot(x, returns.mean(axis=1), label=fill)
                 axis.fill_between(x, returns.min(axis=1), returns.max(axis=1), alpha=0.2, color=line.get_color())
         axes[0, column].set(title=env, xlabel="environment steps")
-        axes[1, column].set(xlabel="seconds after compilation, three seeds together")
+        axes[1, column].set(xlabel="seconds after compilation")
     axes[0, 0].set_ylabel("mean return")
     axes[1, 0].set_ylabel("mean return")
     axes[0, 0].legend()

@@ -1,40 +1,25 @@
-"""Train presets with several memories and seeds, and print a table in Markdown: what they reach, in how many seconds.
+"""Print what the runs of studies reached, as a table in Markdown.
 
-    python benchmarks/table.py --presets dqn/repeat_previous_easy dqn/repeat_first_easy \\
-        --memories gru lru gated_delta_net
-    python benchmarks/table.py --presets ppo/count_recall_easy --memories gru -- --ppo.gamma 0.9
+    memax-rl study popgym --out studies/popgym --workers 1
+    python benchmarks/table.py studies/popgym
 
-Every seed is trained by itself, and evaluated on 256 fresh episodes as its agent plays by default (DQN greedily, PPO
-sampled). "best epoch" is the measure of the POPGym paper: the greatest mean return of the episodes that ended in any
-65,536 steps of training. It is above the mean where returns vary by chance. Seconds are of the wall clock and for
-training, with compilation. After `--` come fields of the configuration.
+"best epoch" is the measure of the POPGym paper: the greatest mean return of the episodes that ended in any 65,536 steps
+of training. It is above the mean where returns vary by chance. Seconds are of the wall clock and for training, with
+compilation: with several workers at once there are more of them. Seeds that are not finished are left out.
 """
 
 import argparse
+import itertools
+import json
 import math
-import os
 import statistics
-import sys
-import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-# For --devices: JAX counts its devices when it is first used.
-os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
-
-from memax_rl.evaluation import evaluate
-from memax_rl.runs import TrainConfig, load_config, override
-from memax_rl.training import train
+from memax_rl.runs import Run
+from memax_rl.studies.results import find_runs
 
 EPOCH = 65_536
-
-
-def measure(config: TrainConfig, folder: Path) -> tuple[dict, float, float]:
-    """Train one seed; return the result of its evaluation, its best epoch, and the seconds that training took."""
-    start = time.perf_counter()
-    run = train(config, out=folder)
-    took = time.perf_counter() - start
-    return evaluate(run.folder), best_epoch(run.metrics()), took
 
 
 def best_epoch(metrics: list[dict[str, float]]) -> float:
@@ -55,43 +40,40 @@ def numbers(values: list[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
-def split_arguments() -> tuple[list[str], list[str]]:
-    """Return the script's own arguments, and the fields of the configuration after `--`."""
-    arguments = sys.argv[1:]
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:at], arguments[at + 1 :]
+def groups(folders: list[Path]) -> Iterator[tuple[str, list[Run]]]:
+    """Yield the finished runs of studies that differ by their seed alone, and the name they share."""
+    finished = [run for path in find_runs(*folders) if (run := Run.open(path)).summary_path.exists()]
+    for parent, runs in itertools.groupby(finished, key=lambda run: run.folder.parent):
+        study = next((above for above in parent.parents if (above / "study.yaml").is_file()), parent.parent)
+        yield str(parent.relative_to(study)), sorted(runs, key=lambda run: run.fields()["seed"])
+
+
+def summary(run: Run) -> dict:
+    """Return what summary.json holds."""
+    return json.loads(run.summary_path.read_text())
 
 
 def main() -> None:
-    """Train and print."""
-    arguments, fields = split_arguments()
+    """Print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--presets", nargs="+", required=True, help="see `memax-rl list presets`")
-    parser.add_argument("--memories", nargs="+", help="by default the preset's own")
-    parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("folders", nargs="+", type=Path, help="of studies whose runs were evaluated")
+    chosen = parser.parse_args()
     print(
-        "| preset | memory | steps | mean | return of each seed | best epoch of each seed | chance | best known | "
+        "| runs | memory | steps | mean | return of each seed | best epoch of each seed | chance | best known | "
         "seconds of each seed |"
     )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for preset in chosen.presets:
-        for memory in chosen.memories or [None]:
-            config = override(load_config(preset), [*(["--memory", memory] if memory else []), *fields])
-            returns, epochs, seconds, result = [], [], [], {}
-            for seed in range(chosen.seeds):
-                with tempfile.TemporaryDirectory() as folder:
-                    one = override(config, ["--seed", str(seed), "--eval-episodes", "0"])
-                    result, epoch, took = measure(one, Path(folder) / "run")
-                returns.append(result["return"]["mean"]["value"])
-                epochs.append(epoch)
-                seconds.append(took)
-            known = ["" if result[name] is None else f"{result[name]:.3f}" for name in ("chance", "best")]
-            print(
-                f"| {preset} | {config.network.memory} | {config.total_steps:,} | {statistics.mean(returns):.3f} | "
-                f"{numbers(returns, 3)} | {numbers(epochs, 3)} | {known[0]} | {known[1]} | {numbers(seconds, 0)} |",
-                flush=True,
-            )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, runs in groups(chosen.folders):
+        config, ended = runs[0].fields(), [summary(run) for run in runs]
+        returns = [one["evaluation"]["return"]["mean"]["value"] for one in ended]
+        epochs = [best_epoch(run.metrics()) for run in runs]
+        known = [ended[0]["evaluation"][key] for key in ("chance", "best")]
+        shown = ["" if value is None else f"{value:.3f}" for value in known]
+        print(
+            f"| {name} | {config['network']['memory']} | {config['total_steps']:,} | {statistics.mean(returns):.3f} | "
+            f"{numbers(returns, 3)} | {numbers(epochs, 3)} | {shown[0]} | {shown[1]} | "
+            f"{numbers([one['seconds'] for one in ended], 0)} |"
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from memax_rl.envs.registry import max_episode_steps as max_episode_steps
 from memax_rl.envs.registry import missing_package as missing_package
 from memax_rl.envs.registry import names as names
 from memax_rl.envs.registry import options as options
+from memax_rl.envs.registry import package_of as package_of
 from memax_rl.envs.registry import register as register
 from memax_rl.envs.registry import register_tasks as register_tasks
 from memax_rl.envs.registry import truncates as truncates

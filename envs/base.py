@@ -16,6 +16,13 @@ from memax_rl.envs import spaces
 if TYPE_CHECKING:
     from memax_rl.envs.adapters.gymnasium_host import Host
 
+if not hasattr(environment.Environment, "is_truncated"):
+    # stable-gymnax, which popgym_arcade asks for, installs an older gymnax into the same folder.
+    raise ImportError(
+        "the package gymnax is not version 1.0 or newer, or another one has overwritten it, as stable-gymnax does; "
+        "pip uninstall -y stable-gymnax, then pip install --force-reinstall --no-deps 'gymnax>=1.0.1'"
+    )
+
 # What a step returns: observation, state, reward, terminated, truncated, info.
 Step = tuple[Any, Any, Float32[Array, ""], Bool[Array, ""], Bool[Array, ""], dict[str, Any]]
 

@@ -45,7 +45,7 @@ POPGYM_FAMILIES = (
     "NoisyPositionOnlyPendulum",
 )
 # Making one of these fetches its data from the network.
-DOWNLOADS = ("gymnax/MNISTBandit-bsuite",)
+DOWNLOADS = ("gymnax/MNISTBandit-bsuite", "jumanji/Sokoban-v0")
 DIFFICULTIES = ("Easy", "Medium", "Hard")
 META_FAMILIES = (
     "BernoulliBandit",
@@ -105,7 +105,157 @@ XMINIGRID_IDS = (
     "MiniGrid-Unlock",
     "MiniGrid-UnlockPickUp",
 )
-SUITES = ("gymnax", "popgym", "meta", "xminigrid", "gym")
+# Those of optional packages, under the packages' own names: the packages are not asked, they need not be installed.
+CRAFTAX_IDS = (
+    "Craftax-Symbolic-v1",
+    "Craftax-Pixels-v1",
+    "Craftax-Classic-Symbolic-v1",
+    "Craftax-Classic-Pixels-v1",
+)
+ARCADE_FAMILIES = (
+    "AutoEncode",
+    "BattleShip",
+    "Breakout",
+    "CartPole",
+    "CountRecall",
+    "MineSweeper",
+    "Navigator",
+    "NoisyCartPole",
+    "Skittles",
+    "Tetris",
+)
+BRAX_IDS = (
+    "ant",
+    "halfcheetah",
+    "hopper",
+    "humanoid",
+    "humanoidstandup",
+    "inverted_double_pendulum",
+    "inverted_pendulum",
+    "pusher",
+    "reacher",
+    "swimmer",
+    "walker2d",
+)
+# The DeepMind control suite. Its other environments download models.
+PLAYGROUND_IDS = (
+    "AcrobotSwingup",
+    "AcrobotSwingupSparse",
+    "BallInCup",
+    "CartpoleBalance",
+    "CartpoleBalanceSparse",
+    "CartpoleSwingup",
+    "CartpoleSwingupSparse",
+    "CheetahRun",
+    "FingerSpin",
+    "FingerTurnEasy",
+    "FingerTurnHard",
+    "FishSwim",
+    "HopperHop",
+    "HopperStand",
+    "HumanoidRun",
+    "HumanoidStand",
+    "HumanoidWalk",
+    "PendulumSwingup",
+    "PointMass",
+    "ReacherEasy",
+    "ReacherHard",
+    "WalkerRun",
+    "WalkerStand",
+    "WalkerWalk",
+)
+# Those with one reward. Sokoban downloads its levels.
+JUMANJI_IDS = (
+    "BinPack-v2",
+    "Cleaner-v0",
+    "CVRP-v1",
+    "FlatPack-v0",
+    "Game2048-v1",
+    "GraphColoring-v1",
+    "JobShop-v0",
+    "Knapsack-v1",
+    "Maze-v0",
+    "Minesweeper-v0",
+    "MMST-v0",
+    "MultiCVRP-v0",
+    "PacMan-v1",
+    "RobotWarehouse-v0",
+    "RubiksCube-v0",
+    "RubiksCube-partly-scrambled-v0",
+    "SlidingTilePuzzle-v0",
+    "Snake-v1",
+    "Sokoban-v0",
+    "Sudoku-v0",
+    "Sudoku-very-easy-v0",
+    "Tetris-v0",
+    "TSP-v1",
+)
+NAVIX_IDS = (
+    "Navix-DistShift1-v0",
+    "Navix-DistShift2-v0",
+    "Navix-DoorKey-16x16-v0",
+    "Navix-DoorKey-5x5-v0",
+    "Navix-DoorKey-6x6-v0",
+    "Navix-DoorKey-8x8-v0",
+    "Navix-DoorKey-Random-16x16-v0",
+    "Navix-DoorKey-Random-5x5-v0",
+    "Navix-DoorKey-Random-6x6-v0",
+    "Navix-DoorKey-Random-8x8-v0",
+    "Navix-Dynamic-Obstacles-16x16-v0",
+    "Navix-Dynamic-Obstacles-5x5-Random-v0",
+    "Navix-Dynamic-Obstacles-5x5-v0",
+    "Navix-Dynamic-Obstacles-6x6-Random-v0",
+    "Navix-Dynamic-Obstacles-6x6-v0",
+    "Navix-Dynamic-Obstacles-8x8-v0",
+    "Navix-Empty-16x16-v0",
+    "Navix-Empty-5x5-v0",
+    "Navix-Empty-6x6-v0",
+    "Navix-Empty-8x8-v0",
+    "Navix-Empty-Random-16x16-v0",
+    "Navix-Empty-Random-5x5-v0",
+    "Navix-Empty-Random-6x6-v0",
+    "Navix-Empty-Random-8x8-v0",
+    "Navix-FourRooms-v0",
+    "Navix-GoToDoor-5x5-v0",
+    "Navix-GoToDoor-6x6-v0",
+    "Navix-GoToDoor-8x8-v0",
+    "Navix-KeyCorridorS3R1-v0",
+    "Navix-KeyCorridorS3R2-v0",
+    "Navix-KeyCorridorS3R3-v0",
+    "Navix-KeyCorridorS4R3-v0",
+    "Navix-KeyCorridorS5R3-v0",
+    "Navix-KeyCorridorS6R3-v0",
+    "Navix-LavaGapS5-v0",
+    "Navix-LavaGapS6-v0",
+    "Navix-LavaGapS7-v0",
+    "Navix-SimpleCrossingS11N5-v0",
+    "Navix-SimpleCrossingS9N1-v0",
+    "Navix-SimpleCrossingS9N2-v0",
+    "Navix-SimpleCrossingS9N3-v0",
+)
+POBAX_IDS = (
+    "battleship_3",
+    "battleship_5",
+    "battleship_10",
+    "pocman",
+    "rocksample",
+    "rocksample_5_5",
+    "rocksample_11_11",
+    "rocksample_15_15",
+    "tmaze_5",
+    "tmaze_10",
+)
+OPTIONAL_IDS = {
+    "craftax": CRAFTAX_IDS,
+    "popgym_arcade": tuple(f"{family}{level}" for family in ARCADE_FAMILIES for level in DIFFICULTIES),
+    "brax": BRAX_IDS,
+    "mujoco_playground": PLAYGROUND_IDS,
+    "jumanji": JUMANJI_IDS,
+    "navix": NAVIX_IDS,
+    "pobax": POBAX_IDS,
+}
+# `gym/`, `envpool/` and `jax/` take any environment; the others list theirs.
+SUITES = ("gymnax", "popgym", "meta", "xminigrid", *OPTIONAL_IDS, "gym", "envpool", "jax")
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -114,4 +264,5 @@ def builtin_names() -> tuple[str, ...]:
     popgym = tuple(f"popgym/{family}{level}" for family in POPGYM_FAMILIES for level in DIFFICULTIES)
     meta = tuple(f"meta/{family}" for family in META_FAMILIES)
     xminigrid = tuple(f"xminigrid/{env_id}" for env_id in XMINIGRID_IDS)
-    return gymnax + popgym + meta + xminigrid
+    optional = tuple(f"{suite}/{env_id}" for suite, names in OPTIONAL_IDS.items() for env_id in names)
+    return gymnax + popgym + meta + xminigrid + optional

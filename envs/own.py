@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from memax_rl.envs.adapters import gymnax
+from memax_rl.envs.adapters import interfaces
 from memax_rl.envs.base import Environment
 from memax_rl.envs.checking import call, check_environment
 from memax_rl.envs.meta.trial_options import TrialOptions
@@ -34,7 +34,7 @@ def make_own(
     if not is_family:
         if isinstance(made, TaskEnvironment):
             raise ValueError(f"{env_id}: {type(made).__name__} is a family of tasks; use memax_rl.envs.register_tasks")
-        env = gymnax.adapt(env_id, made)
+        env = interfaces.adapt(env_id, made)
     else:
         if not isinstance(made, TaskEnvironment):
             raise ValueError(

@@ -2,13 +2,13 @@
 
 import difflib
 import functools
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memax_rl.envs.ids import DOWNLOADS as DOWNLOADS
-from memax_rl.envs.ids import SUITES, builtin_names
+from memax_rl.envs.ids import OPTIONAL_IDS, SUITES, builtin_names
+from memax_rl.envs.packages import missing
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -34,16 +34,21 @@ _OWN: dict[str, Own] = {}
 def names() -> tuple[str, ...]:
     """The ids of the built-in environments and of the registered ones, each `suite/Name`.
 
-    `make` also takes `gym/ID` with any ID of Gymnasium. Those of `xminigrid/` need a package, see `missing_package`.
+    `make` also takes `gym/ID` with any ID of Gymnasium, and `jax/module:Class` with any class that has gymnax's, brax's
+    or Jumanji's interface. Some suites need a package, see `missing_package`.
     """
     return builtin_names() + tuple(_OWN)
 
 
 def missing_package(env_id: str) -> str | None:
     """The command that installs what an environment needs and is not installed, or None."""
-    if env_id.startswith("xminigrid/") and importlib.util.find_spec("xminigrid") is None:
-        return "pip install 'memax_rl[xminigrid]'"
-    return None
+    return missing(env_id.partition("/")[0])
+
+
+def package_of(env_id: str) -> str | None:
+    """The module that an id names in front of its colon, "" where it names none; None where the suite lists its ids."""
+    suite, _, name = env_id.partition("/")
+    return name.rpartition(":")[0] if suite in ("gym", "envpool", "jax") else None
 
 
 def register(name: str, make: Callable[..., Any], options: "type[BaseModel] | None" = None) -> None:
@@ -53,8 +58,9 @@ def register(name: str, make: Callable[..., Any], options: "type[BaseModel] | No
 
     Args:
         name: `suite/Name`, in no suite of this package, for example `"own/TMaze"`.
-        make: Returns the environment: one with gymnax's API, or a `memax_rl.envs.base.Environment`. A class will do.
-            Called with no argument, or with `options` filled in. Called once for each choice of options.
+        make: Returns the environment: one with gymnax's, brax's or Jumanji's interface, or a
+            `memax_rl.envs.base.Environment`. A class will do. Called with no argument, or with `options` filled in.
+            Called once for each choice of options.
         options: A pydantic model whose fields are the options of the environment, all with defaults. Configurations
             give them in `env_options`, the command line by `--env-options.NAME VALUE`.
 
@@ -105,6 +111,15 @@ def check(env_id: str) -> None:
         from memax_rl.envs.adapters import gymnasium
 
         gymnasium.find_spec(env_id.removeprefix("gym/"))
+    elif env_id.startswith("envpool/"):
+        from memax_rl.envs.adapters import envpool_tasks
+
+        _need_package(env_id)
+        envpool_tasks.check(env_id.removeprefix("envpool/"))
+    elif env_id.startswith("jax/"):
+        from memax_rl.envs.adapters import interfaces
+
+        interfaces.find(env_id.removeprefix("jax/"))
     elif env_id not in names():
         close = difflib.get_close_matches(env_id, names(), n=5, cutoff=0.4)
         hint = f"close matches: {', '.join(close)}" if close else "see memax_rl.envs.names()"
@@ -112,7 +127,10 @@ def check(env_id: str) -> None:
 
 
 def options(env_id: str) -> dict[str, tuple[Any, str]]:
-    """The options of an environment: name, default, meaning. Only meta, xminigrid, gym and one's own have any."""
+    """The options of an environment: name, default, meaning.
+
+    gymnax/ and popgym/ have none. Those of `jax/` are its constructor's arguments, which are not known here.
+    """
     family, name = env_id.split("/", maxsplit=1)
     if family == "meta":
         from memax_rl.envs.meta import suite
@@ -134,10 +152,19 @@ def _option_models(env_id: str) -> "list[type[BaseModel]]":
         from memax_rl.envs.adapters.gymnasium_options import HostOptions
 
         return [HostOptions]
+    if env_id.startswith("envpool/"):
+        from memax_rl.envs.adapters.gymnasium_options import EnvPoolOptions
+
+        return [EnvPoolOptions]
     if env_id.startswith("xminigrid/"):
         from memax_rl.envs.adapters.xland_minigrid_options import GridOptions, XLandOptions
 
         return [XLandOptions if env_id.startswith("xminigrid/XLand") else GridOptions]
+    suite = env_id.partition("/")[0]
+    if suite in OPTIONAL_IDS:
+        from memax_rl.envs.adapters.suite_options import MODELS
+
+        return [MODELS[suite]]
     if env_id not in _OWN:
         return []
     own = _OWN[env_id]
@@ -154,8 +181,11 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: If an option does not exist, the message lists those that do; or if one of a gym/ or xminigrid/
-            environment, or of one's own, has a wrong value. Values of meta/ are looked at by `make`.
+            environment, of an optional package's, or of one's own, has a wrong value. Others are looked at by `make`.
     """
+    if env_id.startswith("jax/"):
+        # Arguments of a constructor, which is not imported to read a configuration.
+        return dict(given)
     known = options(env_id)
     for name in given:
         if name not in known:
@@ -182,11 +212,13 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def make(env_id: str, **options: Any) -> tuple[Any, Any]:
     """Make an environment and its default parameters.
 
-    The same id and options give the same instance, but for `gym/`: an environment is a static argument of its jitted
-    methods, so a new instance would compile everything again. One on the host has copies and processes of its own.
+    The same id and options give the same instance, but for `gym/` and `envpool/`: an environment is a static argument
+    of its jitted methods, so a new instance would compile everything again. One on the host has copies and processes
+    of its own.
 
     Args:
-        env_id: One of `names()`, for example `"popgym/RepeatPreviousEasy"`, or `gym/ID` with an ID of Gymnasium.
+        env_id: One of `names()`, for example `"popgym/RepeatPreviousEasy"`, `gym/ID` with an ID of Gymnasium, or
+            `jax/module:Class`.
         options: Options of the environment, see `options`. For `gym/`: processes, time limit of a step, arguments of
             `gymnasium.make`.
 
@@ -206,6 +238,12 @@ def make(env_id: str, **options: Any) -> tuple[Any, Any]:
         from memax_rl.envs.adapters.gymnasium_options import HostOptions
 
         env: Any = gymnasium.GymnasiumAdapter(env_id.removeprefix("gym/"), HostOptions(**checked))
+        return env, env.default_params
+    if env_id.startswith("envpool/"):
+        from memax_rl.envs.adapters import envpool_tasks
+        from memax_rl.envs.adapters.gymnasium_options import EnvPoolOptions
+
+        env = envpool_tasks.EnvPoolAdapter(env_id.removeprefix("envpool/"), EnvPoolOptions(**checked))
         return env, env.default_params
     return _make(env_id, json.dumps(checked, sort_keys=True))
 
@@ -230,14 +268,27 @@ def _make(env_id: str, options: str) -> tuple[Any, Any]:
     elif kind == "xminigrid":
         from memax_rl.envs.adapters import xland_minigrid
 
-        if install := missing_package(env_id):
-            raise ValueError(f"env: {env_id} needs the package xminigrid; {install}")
+        _need_package(env_id)
         env = xland_minigrid.make(name, json.loads(options))
+    elif kind == "jax":
+        from memax_rl.envs.adapters import interfaces
+
+        env = interfaces.make(name, json.loads(options))
+    elif kind in OPTIONAL_IDS:
+        from memax_rl.envs.adapters import suites
+
+        _need_package(env_id)
+        env = suites.make(kind, name, json.loads(options))
     else:
         from memax_rl.envs.popgym import suite
 
         env = suite.BUILDERS[name]()
     return env, env.default_params
+
+
+def _need_package(env_id: str) -> None:
+    if install := missing_package(env_id):
+        raise ValueError(f"env: {env_id} needs the package {env_id.partition('/')[0]}; {install}")
 
 
 def max_episode_steps(env: Any, params: Any) -> int | None:

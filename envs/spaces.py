@@ -50,34 +50,65 @@ class MultiDiscrete(Space):
 
 
 def recognize(space: Any) -> Space:
-    """A space of any package as one of these, by its attributes: `n`, `nvec`, `low` and `high`, or `spaces`.
+    """A space of any package as one of these, by its attributes.
+
+    `spaces` (a Dict or Tuple), `nvec` or `num_values`, `n`, `low` and `high` or `minimum` and `maximum`, or else
+    `shape` and `dtype` alone, which is a Box without bounds. Whole numbers in a grid, an `n` with a shape, are a Box of
+    them.
 
     Raises:
         ValueError: If it has none of them.
     """
+    # Some packages compute a bound when it is asked for, which within a compiled function would be a traced value.
+    with jax.ensure_compile_time_eval():
+        return _recognize(space)
+
+
+def _recognize(space: Any) -> Space:
     if isinstance(space, Discrete | MultiDiscrete | Box) and not isinstance(space, Dict | Tuple):
         return space
     parts = getattr(space, "spaces", None)
     if isinstance(parts, Mapping):
-        return Dict({name: recognize(part) for name, part in sorted(parts.items())})
+        return Dict({name: _recognize(part) for name, part in sorted(parts.items())})
     if isinstance(parts, list | tuple):
-        return Tuple([recognize(part) for part in parts])
+        return Tuple([_recognize(part) for part in parts])
     values = getattr(space, "nvec", getattr(space, "num_values", None))
     if values is not None and jnp.ndim(values) == 1:
         return MultiDiscrete([int(n) for n in values])
-    count = getattr(space, "n", values)
+    if values is not None and jnp.ndim(values) > 1:
+        return Box(0, jnp.asarray(values) - 1, jnp.shape(values), space.dtype)
+    count, shape = getattr(space, "n", values), tuple(getattr(space, "shape", None) or ())
     if count is not None and jnp.ndim(count) == 0:
-        return Discrete(int(count))
+        return Box(0, int(count) - 1, shape, space.dtype) if shape else Discrete(int(count))
     low, high = (
         getattr(space, "low", getattr(space, "minimum", None)),
         getattr(space, "high", getattr(space, "maximum", None)),
     )
     if low is not None and high is not None:
-        return Box(low, high, tuple(space.shape), space.dtype)
+        return Box(low, high, shape, space.dtype)
+    if getattr(space, "shape", None) is not None and is_number(getattr(space, "dtype", None)):
+        return unbounded(shape, space.dtype)
     raise ValueError(
         f"cannot read the space {space!r}; expected one with n (Discrete), nvec (MultiDiscrete), low and high (Box) or "
         "spaces (Dict, Tuple)"
     )
+
+
+def is_number(dtype: Any) -> bool:
+    """Whether this is the dtype of an array that JAX can hold."""
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        return False
+    return dtype is not None and (jnp.issubdtype(kind, jnp.number) or kind == jnp.bool_)
+
+
+def unbounded(shape: Sequence[int], dtype: Any) -> Box:
+    """A Box of any numbers. Whole ones of no known range are measures, such as a step count: they become float32."""
+    kind = jnp.dtype(dtype)
+    if kind == jnp.bool_:
+        return Box(0, 1, tuple(shape), kind)
+    return Box(-jnp.inf, jnp.inf, tuple(shape), kind if jnp.issubdtype(kind, jnp.floating) else jnp.float32)
 
 
 # Actions of which only some are legal

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from memax_rl.runs import EarlyStoppingConfig
     from memax_rl.runs import Run as Run
     from memax_rl.runs import TrainConfig as TrainConfig
-    from memax_rl.studies import Outcome, Study
+    from memax_rl.studies import Outcome, Ray, Slurm, Space, Study, Tuned
     from memax_rl.studies import results as results
     from memax_rl.training import Callback
 
@@ -66,6 +66,7 @@ __all__ = [
     "tape",
     "train",
     "training",
+    "tune",
 ]
 
 
@@ -176,6 +177,7 @@ def study(
     *,
     out: str | Path | None = None,
     workers: int | None = None,
+    on: "Ray | Slurm | None" = None,
     progress: bool = False,
     imports: Iterable[str] = (),
     trust: bool = False,
@@ -190,7 +192,8 @@ def study(
     Args:
         study: The study, its parts (base, grid, zip, exclude, seeds), a YAML file of them, or the folder of one.
         out: The folder; one of the same study is continued. Left out where `study` is a folder.
-        workers: Processes; by default one a GPU, or one a core.
+        workers: Processes; by default one a GPU, or one a core. With `on`: cells at once, by default as many as fit.
+        on: `memax_rl.studies.Ray(...)` or `memax_rl.studies.Slurm({...})`, to run the cells on other machines.
         progress: Whether to show how far it is.
         imports: Modules of one's own, imported first; also packages that a configuration may import (docs/runs.md).
         trust: Whether a configuration may import any package.
@@ -199,8 +202,45 @@ def study(
         The folder, the finished cells, and why others failed.
 
     Raises:
-        ValueError: If the study is wrong, or the folder holds another one; no cell was run then.
+        ValueError: If the study is wrong, the folder holds another one, or `on` cannot be used; no cell was run then.
         KeyboardInterrupt: After all cells were saved because of Ctrl-C or SIGTERM.
     """
     given = dict(locals())
     return importlib.import_module("memax_rl.studies").study(given.pop("study"), **given)
+
+
+def tune(
+    space: "Space | Mapping[str, Any] | str | Path",
+    *,
+    out: str | Path | None = None,
+    trials: int | None = None,
+    progress: bool = False,
+    imports: Iterable[str] = (),
+    trust: bool = False,
+) -> "Tuned":
+    """Search for settings by trials, each a run in a folder of its own, and return how the search stands.
+
+    >>> space = {"ppo.learning_rate": {"float": [1e-4, 1e-2], "log": True}, "memory": ["gru", "lru"]}
+    >>> memax_rl.tune({"space": space, "trials": 20}, out="tuning/first").best  # doctest: +SKIP
+
+    The same call goes on with a search that was interrupted, and several processes may work on one; see docs/tuning.md.
+    The seeds of trials are none that a run has by default: what is reported must be of others.
+
+    Args:
+        space: The space, its parts (base, space, trials, seeds, metric, direction, sampler, pruner), a YAML file of
+            them, the name of a shipped one, or the folder of a search.
+        out: The folder; one of the same search is continued. Left out where `space` is a folder.
+        trials: How many trials there are to be, in place of what the space says.
+        progress: Whether to show a progress bar of each trial.
+        imports: Modules of one's own, imported first; also packages that a configuration may import (docs/runs.md).
+        trust: Whether a configuration may import any package.
+
+    Returns:
+        The folder, best.yaml, its score, the values of the fields that were varied, and how many trials ended how.
+
+    Raises:
+        ValueError: If the space is wrong, the folder holds another search, or the first trials all fail.
+        KeyboardInterrupt: After the trial was saved because of Ctrl-C or SIGTERM.
+    """
+    given = dict(locals())
+    return importlib.import_module("memax_rl.studies").tune(given.pop("space"), **given)

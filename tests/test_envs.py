@@ -17,8 +17,13 @@ from memax_rl.envs.adapters import gymnax as gymnax_adapter
 from memax_rl.envs.base import EnvironmentFailure
 
 # MNISTBandit downloads its images when it is made, which tests must not depend on; see test_failed_download.
+# Those of optional packages are many, and slow to compile: test_envs_suites has one or two of each.
 OFFLINE_IDS = [
-    env_id for env_id in envs.names() if env_id not in envs.DOWNLOADS and envs.missing_package(env_id) is None
+    env_id
+    for env_id in envs.names()
+    if env_id not in envs.DOWNLOADS
+    and envs.missing_package(env_id) is None
+    and env_id.partition("/")[0] not in ids.OPTIONAL_IDS
 ]
 
 

@@ -409,6 +409,7 @@ def test_options_from_the_command_line_are_stored_completely():
         "action_masks": True,
         "keep_keys": None,
         "drop_keys": [],
+        "wrappers": [],
     }
     config = override(config, ["--env-options.arguments.ending", "truncated"])
     assert config.env_options["arguments"] == {"length": 5, "ending": "truncated"}

@@ -1,5 +1,7 @@
 """PQN on small environments with known answers, and each mistake of recurrent Q-learning that it must not make."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -142,7 +144,7 @@ def test_the_gradient_is_that_of_fixed_targets(key):
 
 def test_each_row_is_learned_from_once_in_an_epoch(key):
     """With hardly a step between minibatches, the mean of their losses is that of the whole tape."""
-    sizes = {"update_epochs": 1, "num_minibatches": 4}
+    sizes: Any = {"update_epochs": 1, "num_minibatches": 4}
     agent = _agent(Probe(ending="terminated", random=True), rollout="truncated_bptt", learning_rate=1e-12, **sizes)
     state = agent.init(key)
     network, rows = _rows(agent, state, key, updates=1)
@@ -204,7 +206,7 @@ def test_epsilon_falls_and_is_what_is_acted_with(key):
 @pytest.mark.parametrize(("name", "mode"), [("gru", "whole_episodes"), ("lru", "truncated_bptt")])
 def test_learns_to_remember(name, mode, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory can do no better than chance."""
-    sizes = {"num_envs": 32, "num_minibatches": 4, "rollout_length": 16}
+    sizes: Any = {"num_envs": 32, "num_minibatches": 4, "rollout_length": 16}
     agent = _agent(Recall(), name, 32, 60_000, rollout=mode, gamma=0.9, learning_rate=3e-3, **sizes)
     _, metrics = _updates(agent, agent.init(key), 100)
     assert float(jnp.nanmean(metrics["episode/return"][-10:])) > 0.9

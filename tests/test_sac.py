@@ -1,5 +1,7 @@
 """SAC on small environments with known answers, and each mistake of recurrent soft actor-critic it must not make."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -104,10 +106,10 @@ def test_density_of_squashed_actions(key):
 
 def test_random_actions_fill_the_space(key):
     keys = jax.random.split(key, 3000)
-    box = jax.vmap(lambda k: random_action(spaces.Box(-9.0, 9.0, (2,)), k, None))(keys)
+    box = jax.vmap(lambda k: random_action(spaces.Box(-9.0, 9.0, (2,)), None, k))(keys)
     assert box.shape == (3000, 2)
     assert (float(box.min()), float(box.max())) == (pytest.approx(-1, abs=0.01), pytest.approx(1, abs=0.01))
-    pairs = jax.vmap(lambda k: random_action(spaces.MultiDiscrete((2, 3)), k, None))(keys)
+    pairs = jax.vmap(lambda k: random_action(spaces.MultiDiscrete((2, 3)), None, k))(keys)
     assert sorted({tuple(p) for p in np.asarray(pairs).tolist()}) == [(a, b) for a in range(2) for b in range(3)]
 
 
@@ -127,11 +129,11 @@ def test_soft_value_of_discrete_actions_is_the_expectation(space, key):
     want = np.zeros((2, 3))
     for action in every:
         array = jnp.array(action if space.shape else action[0])
-        log_prob = jax.vmap(jax.vmap(lambda f, a=array: actor.distribution(f, None).log_prob(a)))(features)
+        log_prob = jax.vmap(jax.vmap(lambda f, a=array: actor.distribution(f).log_prob(a)))(features)
         q = jnp.sum(raw * action_vector(space, array)[None, None], axis=-1)
         want += np.asarray(jnp.exp(log_prob) * (q - 0.5 * log_prob))
     np.testing.assert_allclose(value, want, rtol=1e-4)
-    entropy = jax.vmap(jax.vmap(lambda f: actor.distribution(f, None).entropy()))(features)
+    entropy = jax.vmap(jax.vmap(lambda f: actor.distribution(f).entropy()))(features)
     np.testing.assert_allclose(policy.entropy, entropy, rtol=1e-4)
 
 
@@ -147,6 +149,7 @@ def test_targets_are_soft_values_of_the_episodes_own_next_observation(separate, 
     actor, target = state.network, state.target
     target = eqx.tree_at(lambda t: [out.weight for out in t.critic.out], target, replace_fn=lambda w: 20 * w)
     policy = soft_policy(actor, unroll(actor.torso, inputs), None, key)
+    assert policy.action is not None
     soft_value = policy.soft_value(target.critic, target.unroll(inputs), jnp.array(0.3))
     targets = np.asarray(agent.targets(soft_value, tape, 2.0))
 
@@ -235,7 +238,8 @@ def test_the_target_follows_by_tau(key):
         assert float(jnp.max(jnp.abs(new - old))) > 0
 
     check(state.target.critic.out[0].weight, before.target.critic.out[0].weight, state.critic.out[0].weight)
-    weights = [t.encoder.project.weight for t in (state.target.torso, before.target.torso, state.network.torso)]
+    torsos: Any = (state.target.torso, before.target.torso, state.network.torso)
+    weights = [torso.encoder.project.weight for torso in torsos]
     check(*weights)
 
 
@@ -261,7 +265,7 @@ def test_value_at_an_end(ending, want, key):
         def __init__(self):
             super().__init__(longest=1, ending=ending, constant=True)
 
-    settings = {"learning_rate": 1e-2, "target_tau": 0.2, "initial_temperature": 1e-6, "target_entropy": -50.0}
+    settings: Any = {"learning_rate": 1e-2, "target_tau": 0.2, "initial_temperature": 1e-6, "target_entropy": -50.0}
     agent = _agent(OneStep(), "mlp", 8, past=False, gamma=0.8, reward_scale=1.0, **settings)
     _, metrics = _updates(agent, agent.init(key), 300)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.3)

@@ -11,9 +11,9 @@ import pytest
 
 import memax_rl
 from memax_rl.cli import main
-from memax_rl.runs import Run, make_config
+from memax_rl.runs import Run, make_config, presets
 from memax_rl.runs.config import dump_config
-from memax_rl.studies import Folder, Study, machine, make_study, runner, study
+from memax_rl.studies import Folder, Study, load_study, machine, make_study, runner, study
 
 ENV = "popgym/RepeatPreviousEasy"
 SMALL = {
@@ -61,6 +61,53 @@ def test_zip_moves_fields_together_and_exclude_leaves_out():
     ]
 
 
+def test_cases_have_fields_of_their_own_also_in_place_of_the_base():
+    parts = {
+        "base": {"total_steps": "1k"},
+        "grid": {"memory": ["gru", "lru"]},
+        "cases": [{"width": 8}, {"width": 16, "total_steps": "2k"}],
+        "exclude": [{"memory": "lru", "total_steps": "2k"}],
+    }
+    found = [(c.name, c.config.network.width, c.config.total_steps) for c in make_study(parts).cells()]
+    assert found == [
+        ("gru/network.width=8/seed0", 8, 1_000),
+        ("gru/network.width=16/total_steps=2k/seed0", 16, 2_000),
+        ("lru/network.width=8/seed0", 8, 1_000),
+    ]
+    zipped = make_study({"zip": {"memory": ["gru", "lru", "mgu"], "width": [8, 8, 16]}}).cells()
+    assert [cell.config.network.width for cell in zipped] == [8, 8, 16], "a value may stand twice where others change"
+
+
+SHIPPED = {"repeat_previous": 8, "popgym": 16, "dqn": 8, "in_context": 11, "endless_tmaze": 4, "fill": 4}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_studies_are_right(name, capsys):
+    cells = load_study(Path(name)).cells()
+    assert len(cells) == 3 * SHIPPED[name]
+    assert main(["list", "studies"]) == 0
+    assert sorted(SHIPPED) == capsys.readouterr().out.split()
+    assert not any(preset.startswith("studies") for preset in presets())
+
+
+def test_the_readmes_study_has_the_settings_of_its_table():
+    configs = [cell.config for cell in load_study(Path("repeat_previous")).cells() if cell.config.seed == 2]
+    rows = [(c.env[21:], c.network.memory, c.network.depth, c.total_steps, c.eval_episodes) for c in configs]
+    assert rows == [
+        ("Easy", "lru", 1, 120_000, 256),
+        ("Easy", "gru", 1, 200_000, 256),
+        ("Easy", "lstm", 1, 200_000, 256),
+        ("Easy", "min_gru", 3, 900_000, 256),
+        ("Easy", "linear_transformer", 1, 700_000, 256),
+        ("Easy", "mlp", 1, 200_000, 256),
+        ("Medium", "lru", 1, 500_000, 256),
+        ("Hard", "lru", 1, 1_000_000, 256),
+    ]
+    (linear,) = [c for c in configs if c.network.memory == "linear_transformer"]
+    assert linear.network.memory_options["rotary_base"] == 10.0
+    assert linear.model_dump()["ppo"]["learning_rate"] == 3e-3
+
+
 def test_a_preset_is_a_start_that_fields_change():
     (cell,) = make_study({"base": {"preset": "ppo/repeat_first_easy"}, "grid": {"memory": ["gru"]}}).cells()
     assert (cell.config.env, cell.config.network.memory) == ("popgym/RepeatFirstEasy", "gru")
@@ -91,6 +138,10 @@ def test_names_of_values_that_no_path_can_hold_do_not_collide():
         ({"grid": {"memory": ["gru"]}, "exclude": [{"env": ENV}]}, "exclude names env"),
         ({"grid": {"memory": ["gru"]}, "exclude": [{"memory": "gru"}]}, "exclude leaves no cell"),
         ({"grid": {"memory": ["gru"]}, "seeds": 0}, "got 0"),
+        ({"cases": [{"memory": "gru"}, {}]}, "cases holds an empty combination"),
+        ({"cases": [{"memory": "gru"}], "grid": {"memory": ["lru"]}}, "network.memory stands in cases and in grid"),
+        ({"cases": [{"memory": "gru", "seed": 3}]}, "set seeds"),
+        ({"cases": [{"memory": "gru"}, {"memory": "gru"}]}, "two cells of the grid are the same"),
         ({"gird": {"memory": ["gru"]}}, "gird: a study has no such part"),
     ],
     ids=str,
@@ -241,7 +292,7 @@ def test_a_file_is_read_and_changed_by_what_is_typed(capsys, tmp_path):
         (["--memory"], "--memory needs a value"),
         (["--memory", "gru", "--memory", "lru"], "--memory is given twice"),
         (["--memory", "gru", "--cell", "9"], "there is no cell 9; the study has cells 0 to 0"),
-        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["nowhere.yaml"], "'nowhere.yaml' is no file, nor one that is shipped; known: dqn, "),
         ([], "the grid is empty"),
     ],
     ids=str,

@@ -10,7 +10,6 @@ give the same episodes, however many copies or processes there are.
 import difflib
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -26,6 +25,7 @@ from memax_rl.envs import ids, spaces
 from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, Maker, encoded
 from memax_rl.envs.adapters.gymnasium_options import HostOptions
 from memax_rl.envs.base import Environment, EnvParams, Step
+from memax_rl.envs.batching import one_call
 from memax_rl.envs.popgym import suite
 from memax_rl.envs.trust import import_package
 
@@ -42,56 +42,18 @@ class HostState(eqx.Module):
     action_mask: Bool[Array, " actions"] | None = None
 
 
-def one_call(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of arrays without a batch axis, vmapped to any depth, as one call of `function`.
+class HostAdapter(Environment):
+    """An environment that runs on the host.
 
-    `function` takes and returns arrays with one leading axis.
+    Args:
+        env_id: Its id in its package.
+        host: What runs it.
     """
 
-    @jax.custom_batching.custom_vmap
-    def batched(*args):
-        return function(*args)
-
-    @batched.def_vmap
-    def rule(size, is_batched, *args):
-        def flat(x, has_axis):
-            x = x if has_axis else jnp.broadcast_to(x[None], (size, *x.shape))
-            return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-        flat_result = batched(*jax.tree.map(flat, args, tuple(is_batched)))
-        result = jax.tree.map(lambda x: x.reshape(size, x.shape[0] // size, *x.shape[1:]), flat_result)
-        return result, jax.tree.map(lambda _: True, result)
-
-    def single(*args):
-        return jax.tree.map(lambda x: x[0], batched(*jax.tree.map(lambda x: x[None], args)))
-
-    return single
-
-
-class GymnasiumAdapter(Environment):
-    """A Gymnasium environment.
-
-    Attributes:
-        env_id: The id as in `gymnasium.make`.
-    """
-
-    def __init__(self, env_id: str, options: HostOptions, max_episode_steps: int | None = None):
-        self.env_id, self.options = env_id, options
-        self.spec = find_spec(env_id)
-        arguments = dict(options.arguments)
-        if max_episode_steps is not None:
-            arguments["max_episode_steps"] = max_episode_steps
-        self.limit = arguments.get("max_episode_steps", self.spec.max_episode_steps)
-        self.is_original = not arguments
-        try:
-            keep = None if options.keep_keys is None else tuple(options.keep_keys)
-            maker = Maker(self.spec, arguments, keep, tuple(options.drop_keys))
-            self._host = Host(f"gym/{env_id}", maker, options.processes, options.step_timeout, options.action_masks)
-        except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error
-        self._observation_space = _narrow_codes(env_id, to_learner_space(self._host.observation_space))
-        self._action_space = to_learner_space(self._host.action_space)
+    def __init__(self, env_id: str, host: Host):
+        self.env_id, self._host = env_id, host
+        self._observation_space = _narrow_codes(env_id, to_learner_space(host.observation_space))
+        self._action_space = to_learner_space(host.action_space)
         self._tree = jax.tree.structure(_shapes(self._observation_space))
         self._begin, self._run = one_call(self._call_begin), one_call(self._call_run)
 
@@ -102,7 +64,7 @@ class GymnasiumAdapter(Environment):
 
     @property
     def default_params(self) -> EnvParams:
-        """Unused: a gymnasium environment takes its parameters at construction."""
+        """Unused: an environment on the host takes its parameters at construction."""
         return EnvParams()
 
     def action_space(self, params: Any) -> Any:
@@ -112,35 +74,6 @@ class GymnasiumAdapter(Environment):
     def observation_space(self, params: Any) -> Any:
         """The learner's form of the observation space; discrete values count from 0."""
         return self._observation_space
-
-    def max_episode_steps(self, params: Any) -> int | None:
-        """The time limit, where the environment's registration or the original of a POPGym id states one."""
-        twin = self._twin()
-        if twin is not None:
-            return twin[0].max_episode_steps(twin[1])
-        return _LABYRINTHS.get(self._family(), self.limit)
-
-    def fixed_length(self, params: Any) -> int | None:
-        """The number of steps of every episode; known for ids of the POPGym package."""
-        twin = self._twin()
-        return None if twin is None else twin[0].fixed_length(twin[1])
-
-    def truncates(self, params: Any) -> bool:
-        """Whether a time limit ends every episode; where nothing is known it may."""
-        twin = self._twin()
-        return True if twin is None else twin[0].truncates(twin[1])
-
-    def _family(self) -> str | None:
-        match = re.fullmatch(r"popgym-(\w+?)(Easy|Medium|Hard)?-v0", self.env_id)
-        return match[1] if match and self.is_original else None
-
-    def _twin(self) -> tuple[Any, Any] | None:
-        """Return our own implementation of the same environment, where there is one."""
-        twin = jax_twin(self.env_id) if self.is_original else None
-        if twin is None:
-            return None
-        env = suite.BUILDERS[twin.removeprefix("popgym/")]()
-        return env, env.default_params
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, HostState]:
         """Make a copy and begin an episode in it. All copies of one vmapped reset are made together."""
@@ -204,6 +137,60 @@ class GymnasiumAdapter(Environment):
 
     def _leaf_shapes(self, n: int) -> list[jax.ShapeDtypeStruct]:
         return [jax.ShapeDtypeStruct((n, *shape), dtype) for shape, dtype in self._host.leaves]
+
+
+class GymnasiumAdapter(HostAdapter):
+    """A Gymnasium environment.
+
+    Attributes:
+        env_id: The id as in `gymnasium.make`.
+    """
+
+    def __init__(self, env_id: str, options: HostOptions, max_episode_steps: int | None = None):
+        self.options = options
+        self.spec = find_spec(env_id)
+        arguments = dict(options.arguments)
+        if max_episode_steps is not None:
+            arguments["max_episode_steps"] = max_episode_steps
+        self.limit = arguments.get("max_episode_steps", self.spec.max_episode_steps)
+        self.is_original = not arguments and not options.wrappers
+        try:
+            keep = None if options.keep_keys is None else tuple(options.keep_keys)
+            maker = Maker(self.spec, arguments, keep, tuple(options.drop_keys), tuple(options.wrappers))
+            host = Host(f"gym/{env_id}", maker, options.processes, options.step_timeout, options.action_masks)
+        except (Exception, SystemExit) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"env: gym/{env_id} cannot be made: {type(error).__name__}: {reason}") from error
+        super().__init__(env_id, host)
+
+    def max_episode_steps(self, params: Any) -> int | None:
+        """The time limit, where the environment's registration or the original of a POPGym id states one."""
+        twin = self._twin()
+        if twin is not None:
+            return twin[0].max_episode_steps(twin[1])
+        return _LABYRINTHS.get(self._family(), self.limit)
+
+    def fixed_length(self, params: Any) -> int | None:
+        """The number of steps of every episode; known for ids of the POPGym package."""
+        twin = self._twin()
+        return None if twin is None else twin[0].fixed_length(twin[1])
+
+    def truncates(self, params: Any) -> bool:
+        """Whether a time limit ends every episode; where nothing is known it may."""
+        twin = self._twin()
+        return True if twin is None else twin[0].truncates(twin[1])
+
+    def _family(self) -> str | None:
+        match = re.fullmatch(r"popgym-(\w+?)(Easy|Medium|Hard)?-v0", self.env_id)
+        return match[1] if match and self.is_original else None
+
+    def _twin(self) -> tuple[Any, Any] | None:
+        """Return our own implementation of the same environment, where there is one."""
+        twin = jax_twin(self.env_id) if self.is_original else None
+        if twin is None:
+            return None
+        env = suite.BUILDERS[twin.removeprefix("popgym/")]()
+        return env, env.default_params
 
 
 # MiniGrid says 0 to 255 of its images of codes; these are its constants: things, colors, states or directions.

@@ -11,11 +11,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
+import gymnasium.wrappers
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
@@ -119,6 +120,7 @@ class Maker(NamedTuple):
         spec, arguments: For `gymnasium.make`.
         keep: Keys of a Dict observation to show; None for all.
         drop: Keys of a Dict observation to leave out.
+        wrappers: Names of `gymnasium.wrappers` with their arguments, the innermost first.
         masked: Whether to show action masks beside the observation, see `ActionMasks`.
     """
 
@@ -126,11 +128,18 @@ class Maker(NamedTuple):
     arguments: Mapping[str, Any]
     keep: tuple[str, ...] | None = None
     drop: tuple[str, ...] = ()
+    wrappers: tuple[Mapping[str, Any], ...] = ()
     masked: bool = False
 
     def __call__(self) -> gymnasium.Env:
-        """Make it. Raises `ValueError` where a key is asked for that it does not have."""
+        """Make it. Raises `ValueError` where a key is asked for that it does not have, or a wrapper does not fit."""
         env = self._select_keys()
+        for wrapper in self.wrappers:
+            arguments = {key: value for key, value in wrapper.items() if key != "name"}
+            try:
+                env = getattr(gymnasium.wrappers, wrapper["name"])(env, **arguments)
+            except Exception as error:
+                raise ValueError(f"env_options.wrappers: {wrapper['name']}: {error}") from error
         return ActionMasks(env) if self.masked else env
 
     def _select_keys(self) -> gymnasium.Env:
@@ -394,7 +403,7 @@ class Group(gymnasium.Env):
     goes wrong stands in `info["failure"]`. `owner` is the process that learns, `first` the index of the first copy.
     """
 
-    def __init__(self, maker: Maker, copies: int, owner: int, first: int):
+    def __init__(self, maker: Callable[[], Any], copies: int, owner: int, first: int):
         if os.getpid() != owner:
             # A worker. Ctrl-C reaches every process of the terminal; the owner decides what comes of it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -472,7 +481,7 @@ class Group(gymnasium.Env):
 class Pool:
     """The copies of one call to `Host.begin`: one group in this process, or one a worker process."""
 
-    def __init__(self, maker: Maker, size: int, processes: int, timeout: float):
+    def __init__(self, maker: Callable[[], Any], size: int, processes: int, timeout: float):
         self.size, self.timeout = size, timeout
         self.count = np.zeros(size, np.int32)
         self.per_process = math.ceil(size / max(1, processes))
@@ -570,7 +579,7 @@ class Host:
     reports a terminated episode, so that the compiled program ends soon.
     """
 
-    def __init__(self, name: str, maker: Maker, processes: int, timeout: float, masks: bool = False):
+    def __init__(self, name: str, maker: Any, processes: int, timeout: float, masks: bool = False):
         self.name = name
         self.processes, self.timeout = processes, timeout
         self.failure: str | None = None
@@ -580,7 +589,7 @@ class Host:
         one = maker()
         self.observation_space, self.action_space = one.observation_space, one.action_space
         self.has_masks = masks and gives_masks(one)
-        self.maker = maker._replace(masked=self.has_masks)
+        self.maker = maker._replace(masked=True) if self.has_masks else maker
         shown = ActionMasks(one).observation_space if self.has_masks else self.observation_space
         one.close()
         require_arrays(self.observation_space, self.action_space)
@@ -595,7 +604,7 @@ class Host:
             number, self.begun = self.begun, self.begun + 1
             if self.failure is None:
                 try:
-                    pool = Pool(self.maker, size, self.processes, self.timeout)
+                    pool = self.make_pool(size)
                     self.pools[number] = pool
                     actions = np.zeros((size, *encoded(self.action_space)[0]), self.action_dtype)
                     blank = pool.run(np.full(size, RESET, np.int32), seeds.astype(np.int64), actions)
@@ -625,6 +634,10 @@ class Host:
         acted = (commands != WAIT).astype(np.int32)
         flat = (*result.observation, *result.final, result.reward, result.terminated, result.truncated)
         return (count + acted, *flat)
+
+    def make_pool(self, size: int) -> "Pool | Any":
+        """Make so many copies."""
+        return Pool(self.maker, size, self.processes, self.timeout)
 
     def _run(self, result: Transition, commands, seeds, pool, copy, count, actions) -> None:
         """Fill in the rows of `result` that are not told to wait."""

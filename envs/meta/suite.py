@@ -52,7 +52,7 @@ def _pick(options: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _any_environment(options: Mapping[str, Any], make: Make) -> Trials:
-    if str(options["env"]).startswith("gym/"):
+    if str(options["env"]).startswith(("gym/", "envpool/")):
         raise ValueError(f"env: trials are made of environments in JAX, and {options['env']!r} runs on the host")
     inner = options["inner_options"]
     if not isinstance(inner, Mapping):

@@ -1,4 +1,4 @@
-"""The command line: `memax-rl train | evaluate | icl | inspect | export | play | list | study | compare | completion`.
+"""The command line: `memax-rl train | evaluate | icl | inspect | export | play | list | study | tune | compare`.
 
 Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
 message on standard error and exit status 2.
@@ -18,6 +18,7 @@ from memax_rl.cli.play import evaluate, icl, inspect
 from memax_rl.cli.policy import export, play
 from memax_rl.cli.study import study
 from memax_rl.cli.train import train
+from memax_rl.cli.tune import tune
 
 _NAME = "memax-rl"
 _SOURCES = {
@@ -49,7 +50,7 @@ def _completion(shell: str) -> int:
     return 0
 
 
-for _command in (train, evaluate, icl, inspect, export, play, listing, study, compare):
+for _command in (train, evaluate, icl, inspect, export, play, listing, study, tune, compare):
     _group.add_command(_command)
 
 

@@ -11,16 +11,18 @@ import click
 from memax_rl.cli import catalog
 from memax_rl.cli.common import answers, import_option, import_own
 
+_WHAT = ("memories", "envs", "wrappers", "agents", "presets", "studies", "tune")
 
-@click.command("list", short_help="List memories, environments, wrappers, agents or presets.")
-@click.argument("what", metavar="WHAT", type=click.Choice(["memories", "envs", "wrappers", "agents", "presets"]))
+
+@click.command("list", short_help="List memories, environments, wrappers, agents, presets, studies.")
+@click.argument("what", metavar="WHAT", type=click.Choice(_WHAT))
 @click.option(
     "-v", "--verbose", is_flag=True, help="With papers, options and costs, or with spaces, scores and options."
 )
 @import_option
 @answers
 def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
-    """List what can be named: memories, environments, wrappers, agents or presets."""
+    """List what can be named: memories, environments, wrappers, agents, presets, studies, or what `tune` knows."""
     if imports:
         import_own(imports)
     if what == "envs":
@@ -34,8 +36,8 @@ def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
             if verbose:
                 for option, meaning in about["options"].items():
                     print(f"    {option}: {meaning}")
-    elif what == "presets":
-        for name, summary in _presets():
+    elif what in ("presets", "studies", "tune"):
+        for name, summary in shipped(what):
             print(f"{name:40s}{summary}" if verbose else name)
     else:
         for line in _describe_memories() if verbose else _memories():
@@ -59,13 +61,17 @@ def _memories() -> Sequence[str]:
     return memory.names()
 
 
-def _presets() -> Iterator[tuple[str, str]]:
-    """Yield the name and the first line of each shipped configuration."""
+def shipped(what: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the first line of each shipped preset, study or search space."""
     import memax_rl.configs
 
     (folder,) = map(Path, memax_rl.configs.__path__)
     for path in sorted(folder.rglob("*.yaml")):
-        yield str(path.relative_to(folder).with_suffix("")), path.read_text().splitlines()[0].removeprefix("#").strip()
+        name = path.relative_to(folder).with_suffix("")
+        kind = name.parts[0] if name.parts[0] in _WHAT else "presets"
+        if kind == what:
+            shown = str(name) if what == "presets" else name.name
+            yield shown, path.read_text().splitlines()[0].removeprefix("#").strip()
 
 
 def _list_envs(verbose: bool) -> None:
@@ -73,13 +79,27 @@ def _list_envs(verbose: bool) -> None:
 
     if verbose:
         print(_ENV_LINE.format("name", "observation", "action", "horizon", "chance", "best"))
+    absent: dict[str, int] = {}
     for name in envs.names():
+        suite = name.partition("/")[0]
+        if envs.missing_package(name) is not None:
+            absent[suite] = absent.get(suite, 0) + 1
+            continue
         print(_describe_env(name) if verbose else name)
         if verbose:
             _print_options(name)
     print("gym/ID: any environment of Gymnasium, as gym/CartPole-v1; gym/package:ID imports the package first")
     if verbose:
         _print_options("gym/ID")
+    if envs.missing_package("envpool/ID") is None:
+        print("envpool/ID: any task of EnvPool, as envpool/Pong-v5")
+        if verbose:
+            _print_options("envpool/ID")
+    else:
+        absent["envpool"] = 0
+    print("jax/module:Class: any class with gymnax's, brax's or Jumanji's interface; options are its arguments")
+    for suite, count in absent.items():
+        print(f"{suite}/: {f'{count} environments, ' if count else ''}needs {envs.missing_package(f'{suite}/')}")
 
 
 def _print_options(env_id: str) -> None:
@@ -102,8 +122,6 @@ def _describe_env(name: str) -> str:
     scores = [f"{score:.3f}" for score in find_scores(name) or ()] or ["-", "-"]
     if name in envs.DOWNLOADS:
         return _ENV_LINE.format(name, "- (downloads its data)", "-", "-", *scores)
-    if install := envs.missing_package(name):
-        return _ENV_LINE.format(name, f"- (needs {install})", "-", "-", *scores)
     env, params = envs.make(name)
     spaces = describe(env.observation_space(params)), describe(env.action_space(params))
     return _ENV_LINE.format(name, *spaces, str(envs.max_episode_steps(env, params) or "-"), *scores)

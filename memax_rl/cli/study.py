@@ -16,11 +16,17 @@ Examples:
   memax-rl study my_study.yaml --out studies/second --check
   memax-rl study studies/first                    go on with what is there
   memax-rl study studies/first --cell 3           one cell, as a job of an array
+  memax-rl study my_study.yaml --out /shared/second --ray 10.0.0.1:6379 --cell-gpus 0.5
+  memax-rl study my_study.yaml --out /shared/second --slurm --slurm-options.partition gpu --slurm-options.time 240
 """
 
+# Stands for --ray without an address.
+_OWN_CLUSTER = ""
+_SLURM = "slurm-options."
 
-class StudyCommand(click.Command):
-    """`study`: an option that is not its own is a field, and takes all values up to the next option."""
+
+class FieldsCommand(click.Command):
+    """`study` and `tune`: an option that is not its own is a field, and takes all values up to the next option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Set `ctx.obj` to the fields and their values; parse the rest."""
@@ -57,11 +63,21 @@ def _is_number(text: str) -> bool:
     return True
 
 
-@click.command("study", cls=StudyCommand, epilog=_EXAMPLES, short_help="Train a grid of runs, and go on with it.")
-@click.argument("file", type=PathType(), required=False, metavar="[FILE.yaml | DIR]")
+@click.command("study", cls=FieldsCommand, epilog=_EXAMPLES, short_help="Train a grid of runs, and go on with it.")
+@click.argument("file", type=PathType(), required=False, metavar="[FILE.yaml | NAME | DIR]")
 @click.option("--out", type=PathType(), help="The study's folder; an existing one is continued.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds each combination is run with (default: 1).")
 @click.option("--workers", type=click.IntRange(1), help="Processes (default: one a GPU, or one a core).")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value=_OWN_CLUSTER,
+    metavar="[ADDRESS]",
+    help="Run the cells as tasks of Ray, of the cluster at HOST:PORT or of this machine's.",
+)
+@click.option("--cell-cpus", type=float, help="With --ray: the cores that a cell gets (default: 1).")
+@click.option("--cell-gpus", type=float, help="With --ray: the GPUs, also a part (default: 1 where there are any).")
+@click.option("--slurm", is_flag=True, help="Run the cells as a job array; --slurm-options.NAME VALUE for sbatch.")
 @click.option("--cell", type=click.IntRange(0), help="Run this cell alone, in this process; --check numbers them.")
 @click.option("--check", is_flag=True, help="List the cells, and make nothing.")
 @trust_options
@@ -73,6 +89,10 @@ def study(
     out: Path | None,
     seeds: int | None,
     workers: int | None,
+    ray: str | None,
+    cell_cpus: float | None,
+    cell_gpus: float | None,
+    slurm: bool,
     cell: int | None,
     check: bool,
     imports: tuple[str, ...],
@@ -81,13 +101,18 @@ def study(
     """Train every combination of the given values, each in a run folder of its own.
 
     Every field of the configuration is an option, as with `train`, and takes several values; --preset takes shipped
-    configurations. FILE comes first. The same command goes on with a study that was interrupted or has failed cells,
-    and, with more values or seeds, runs what is new. The exit status is 1 if cells failed.
+    configurations. FILE comes first; NAME is a study of `memax-rl list studies`. The same command goes on with a study
+    that was interrupted or has failed cells, and, with more values or seeds, runs what is new. The exit status is 1 if
+    cells failed.
     """
     import_own(imports, trust, *([file.resolve().parent] if file and file.is_file() else []))
     from memax_rl import studies
     from memax_rl.studies import runner
 
+    options = _slurm_options(ctx.obj)
+    on = _engine(ray, cell_cpus, cell_gpus, options if slurm or options else None)
+    if on is not None and (cell is not None or check):
+        raise ValueError("--cell and --check run nothing elsewhere; leave out --ray and --slurm")
     if file is not None and file.is_dir():
         if ctx.obj or seeds:
             raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
@@ -105,7 +130,7 @@ def study(
         print(f"{answer['outcome']}: {cells[cell].name}" + (f": {answer['message']}" if "message" in answer else ""))
         failed = answer["outcome"] == "failed"
     else:
-        ended = studies.study(given, out=out, workers=workers, progress=True, imports=imports, trust=trust)
+        ended = studies.study(given, out=out, workers=workers, on=on, progress=True, imports=imports, trust=trust)
         print(f"{len(ended.finished)} cells finished, {len(ended.failed)} failed, in {ended.folder}")
         for name, message in ended.failed.items():
             print(f"failed: {name}: {message}")
@@ -113,6 +138,34 @@ def study(
     if failed:
         print("the same command tries what failed again")
         raise click.exceptions.Exit(1)
+
+
+def _slurm_options(fields: dict[str, list[str]]) -> dict[str, Any]:
+    """Take the options of Slurm out of the fields that were typed."""
+    from memax_rl.runs.config import parse_value
+
+    options = {}
+    for name in [name for name in fields if name.startswith(_SLURM)]:
+        texts = fields.pop(name)
+        if len(texts) > 1:
+            raise ValueError(f"--{name} takes one value, got {' '.join(texts)}; a list is written '[one, other]'")
+        options[name.removeprefix(_SLURM)] = parse_value(texts[0])
+    return options
+
+
+def _engine(ray: str | None, cpus: float | None, gpus: float | None, slurm: dict[str, Any] | None) -> Any:
+    """Return where the cells are to run: None for this machine."""
+    from memax_rl import studies
+
+    if ray is not None and slurm is not None:
+        raise ValueError("--ray and --slurm are two places to run in; choose one")
+    if ray is None and (cpus is not None or gpus is not None):
+        raise ValueError(
+            "--cell-cpus and --cell-gpus are for --ray; Slurm has --slurm-options.cpus-per-task and .gpus-per-node"
+        )
+    if ray is not None:
+        return studies.Ray(None if ray == _OWN_CLUSTER else ray, 1.0 if cpus is None else cpus, gpus)
+    return studies.Slurm(slurm) if slurm is not None else None
 
 
 def _study(file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None) -> Any:
@@ -127,6 +180,8 @@ def _study(file: Path | None, fields: dict[str, Sequence[str]], seeds: int | Non
         name = canonical(typed)
         if name in whole.get("zip", {}):
             raise ValueError(f"--{typed} is zipped with other fields in {file}; change it there")
+        if any(name in case for case in whole.get("cases", ())):
+            raise ValueError(f"--{typed} stands in the cases of {file}; change it there")
         base.pop(name, None)
         # A name of a preset may look like anything else.
         values = [text if name == "preset" else parse_value(text) for text in texts]

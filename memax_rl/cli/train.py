@@ -79,9 +79,9 @@ class ConfigType(PathType):
         """Return the presets that begin with what was typed, and have the shell add files."""
         from click.shell_completion import CompletionItem
 
-        folder = Path(__file__).parent.parent / "configs"
-        names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-        found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        from memax_rl.cli.listing import shipped
+
+        found = [CompletionItem(name) for name, _ in shipped("presets") if name.startswith(incomplete)]
         return found or super().shell_complete(ctx, param, incomplete)
 
 
@@ -219,7 +219,7 @@ def train(
     # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
     import_own(imports, trust, *([config.resolve().parent] if config and config.is_file() else []))
-    from memax_rl import agents, training
+    from memax_rl import agents, envs, training
     from memax_rl.envs.trust import import_modules, only_imports
     from memax_rl.runs import load_config, make_config, override
     from memax_rl.runs.config import read_fields
@@ -233,7 +233,7 @@ def train(
     preset = agents.spec(agent).preset
     base = load_config(preset) if preset and not env else make_config({"agent": agent})
     # What is typed here may be imported; what a file says, only with --import or --trust.
-    package = env.removeprefix("gym/").rpartition(":")[0] if env else ""
+    package = envs.package_of(env) if env else None
     if package and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     with only_imports([*imports, *([package] if package else [])], trust=trust):

@@ -167,7 +167,7 @@ def _no_trials(env_name: str) -> ValueError:
 
 def _check_trials(config: Any) -> int:
     """Return the episodes a trial that a run was trained on. Raises `ValueError` if its trials cannot be played."""
-    if config.env.startswith("gym/"):
+    if config.env.startswith(("gym/", "envpool/")):
         raise _no_trials(config.env)
     others = [wrapper.name for wrapper in config.env_wrappers]
     if others:

@@ -63,9 +63,9 @@ class SoftActor(eqx.Module):
         return state, self.distribution(features, inputs.action_mask)
 
     def distribution(
-        self, features: Float[Array, " width"], action_mask: Bool[Array, " outputs"] | None
+        self, features: Float[Array, " width"], action_mask: Bool[Array, " outputs"] | None = None
     ) -> SquashedNormal | ActionDistribution:
-        """Return the distribution over actions, those that are legal, from the features of one step."""
+        """Return the distribution over (legal) actions, from the features of one step."""
         raw = self.head(features)
         if isinstance(self.action_space, spaces.Box):
             return SquashedNormal(self.action_space, raw)
@@ -216,15 +216,19 @@ def soft_policy(
     action_mask: Bool[Array, "rows slots outputs"] | None,
     key: PRNGKeyArray,
 ) -> SoftPolicy:
-    """Return what the actor does in all slots."""
+    """Return what the actor does in all slots; illegal values of discrete actions have a probability of 0."""
     rows, slots, _ = features.shape
     distribution = on_slots(actor.distribution, features, action_mask)
     if isinstance(distribution, SquashedNormal):
         keys = jax.random.split(key, (rows, slots))
         action, log_prob = jax.vmap(jax.vmap(lambda d, k: d.sample(k)))(distribution, keys)
         return SoftPolicy(action.reshape(rows, slots, -1), log_prob, -log_prob)
-    log_prob = on_slots(lambda d: jnp.concatenate([jax.nn.log_softmax(part) for part in d.logits()]), distribution)
+    log_prob = on_slots(_log_probabilities, distribution)
     return SoftPolicy(None, log_prob, -jnp.sum(jnp.exp(log_prob) * log_prob, axis=-1))
+
+
+def _log_probabilities(distribution: ActionDistribution) -> Float[Array, " outputs"]:
+    return jnp.concatenate([jax.nn.log_softmax(logits) for logits in distribution.logits()])
 
 
 def action_values(
@@ -249,9 +253,9 @@ def action_vector(space: Any, action: Array) -> Float[Array, " size"]:
     return action.reshape(-1) if isinstance(space, spaces.Box) else one_hot(space, action)
 
 
-def random_action(space: Any, key: PRNGKeyArray, action_mask: Bool[Array, " outputs"] | None) -> Array:
-    """Return an action of the policy's drawn evenly from all that are legal; a Box's components are in [-1, 1]."""
+def random_action(space: Any, action_mask: Bool[Array, " outputs"] | None, key: PRNGKeyArray) -> Array:
+    """Return a (legal) action of the policy's drawn evenly from the space; a Box's components are in [-1, 1]."""
     if isinstance(space, spaces.Box):
         return jax.random.uniform(key, space.shape, minval=-1.0)
-    uniform = jax.random.uniform(key, (len(spaces.value_counts(space)),))
-    return spaces.draw_action(space, uniform, action_mask)
+    components = len(space.nvec) if isinstance(space, spaces.MultiDiscrete) else 1
+    return spaces.draw_action(space, jax.random.uniform(key, (components,)), action_mask)

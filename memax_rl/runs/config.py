@@ -52,7 +52,7 @@ class TrainConfig(BaseModel):
     """Modules that register environments, agents or memories of one's own; they are imported first. A file that names
     them is only used where the user names them too, by --import or --trust, because importing runs their code."""
     env: str = "popgym/RepeatPreviousEasy"
-    """The environment, see `memax-rl list envs`; gym/ID is any environment of Gymnasium."""
+    """The environment, see `memax-rl list envs`; gym/ID is any of Gymnasium, jax/module:Class any class in JAX."""
     env_options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """Options of the environment, for example --env-options.size 7; see `memax-rl list envs -v`."""
     env_wrappers: tuple[AnyWrapper, ...] = ()
@@ -151,9 +151,9 @@ class TrainConfig(BaseModel):
     @field_validator("env")
     @classmethod
     def _check_env(cls, name: str) -> str:
-        if name.startswith("gym/"):
+        package = envs.package_of(name)
+        if package is not None:
             # A configuration that may not import a package can be read all the same; `envs.make` says so.
-            package = name.removeprefix("gym/").rpartition(":")[0]
             if not package or may_import(package):
                 envs.check(name)
         elif name not in envs.names():
@@ -321,6 +321,10 @@ def load_config(name: str | Path) -> TrainConfig:
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
+# Folders of what else is shipped beside the presets.
+_NO_PRESETS = ("studies", "tune")
+
+
 def _preset_folder() -> Path:
     import memax_rl.configs
 
@@ -331,7 +335,23 @@ def _preset_folder() -> Path:
 def presets() -> tuple[str, ...]:
     """Return the names of the shipped configurations, such as "ppo/repeat_previous_hard"."""
     folder = _preset_folder()
-    return tuple(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))
+    names = (p.relative_to(folder).with_suffix("") for p in folder.rglob("*.yaml"))
+    return tuple(sorted(str(name) for name in names if name.parts[0] not in _NO_PRESETS))
+
+
+def find_shipped(kind: str, path: Path) -> Path:
+    """Return the file at `path`, or the one of that name that is shipped as one of the "studies" or for "tune".
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    if path.exists():
+        return path
+    folder = _preset_folder() / kind
+    known = {found.stem: found for found in sorted(folder.glob("*.yaml"))}
+    if str(path) not in known:
+        raise ValueError(f"{str(path)!r} is no file, nor one that is shipped; {_close(str(path), known)}")
+    return known[str(path)]
 
 
 def preset_path(name: str) -> Path:

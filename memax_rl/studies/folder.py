@@ -1,10 +1,9 @@
 """The folder of a study: study.yaml, a run folder a cell, failures/, and locks."""
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,11 @@ from typing import Any
 from memax_rl.runs.config import read_fields
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
+from memax_rl.studies import locks
 from memax_rl.studies.grid import Cell, Study, differing, dump_study, load_study
+
+# Seconds between two tries for a lock.
+_WAIT = 0.2
 
 
 class Folder:
@@ -97,25 +100,30 @@ class Folder:
             shutil.rmtree(folder)
         return None
 
+    def _lock_path(self, name: str) -> Path:
+        return self.path / ".locks" / hashlib.sha256(name.encode()).hexdigest()[:32]
+
     @contextmanager
     def lock(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Try to hold a cell, or wait for it, and yield whether this process does.
 
-        The lock ends with the process, however that ends.
+        The lock ends with the process, however that ends; see `memax_rl.studies.locks`.
+
+        Raises:
+            RunError: If the file system has no locks.
         """
-        locks = self.path / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        path = locks / hashlib.sha256(name.encode()).hexdigest()[:32]
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(descriptor)
+        path = self._lock_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with locks.hold(path) as held:
+                if held or not wait:
+                    yield held
+                    return
+            time.sleep(_WAIT)
+
+    def is_running(self, cell: Cell) -> bool:
+        """Return whether some process, on whatever machine, seems to run the cell."""
+        return locks.is_held(self._lock_path(cell.name))
 
     # Failures
 

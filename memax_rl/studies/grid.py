@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from memax_rl.runs.config import SHORT, TrainConfig, load_config, make_config, override, read_fields
+from memax_rl.runs.config import SHORT, TrainConfig, find_shipped, load_config, make_config, override, read_fields
 
 # What the study itself says, in its own words.
 _OWN = {"seed": "seeds", "num_seeds": "seeds"}
@@ -36,6 +36,8 @@ class Study(BaseModel):
     """Fields with the values that each takes; every combination is a cell."""
     zip: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Fields that change together: the first values of all, then the second ones, and so on."""
+    cases: tuple[dict[str, Any], ...] = ()
+    """Combinations that are written out, each with the fields that it needs, also in place of those of `base`."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Combinations to leave out: all cells that have every value that is named here."""
     seeds: tuple[int, ...] = (0,)
@@ -44,20 +46,23 @@ class Study(BaseModel):
     @field_validator("base", "grid", "zip", mode="before")
     @classmethod
     def _read_fields(cls, fields: Any) -> Any:
-        return dict(_flat(fields)) if isinstance(fields, Mapping) else fields
+        return dict(flatten(fields)) if isinstance(fields, Mapping) else fields
 
-    @field_validator("exclude", mode="before")
+    @field_validator("exclude", "cases", mode="before")
     @classmethod
-    def _read_exclude(cls, value: Any) -> Any:
+    def _read_combinations(cls, value: Any) -> Any:
         value = [value] if isinstance(value, Mapping) else value
-        return [dict(_flat(v)) if isinstance(v, Mapping) else v for v in value] if _is_list(value) else value
+        return [dict(flatten(v)) if isinstance(v, Mapping) else v for v in value] if _is_list(value) else value
 
     @field_validator("grid", "zip", mode="after")
     @classmethod
-    def _check_values(cls, fields: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    def _check_values(cls, fields: dict[str, tuple[Any, ...]], info: Any) -> dict[str, tuple[Any, ...]]:
         for name, values in fields.items():
             if not values:
                 raise ValueError(f"{name} has no values; name one at least")
+            if info.field_name == "zip":
+                # Here a field may keep its value while others change.
+                continue
             texts = [json.dumps(value, sort_keys=True, default=str) for value in values]
             twice = [value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1]
             if twice:
@@ -83,30 +88,35 @@ class Study(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "Study":
         names = [*self.base, *self.grid, *self.zip]
-        for name in names:
+        written = [name for case in self.cases for name in case]
+        if twice := sorted({*self.grid, *self.zip} & set(written)):
+            raise ValueError(f"{twice[0]} stands in cases and in grid or zip; leave it in one")
+        for name in (*names, *written):
             if name in _OWN:
                 raise ValueError(f"{name} is not a field of a study's grid; set {_OWN[name]}, each is a run of its own")
             if names.count(name) > 1:
                 raise ValueError(f"{name} stands in two of base, grid and zip; leave it in one")
-        if not self.grid and not self.zip:
+        if not self.grid and not self.zip and not self.cases:
             raise ValueError("the grid is empty; name a field with its values, such as network.memory: [gru, lru]")
         lengths = {name: len(values) for name, values in self.zip.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the fields of zip need equally many values, got {lengths}")
-        unknown = [name for part in self.exclude for name in part if name not in (*self.grid, *self.zip)]
+        unknown = [name for part in self.exclude for name in part if name not in (*self.grid, *self.zip, *written)]
         if unknown:
-            raise ValueError(f"exclude names {unknown[0]}, which is in neither grid nor zip")
+            raise ValueError(f"exclude names {unknown[0]}, which is in none of grid, zip and cases")
         if not all(self.exclude):
             raise ValueError("exclude holds an empty combination, which would leave out every cell")
+        if not all(self.cases):
+            raise ValueError("cases holds an empty combination; name a field with its value in each")
         return self
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Yield the values of the varied fields, the first field slowest."""
         together = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)] or [{}]
         for values in itertools.product(*self.grid.values()):
-            for more in together:
-                chosen = dict(zip(self.grid, values, strict=True)) | more
-                if not any(all(chosen[k] == v for k, v in part.items()) for part in self.exclude):
+            for more, case in itertools.product(together, self.cases or ({},)):
+                chosen = dict(zip(self.grid, values, strict=True)) | more | case
+                if not any(all(k in chosen and chosen[k] == v for k, v in part.items()) for part in self.exclude):
                     yield chosen
 
     def cells(self) -> "tuple[Cell, ...]":
@@ -117,7 +127,7 @@ class Study(BaseModel):
         """
         cells: list[Cell] = []
         for chosen in self.combinations():
-            config = _configure(self.base | chosen)
+            config = configure(self.base | chosen)
             group = "/".join(_parts(chosen, config))
             seeds = (config.model_copy(update={"seed": seed}) for seed in self.seeds)
             cells += [Cell(f"{group}/seed{own.seed}", group, own) for own in seeds]
@@ -163,7 +173,12 @@ def make_study(fields: Mapping[str, Any]) -> Study:
 
 
 def load_study(path: Path) -> Study:
-    """Return the study in a file. Raises `ValueError` that names the file if it holds none."""
+    """Return the study in a file, or the shipped one of that name.
+
+    Raises:
+        ValueError: If there is neither, or it holds no valid study; it names the file.
+    """
+    path = find_shipped("studies", path)
     fields = read_fields(path)
     try:
         return make_study(fields)
@@ -186,17 +201,17 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _flat(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values of nested fields."""
     for key, value in fields.items():
         name = canonical(f"{prefix}{key}")
         if isinstance(value, Mapping) and name not in _OPEN and not name.startswith(tuple(f"{o}." for o in _OPEN)):
-            yield from _flat(value, f"{name}.")
+            yield from flatten(value, f"{name}.")
         else:
             yield name, value
 
 
-def _configure(fields: Mapping[str, Any]) -> TrainConfig:
+def configure(fields: Mapping[str, Any]) -> TrainConfig:
     """Return the configuration with the given fields, beginning with its preset or the defaults."""
     preset = fields.get("preset")
     start = make_config({}) if preset is None else load_config(str(preset))

@@ -1,4 +1,4 @@
-"""Running the cells of a study in processes of this machine."""
+"""Running a study: its cells in processes of this machine, or as jobs of an engine."""
 
 import contextlib
 import json
@@ -22,7 +22,10 @@ from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.studies import machine
 from memax_rl.studies.folder import Folder
 from memax_rl.studies.grid import Cell, Study, load_study, make_study
+from memax_rl.studies.on_ray import Ray
+from memax_rl.studies.on_slurm import Slurm
 from memax_rl.studies.progress import Progress, show
+from memax_rl.studies.remote import Setup, run_on
 from memax_rl.studies.worker import run_cell
 
 # How often a cell may end its process, by a lack of memory or a fault, before it counts as failed.
@@ -46,14 +49,8 @@ class Outcome:
     failed: dict[str, str]
 
 
-def open_study(
-    study: "Study | Mapping[str, Any] | str | Path", out: str | Path | None, imports: Sequence[str], trust: bool
-) -> tuple[Folder, tuple[Cell, ...]]:
-    """Return the folder of a study, made if it is new, and all cells. Nothing is made before all was checked.
-
-    Raises:
-        ValueError: If the study is wrong, or the folder holds another one.
-    """
+def _find(study: "Study | Mapping[str, Any] | str | Path", out: str | Path | None) -> tuple[Folder, Study]:
+    """Return the folder of a study, which may not be there yet, and the study."""
     folder = Folder(out) if out is not None else None
     if isinstance(study, str | Path):
         path = Path(study)
@@ -67,10 +64,26 @@ def open_study(
         study = make_study(study)
     if folder is None:
         raise RunError("a new study needs a folder; name one with --out")
+    return folder, study
+
+
+def open_study(
+    study: "Study | Mapping[str, Any] | str | Path", out: str | Path | None, imports: Sequence[str], trust: bool
+) -> tuple[Folder, tuple[Cell, ...]]:
+    """Return the folder of a study, made if it is new, and all cells. Nothing is made before all was checked.
+
+    Raises:
+        ValueError: If the study is wrong, or the folder holds another one.
+    """
+    folder, study = _find(study, out)
     cells = check(study, imports, trust)
+    _prepare(folder, study, cells)
+    return folder, cells
+
+
+def _prepare(folder: Folder, study: Study, cells: Sequence[Cell]) -> None:
     with folder.lock("study.yaml", wait=True):
         folder.prepare(study, cells)
-    return folder, cells
 
 
 def check(study: Study, imports: Sequence[str] = (), trust: bool = False) -> tuple[Cell, ...]:
@@ -98,6 +111,7 @@ def study(
     *,
     out: str | Path | None = None,
     workers: int | None = None,
+    on: Ray | Slurm | None = None,
     progress: bool = False,
     imports: Iterable[str] = (),
     trust: bool = False,
@@ -105,14 +119,25 @@ def study(
     """Run a study to its end, and return how it ended. See `memax_rl.study`.
 
     Raises:
-        ValueError: If the study is wrong, or the folder holds another one; no cell was run then.
+        ValueError: If the study is wrong, the folder holds another one, or `on` cannot be used; no cell was run then.
         KeyboardInterrupt: After all cells were saved because of Ctrl-C or SIGTERM.
     """
     names = tuple(imports)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 at least, got {workers}")
-    folder, cells = open_study(study, out, names, trust)
-    return _Pool(folder, cells, workers, names, trust).run(progress)
+    folder, study = _find(study, out)
+    cells = check(study, names, trust)
+    if on is None:
+        _prepare(folder, study, cells)
+        return _Pool(folder, cells, workers, names, trust).run(progress)
+    setup = Setup(folder.path.resolve(), names, trust)
+    with on.connect(workers) if isinstance(on, Ray) else on.connect(setup.folder, workers) as engine:
+        _prepare(folder, study, cells)
+        return _outcome(run_on(engine, setup, cells, progress), folder)
+
+
+def _outcome(state: Progress, folder: Folder) -> Outcome:
+    return Outcome(folder.path, tuple(sorted(state.done)), dict(sorted(state.failed.items())))
 
 
 @dataclass(eq=False)
@@ -163,7 +188,7 @@ class _Pool:
             number = stopped()
         if number:
             raise Stopped(f"stopped; the same command goes on with {self.folder.path}", number)
-        return Outcome(self.folder.path, tuple(sorted(self.state.done)), dict(sorted(self.state.failed.items())))
+        return _outcome(self.state, self.folder)
 
     def _start(self) -> None:
         """Give every idle worker a cell, and start the workers that are missing."""
