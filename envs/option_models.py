@@ -59,6 +59,18 @@ def read_options(model: type[Model], given: Mapping[str, Any]) -> Model:
         raise ValueError("; ".join(_explain(details) for details in error.errors())) from None
 
 
+def read_values(model: type[Model], given: Mapping[str, Any]) -> Model:
+    """Return the options of a suite of this package, which may hold values of Python, as `arguments` of gym/ does.
+
+    Raises:
+        ValueError: As `read_options`.
+    """
+    try:
+        return model.model_validate(dict(given), strict=True)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(details) for details in error.errors())) from None
+
+
 def _explain(details: Any) -> str:
     name = ".".join(["env_options", *map(str, details["loc"])])
     message = details["msg"].removeprefix("Value error, ")

@@ -190,15 +190,17 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            hint += f"its options are {', '.join(known)}" if known else "it takes none"
+            hint = f"its options are {', '.join(known)}" if known else "it takes none"
+            hint += f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"env_options: {env_id} has no option {name!r}; {hint}")
     models = _option_models(env_id)
     if not models:
         return {name: given.get(name, default) for name, (default, _) in known.items()}
-    from memax_rl.envs.option_models import read_options
+    from memax_rl.envs.option_models import read_options, read_values
 
-    if env_id in _OWN and _OWN[env_id].episodes is not None:
+    if env_id not in _OWN:
+        return read_values(models[0], given).model_dump()
+    if _OWN[env_id].episodes is not None:
         given = {"episodes": _OWN[env_id].episodes, **given}
     checked = {}
     for model in models:

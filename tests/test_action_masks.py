@@ -111,8 +111,16 @@ DQN = SMALL | {
 }
 
 
-@pytest.mark.parametrize("env", ["own/Masked", "own/MaskedTruncated", "own/MaskedPair"])
-@pytest.mark.parametrize("fields", [PPO, DQN], ids=["ppo", "dqn"])
+PQN = SMALL | {"agent": "pqn", "total_steps": 512, "pqn": PPO["ppo"]}
+SAC = SMALL | {
+    "agent": "sac",
+    "total_steps": 512,
+    "sac": {"num_envs": 4, "tape_length": 8, "batch_size": 2, "learning_starts": 64, "buffer_size": 2000},
+}
+
+
+@pytest.mark.parametrize("env", ["own/MaskedTruncated", "own/MaskedPair"])
+@pytest.mark.parametrize("fields", [PPO, DQN, PQN, SAC], ids=["ppo", "dqn", "pqn", "sac"])
 def test_no_illegal_action_is_taken_in_training_or_evaluation(fields, env, tmp_path):
     run = memax_rl.train(env=env, out=tmp_path / "run", **fields)
     returns = [row["episode/return"] for row in run.metrics() if not np.isnan(row["episode/return"])]
@@ -411,3 +419,13 @@ def test_taxi_is_trained_with_its_masks(tmp_path):
     fields = PPO | {"ppo": PPO["ppo"] | {"rollout": "truncated_bptt"}}
     run = memax_rl.train(env="gym/Taxi-v4", out=tmp_path / "run", **fields)
     assert run.metrics()[-1]["env_steps"] >= 512
+
+
+def test_a_loaded_policy_takes_a_mask(tmp_path):
+    run = memax_rl.train(env="own/Masked", out=tmp_path / "run", **PPO)
+    policy = memax_rl.load(run.folder, batch_size=2)
+    mask = np.array([[False, True, False, False], [False, False, False, True]])
+    for _ in range(3):
+        assert policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask).tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"action_mask: expected bools of the shape \[2, 4\], got bool \[4\]"):
+        policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask[0])

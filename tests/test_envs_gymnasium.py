@@ -406,8 +406,10 @@ def test_options_from_the_command_line_are_stored_completely():
         "processes": 2,
         "step_timeout": 60.0,
         "arguments": {"length": 5},
+        "action_masks": True,
         "keep_keys": None,
         "drop_keys": [],
+        "wrappers": [],
     }
     config = override(config, ["--env-options.arguments.ending", "truncated"])
     assert config.env_options["arguments"] == {"length": 5, "ending": "truncated"}

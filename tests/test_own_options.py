@@ -123,7 +123,7 @@ def test_options_are_completed_kept_and_given_to_the_maker():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"sise": 3}, r"own/Room has no option 'sise'; did you mean 'size'\? its options are size, goal, light, door"),
+        ({"sise": 3}, r"own/Room has no option 'sise'; its options are size, goal, light, door; did you mean 'size'\?"),
         ({"size": "5"}, "env_options.size: input should be a valid integer, got '5'"),
         ({"size": 5.5}, "env_options.size: input should be a valid integer, got 5.5"),
         ({"size": 4}, "env_options.size: a room needs a middle, got 4"),

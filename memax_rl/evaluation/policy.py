@@ -22,6 +22,7 @@ from memax_rl.envs.plain_spaces import (
     plain_leaves,
     structure,
 )
+from memax_rl.envs.spaces import Discrete, MultiDiscrete, usable_mask, value_counts
 from memax_rl.envs.wrappers import Spaces, layers, wrap
 from memax_rl.networks import ActorCritic, to_environment
 from memax_rl.networks.encoder import AgentInput
@@ -47,6 +48,7 @@ class PolicyStep:
         observations: The arrays of an observation: the keys that lead to each, its space, its dtype on the device.
         leaves: The network's arrays, the first argument.
         initial: The state before the first step.
+        action_space: The network's.
         needs_reward: Whether the network sees its previous reward.
     """
 
@@ -62,7 +64,7 @@ class PolicyStep:
         self._acting, self._greedy = trained.acting, greedy
         self.needs_reward = trained.config.network.previous_reward
         spaces = trained.spaces
-        self._action_space = from_plain(spaces.network.action)
+        self.action_space = from_plain(spaces.network.action)
         self.spaces = spaces.network if wrapped else spaces.environment
         self._learner = spaces.network if wrapped else spaces.learner
         inner = [leaf for _, leaf in plain_leaves(self._learner.observation)]
@@ -72,7 +74,7 @@ class PolicyStep:
         self._layers: list[Any] = [] if wrapped else _wrappers(trained)
         carry = jax.jit(lambda: network.initial_state())()
         carry, self._carry_tree = jax.tree.flatten(carry)
-        action = jnp.asarray(np.zeros(self._action_space.shape, self._action_space.dtype))
+        action = jnp.asarray(np.zeros(self.action_space.shape, self.action_space.dtype))
         self.initial = PolicyState(tuple(carry), action)
         if self._layers:
             self._check_shown(spaces.network.observation)
@@ -85,6 +87,7 @@ class PolicyStep:
         reward: Array,
         start: Array,
         key: PRNGKeyArray,
+        action_mask: Array | None = None,
     ) -> tuple[PolicyState, Array]:
         """Return the state after a step, and the action as the environment takes it, with at most 32 bits.
 
@@ -95,6 +98,7 @@ class PolicyStep:
             reward: What followed the last action; where `start` is true it does not count.
             start: Whether the observation begins an episode.
             key: For the action.
+            action_mask: Which actions are legal, None for all (`memax_rl.envs.base.Environment.action_mask`).
         """
         network = eqx.combine(jax.tree.unflatten(self._network_tree, leaves), self._static)
         for layer in self._layers:
@@ -104,12 +108,13 @@ class PolicyStep:
             previous_action=jnp.where(start, jnp.zeros_like(state.previous_action), state.previous_action),
             previous_reward=jnp.where(start, 0, reward),
             start=start,
+            action_mask=None if action_mask is None else usable_mask(self.action_space, action_mask),
         )
         act: Act = self._acting.act(network, self._greedy)
         carry, action, _ = act(jax.tree.unflatten(self._carry_tree, state.carry), inputs, key)
         # Strong dtypes, so that the state of every step is like the first one.
         carry = tuple(x.astype(old.dtype) for x, old in zip(jax.tree.leaves(carry), self.initial.carry, strict=True))
-        given = _from_learner(self.spaces.action, to_environment(self._action_space, action))
+        given = _from_learner(self.spaces.action, to_environment(self.action_space, action))
         return PolicyState(carry, action.astype(state.previous_action.dtype)), given
 
     def _show(self, observation: tuple[Array, ...]) -> Any:
@@ -213,7 +218,15 @@ class LoadedPolicy:
         if seed is not None:
             self._key = _first_key(seed_key(seed), self.seed - self._config.seed, self._config.num_seeds)
 
-    def step(self, observation: Any, reward: Any = None, *, start: Any = None, key: Any = None) -> Any:
+    def step(
+        self,
+        observation: Any,
+        reward: Any = None,
+        *,
+        start: Any = None,
+        key: Any = None,
+        action_mask: Any = None,
+    ) -> Any:
         """Return the action for an observation, as the environment takes it: an array, or a number of numpy's.
 
         Args:
@@ -223,6 +236,7 @@ class LoadedPolicy:
                 may be left out.
             start: Whether the observation is the first of an episode; of a batch, one flag each. After `reset` all are.
             key: Of the random action, or one each, instead of the policy's own.
+            action_mask: Which actions are legal; for several components one after the other. None: all are.
 
         Raises:
             ValueError: That says what is wrong with an argument.
@@ -234,7 +248,7 @@ class LoadedPolicy:
         arrays = tuple(self._read(path, leaf, dtype, observation) for path, leaf, dtype in self._function.observations)
         bits = self._key if key is None else jax.random.key_data(self._check_key(key))
         self._state, after, action = self._compiled(
-            self._leaves, self._state, arrays, rewards, begins, bits, given=key is not None
+            self._leaves, self._state, arrays, rewards, begins, bits, self._mask(action_mask), given=key is not None
         )
         if key is None:
             self._key = after
@@ -242,7 +256,7 @@ class LoadedPolicy:
         # A number rather than an array of no axes, which cannot be a key of a dict.
         return np.asarray(action).astype(self._dtype)[()]
 
-    def _act(self, leaves, state, observation, reward, start, bits, *, given: bool):
+    def _act(self, leaves, state, observation, reward, start, bits, mask, *, given: bool):
         """Return state and key after a step, and the actions; with `given` the bits are the keys of the actions."""
         after, count = bits, self.batch_size or 1
         keys = jax.random.wrap_key_data(bits, impl=_IMPL)
@@ -251,9 +265,22 @@ class LoadedPolicy:
             after = jax.random.key_data(key)
             # As in `play`: the second of each two is the environment's.
             keys = jax.random.split(step_key, (count, 2))[:, 0].reshape(self._batch)
-        step = self._function if self.batch_size is None else jax.vmap(self._function, in_axes=(None, 0, 0, 0, 0, 0))
-        state, action = step(leaves, state, observation, reward, start, keys)
+        step = self._function if self.batch_size is None else jax.vmap(self._function, in_axes=(None, *[0] * 6))
+        state, action = step(leaves, state, observation, reward, start, keys, mask)
         return state, after, action
+
+    def _mask(self, mask: Any) -> np.ndarray | None:
+        if mask is None:
+            return None
+        space = self._function.action_space
+        if not isinstance(space, Discrete | MultiDiscrete):
+            raise ValueError(f"action_mask: only discrete actions have one, and these are {_short(space)}")
+        array, shape = np.asarray(mask), (*self._batch, sum(value_counts(space)))
+        if array.shape != shape or array.dtype.kind not in "biu":
+            raise ValueError(
+                f"action_mask: expected bools of the shape {list(shape)}, got {array.dtype} {list(array.shape)}"
+            )
+        return array.astype(bool)
 
     def _check_key(self, key: Any) -> Any:
         if not jnp.issubdtype(getattr(key, "dtype", np.float32), jax.dtypes.prng_key):
