@@ -74,7 +74,7 @@ def look(page, width: int, report: Path) -> list[str]:
 
 
 def main() -> int:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
 
     report = Path(sys.argv[1]).resolve()
     found = 0
