@@ -51,7 +51,7 @@ class PQNConfig(OptimizerSettings):
     """Minibatches in a pass. Must divide num_envs, because a row is never cut."""
     optimizer: Optimizer = "radam"
     """What turns a gradient into an update of the network, by its name in optax."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Step size at the start."""
     epsilon_start: float = Field(default=1.0, ge=0, le=1)
     """Probability of a random action at the start."""

@@ -491,9 +491,9 @@ def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, c
 
     saved = []
 
-    def save_and_break(run, update, state, seconds):
+    def save_and_break(run, update, state, seconds, **more):
         saved.append(jax.tree.map(jnp.copy, state))
-        save(run, update, state, seconds)
+        save(run, update, state, seconds, **more)
         if update == 2:
             for copy in agents[0].env.host.pools[0].group.vector.envs:
                 copy.unwrapped.trouble = "nan"

@@ -341,7 +341,7 @@ def test_presets_build_an_agent():
     [
         (["train", "--memoryy", "lru"], "unknown field --memoryy; did you mean '--memory'"),
         (["train", "--seed"], "--seed needs a value"),
-        (["train", "--agent", "sac"], "unknown agent 'sac'; known: ppo, dqn"),
+        (["train", "--agent", "a2c"], "unknown agent 'a2c'; known: ppo, dqn"),
         (["train", "--env", "gym/Nope-v0"], "error: env: gymnasium has no environment 'Nope-v0'"),
         (["train", "--agent", "dqn", "--env", "popgym/PositionOnlyPendulumEasy"], "dqn cannot act in the action space"),
         (["train", "--config", "nowhere"], "no configuration file or preset 'nowhere'"),
