@@ -31,6 +31,11 @@ DType = _Whole | _Real
 class _Plain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    def __str__(self) -> str:
+        """As a space is written, such as Discrete(n=4)."""
+        fields = ", ".join(f"{name}={value}" for name, value in self.model_dump(exclude_defaults=True).items())
+        return f"{type(self).__name__.removeprefix('Plain')}({fields})"
+
 
 class PlainDiscrete(_Plain):
     """Whole numbers from `start` on, `n` of them."""
