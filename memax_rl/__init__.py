@@ -128,38 +128,24 @@ def train(
 ) -> "Run":
     """Train, and return the run. The fields of `TrainConfig` are its keyword arguments, nested as in YAML.
 
-    >>> memax_rl.train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, ppo={"gamma": 0.9})  # doctest: +SKIP
-
     Args:
         config: The configuration, instead of its fields.
-        out: The run folder to make; by default a new one under runs/.
-        resume: The folder of a run to continue, instead of a configuration; with `total_steps`, for longer than it was
-            made for.
+        out, resume: The folder to make, by default a new one under runs/; or that of a run to continue (docs/runs.md).
         progress: Whether to show a progress bar.
         callbacks: Called while it trains (`memax_rl.training.Callback`, docs/runs.md).
-        imports: Modules of one's own, imported first; also packages that a resumed run may import (docs/runs.md).
-        trust: Whether a resumed run may import any package.
-        env: The environment, one of `memax_rl.envs.names()`, or gym/ID for any environment of Gymnasium.
-        env_options: Options of the environment, see `memax_rl.envs.options(env)`.
-        env_wrappers: Wrappers, the innermost first, each a name or a mapping with a key "name".
+        imports, trust: Modules of one's own, imported first, that a resumed run may import; or whether it may any.
+        env, env_options, env_wrappers: One of `memax_rl.envs.names()`; its options; wrappers, innermost first.
         agent: The agent, one of `memax_rl.agents.names()`.
         seed, num_seeds: The first seed, and how many runs, of seeds seed, seed + 1, ..., train together.
         devices: Devices that share the batch of each update.
         total_steps: Environment steps of each seed, also as "1M"; the run ends with the first update that reaches them.
         on_divergence: What to do when one of several seeds diverges.
         network: Settings of the network, such as memory and width.
-        start_from, start_from_checkpoint: The folder of another run whose weights to begin with, and which of its
-            checkpoints: "newest", "best" or an update.
-        checkpoint_interval: Seconds between checkpoints.
-        keep_every_n_steps: Environment steps between checkpoints that are kept beside the newest.
-        eval_interval: Environment steps between evaluations during training (docs/runs.md).
-        eval_episodes: Fresh episodes for each seed, in these evaluations and at the end.
-        early_stopping: When to end because evaluations no longer get better, such as `{"patience": 5}`.
+        start_from, start_from_checkpoint: Another run whose weights to begin with; "newest", "best" or an update.
+        checkpoint_interval, keep_every_n_steps: Seconds between checkpoints; environment steps between those kept.
+        eval_interval, eval_episodes, early_stopping: Steps between evaluations; episodes of each; when to end.
         tensorboard, wandb: Whether to log to TensorBoard, and to which project of Weights & Biases.
         **agent_settings: Settings of the agent under its name, such as `ppo={"gamma": 0.9}`.
-
-    Returns:
-        The run: its folder, configuration, metrics and checkpoints.
 
     Raises:
         ValueError: If the configuration is wrong.

@@ -23,6 +23,7 @@ from memax_rl.envs.meta.trials import TrialParams, Trials
 from memax_rl.networks import from_environment
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent
+from memax_rl.runs.config import TrainConfig
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Checkpoint, Run
 
@@ -178,6 +179,17 @@ def _check_trials(config: Any) -> int:
     return trained_episodes(envs.make(config.env, **config.env_options)[0], config.env)
 
 
+def _about(config: TrainConfig, trials: Trials) -> dict[str, Any]:
+    """Return what the run was trained on, and what its episodes are like."""
+    return {
+        "env": config.env,
+        "env_options": config.env_options,
+        "memory": config.network.memory,
+        "episode_length": trials.tasks.episode_length,
+        "has_boundaries": trials.tasks.has_boundaries,
+    }
+
+
 def evaluate_in_context(
     folder: str | Path,
     *,
@@ -225,17 +237,13 @@ def evaluate_in_context(
     # `num_tasks` limits the training tasks only.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
     return {
-        "env": config.env,
-        "env_options": config.env_options,
-        "memory": config.network.memory,
+        **_about(config, test),
         "policy": "greedy" if greedy else "sampled",
         "seeds": seeds,
         "checkpoint": checkpoint,
         "tasks": tasks,
         "episodes": episodes,
         "trained_episodes": trained,
-        "episode_length": test.tasks.episode_length,
-        "has_boundaries": test.tasks.has_boundaries,
         "train": {"agent": measure(train, episodes), "wiped": measure(train, episodes, wiped=True)},
         "test": {"agent": measure(test, episodes), "wiped": measure(test, episodes, wiped=True)},
         "strategies": _measure_strategies(test, key, tasks, episodes),

@@ -251,11 +251,7 @@ def inspect(
     policy, value, pairs, change, changes = _measure(agent, networks, places, key, rows, slots)
     totals, numbers = np.stack([policy, value, change]), np.stack([pairs, pairs, changes])
     lags = _entries(totals[..., 0, :], numbers[..., 0, :], np.arange(slots + 1))
-    if not lags:
-        raise ValueError(
-            f"fewer than {_FEWEST_PAIRS} pairs of steps behind a lag of 0, without the first step of each episode; "
-            f"raise rows above {rows}, if episodes have more than one step"
-        )
+    _check_lags(lags, rows)
     width = -(-slots // _FIRST_BINS)
     first = _entries(totals[..., 1, :], numbers[..., 1, :], np.append(np.arange(0, slots, width), slots))
     return {
@@ -269,6 +265,14 @@ def inspect(
         "lags": [{"lag": entry.pop("from"), **{k: v for k, v in entry.items() if k != "to"}} for entry in lags],
         "first_step": first,
     }
+
+
+def _check_lags(lags: list[dict[str, Any]], rows: int) -> None:
+    if not lags:
+        raise ValueError(
+            f"fewer than {_FEWEST_PAIRS} pairs of steps behind a lag of 0, without the first step of each episode; "
+            f"raise rows above {rows}, if episodes have more than one step"
+        )
 
 
 def _check_agent(name: str) -> None:
