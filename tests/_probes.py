@@ -82,3 +82,19 @@ class Recall(Probe):
         after = jax.tree.map(lambda a, b: jnp.where(done, a, b), first, following)
         reward = jnp.where(done & (action == state.length), 1.0, 0.0)
         return jnp.where(done, obs, final), after, reward, done, jnp.array(False), {"final_observation": final}
+
+
+def run_updates(agent: Any, state: Any, n: int) -> tuple[Any, dict[str, jax.Array]]:
+    """Return the state after n updates of an agent, and their metrics [n]."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    @jax.jit
+    def many(arrays):
+        def one(arrays, _):
+            new, metrics = agent.update(eqx.combine(arrays, static))
+            return eqx.filter(new, eqx.is_array), metrics
+
+        return jax.lax.scan(one, arrays, None, n)
+
+    arrays, metrics = many(arrays)
+    return eqx.combine(arrays, static), metrics

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _probes import Probe, Recall
+from _probes import Probe, Recall, run_updates
 
 from memax_rl.agents.dqn import DQN, DQNConfig, unroll
 from memax_rl.agents.epsilon_greedy import epsilon_greedy
@@ -37,21 +37,6 @@ def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, past=
         return make_q_network(sizes, observation_space, action_space, dueling=config.dueling, key=key)
 
     return DQN(env, env_params, network, config, total_steps)
-
-
-def _updates(agent, state, n):
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    @jax.jit
-    def many(arrays):
-        def one(arrays, _):
-            new, metrics = agent.update(eqx.combine(arrays, static))
-            return eqx.filter(new, eqx.is_array), metrics
-
-        return jax.lax.scan(one, arrays, None, n)
-
-    arrays, metrics = many(arrays)
-    return eqx.combine(arrays, static), metrics
 
 
 def _loud(state):
@@ -332,7 +317,7 @@ def test_value_at_an_end(ending, want, n_step, key):
     probe = Probe(longest=1, ending=ending, constant=True)
     # All observations are alike, so the final one, which is never learned from, has the value of the first.
     agent = _agent(probe, "mlp", 8, past=False, gamma=0.8, learning_rate=1e-2, target_update_period=1, n_step=n_step)
-    _, metrics = _updates(agent, agent.init(key), 250)
+    _, metrics = run_updates(agent, agent.init(key), 250)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.25)
 
 
@@ -359,7 +344,7 @@ def test_learns_to_remember(name, env, by, key):
     }
     learning = {"learning_rate": 3e-3, "gamma": 0.9, "target_update_period": 20, "epsilon_decay_steps": 3000}
     agent = _agent(env, name, 32, sample_by=by, **settings, **learning)
-    state, metrics = _updates(agent, agent.init(key), 300)
+    state, metrics = run_updates(agent, agent.init(key), 300)
     best = 2 if by == "priority" else 1
     assert float(jnp.nanmean(metrics["episode/return"][-20:])) > 0.9 * best
     # Priorities are those of episodes, set from their errors.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from _probes import Probe, ProbeState, Recall
+from _probes import Probe, ProbeState, Recall, run_updates
 
 from memax_rl import memory
 from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, evaluate_rows
@@ -48,21 +48,6 @@ def _init(agent, key) -> PPOState:
     # Away from the nearly uniform first policy, so that a wrong memory shows in the probabilities.
     head = state.network.policy_head
     return eqx.tree_at(lambda s: s.network.policy_head.weight, state, head.weight * 100)
-
-
-def _updates(agent, state, n):
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    @jax.jit
-    def many(arrays):
-        def one(arrays, _):
-            new, metrics = agent.update(eqx.combine(arrays, static))
-            return eqx.filter(new, eqx.is_array), metrics
-
-        return jax.lax.scan(one, arrays, None, n)
-
-    arrays, metrics = many(arrays)
-    return eqx.combine(arrays, static), metrics
 
 
 @eqx.filter_jit
@@ -238,7 +223,7 @@ def test_the_memory_of_the_values_goes_on_from_row_to_row_without_being_acted_wi
     )
     state = _init(agent, key)
     state = eqx.tree_at(lambda s: s.network.value_torso, state, state.network.torso)
-    state, _ = _updates(agent, state, 3)
+    state, _ = run_updates(agent, state, 3)
     policy, value = state.streams.carry
     assert np.any(jax.tree.leaves(policy)[0] != 0)
     want = policy if fill == "truncated_bptt" else jax.tree.map(jnp.zeros_like, value)
@@ -287,7 +272,7 @@ def test_value_at_an_end(fill, key):
         lr_schedule="linear",
         update_epochs=4,
     )
-    state, _ = _updates(agent, agent.init(key), 150)
+    state, _ = run_updates(agent, agent.init(key), 150)
     inputs = AgentInput(jnp.arange(2), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
     _, _, value = jax.vmap(state.network.step, in_axes=(None, 0))(state.network.initial_state(), inputs)
     np.testing.assert_allclose(value, [1, 5], atol=0.01)
@@ -326,7 +311,7 @@ class Paid(Probe):
 def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
     def learned(price, **settings):
         agent = _agent(Paid(price), "mlp", rollout_length=12, sees_last_step=False, **settings)
-        state, metrics = _updates(agent, agent.init(key), 5)
+        state, metrics = run_updates(agent, agent.init(key), 5)
         return jax.tree.leaves(eqx.filter(state.network, eqx.is_inexact_array)), metrics["reward_scale"]
 
     (small, small_scale), (large, large_scale) = learned(2.0**-8), learned(2.0**8)
@@ -340,7 +325,7 @@ def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
 @pytest.mark.parametrize("price", [0.0, 0.3])
 def test_returns_that_are_all_the_same_are_not_scaled(price, key):
     agent = _agent(Paid(price, otherwise=price), "mlp", rollout_length=12, gamma=0.0)
-    _, metrics = _updates(agent, agent.init(key), 2)
+    _, metrics = run_updates(agent, agent.init(key), 2)
     np.testing.assert_array_equal(metrics["reward_scale"], 1)
 
 
@@ -563,7 +548,7 @@ def test_learns_to_remember(name, key):
     agent = _agent(
         Recall(), name, width=32, num_envs=32, rollout_length=32, num_minibatches=4, update_epochs=4, learning_rate=3e-3
     )
-    state, metrics = _updates(agent, agent.init(key), 25)
+    state, metrics = run_updates(agent, agent.init(key), 25)
     assert float(jnp.mean(metrics["episode/return"][-10:])) > 0.9
     # Right while training, wrong in evaluation.
     run = partial(play, agent.env, None, agent.act(state.network), state.network.initial_state())

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _probes import Probe, ProbeState, Recall
+from _probes import Probe, ProbeState, Recall, run_updates
 
 from memax_rl.agents.pqn import PQN, PQNConfig
 from memax_rl.envs import make
@@ -27,21 +27,6 @@ def _agent(env, name="gru", width=16, total_steps=10_000, env_params=None, past=
         return make_q_network(sizes, observation_space, action_space, dueling=True, key=key)
 
     return PQN(env, env_params, network, PQNConfig(**settings), total_steps)
-
-
-def _updates(agent, state, n):
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    @jax.jit
-    def many(arrays):
-        def one(arrays, _):
-            new, metrics = agent.update(eqx.combine(arrays, static))
-            return eqx.filter(new, eqx.is_array), metrics
-
-        return jax.lax.scan(one, arrays, None, n)
-
-    arrays, metrics = many(arrays)
-    return eqx.combine(arrays, static), metrics
 
 
 def _rows(agent, state, key, updates=2):
@@ -179,7 +164,7 @@ def test_value_at_an_end(mode, key):
     agent = _agent(
         Fork(), "mlp", rollout=mode, gamma=0.8, learning_rate=1e-2, past=False, lr_schedule="linear", total_steps=9_000
     )
-    state, _ = _updates(agent, agent.init(key), 150)
+    state, _ = run_updates(agent, agent.init(key), 150)
     inputs = AgentInput(jnp.array([[0.0], [1.0]]), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
     _, q = jax.vmap(state.network.step, in_axes=(None, 0))(state.network.initial_state(), inputs)
     np.testing.assert_allclose(jax.vmap(lambda q: q.max())(q), [1, 5], atol=0.15)
@@ -208,7 +193,7 @@ def test_learns_to_remember(name, mode, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory can do no better than chance."""
     sizes: Any = {"num_envs": 32, "num_minibatches": 4, "rollout_length": 16}
     agent = _agent(Recall(), name, 32, 60_000, rollout=mode, gamma=0.9, learning_rate=3e-3, **sizes)
-    _, metrics = _updates(agent, agent.init(key), 100)
+    _, metrics = run_updates(agent, agent.init(key), 100)
     assert float(jnp.nanmean(metrics["episode/return"][-10:])) > 0.9
 
 

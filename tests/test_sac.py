@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _probes import Probe, Recall
+from _probes import Probe, Recall, run_updates
 
 from memax_rl.agents.sac import SAC, SACConfig
 from memax_rl.envs import spaces
@@ -51,21 +51,6 @@ def _agent(env, name="gru", width=16, total_steps=10_000, past=True, **settings)
         return make_soft_actor_critic(network, observation_space, action_space, separate=separate, key=key)
 
     return SAC(env, None, networks, config, total_steps)
-
-
-def _updates(agent, state, n):
-    arrays, static = eqx.partition(state, eqx.is_array)
-
-    @jax.jit
-    def many(arrays):
-        def one(arrays, _):
-            new, metrics = agent.update(eqx.combine(arrays, static))
-            return eqx.filter(new, eqx.is_array), metrics
-
-        return jax.lax.scan(one, arrays, None, n)
-
-    arrays, metrics = many(arrays)
-    return eqx.combine(arrays, static), metrics
 
 
 def _sampled(agent, key):
@@ -267,7 +252,7 @@ def test_value_at_an_end(ending, want, key):
 
     settings: Any = {"learning_rate": 1e-2, "target_tau": 0.2, "initial_temperature": 1e-6, "target_entropy": -50.0}
     agent = _agent(OneStep(), "mlp", 8, past=False, gamma=0.8, reward_scale=1.0, **settings)
-    _, metrics = _updates(agent, agent.init(key), 300)
+    _, metrics = run_updates(agent, agent.init(key), 300)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.3)
 
 
@@ -298,7 +283,7 @@ def test_learns_to_remember(name, env, separate, key):
         "separate_critic": separate,
     }
     agent = _agent(env, name, 32, **settings)
-    _, metrics = _updates(agent, agent.init(key), 400)
+    _, metrics = run_updates(agent, agent.init(key), 400)
     assert float(jnp.nanmean(metrics["episode/return"][-20:])) > 0.85
     assert float(metrics["temperature"][-1]) != float(metrics["temperature"][200])
 

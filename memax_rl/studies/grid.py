@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,13 +163,24 @@ def make_study(fields: Mapping[str, Any]) -> Study:
     try:
         return Study.model_validate(fields)
     except ValidationError as error:
-        lines = []
-        for e in error.errors():
-            name, message = ".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")
-            if e["type"] == "extra_forbidden":
-                message = f"a study has no such part; it has {', '.join(Study.model_fields)}"
-            lines.append(f"{name}: {message}" if name else message)
-        raise ValueError("; ".join(lines)) from None
+        parts = ", ".join(Study.model_fields)
+        raise ValueError(in_one_line(error, lambda _: f"a study has no such part; it has {parts}")) from None
+
+
+def in_one_line(error: ValidationError, unknown: Callable[[tuple[str | int, ...]], str]) -> str:
+    """Return what is wrong with the parts of a file, the name of each before it.
+
+    Args:
+        error: What pydantic found.
+        unknown: The place of a part that does not exist -> what to say of it.
+    """
+    lines = []
+    for e in error.errors():
+        name, message = ".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")
+        if e["type"] == "extra_forbidden":
+            message = unknown(e["loc"])
+        lines.append(f"{name}: {message}" if name else message)
+    return "; ".join(lines)
 
 
 def load_study(path: Path) -> Study:

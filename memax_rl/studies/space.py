@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memax_rl.runs.config import TrainConfig, find_shipped, parse_value, read_fields
-from memax_rl.studies.grid import canonical, configure, flatten
+from memax_rl.studies.grid import canonical, configure, flatten, in_one_line
 
 # Trials have these seeds, which no run has by default, so that what is reported was not tuned on.
 FIRST_SEED = 1_000_000
@@ -156,14 +156,12 @@ def make_space(fields: Mapping[str, Any]) -> Space:
     try:
         return Space.model_validate(fields)
     except ValidationError as error:
-        lines = []
-        for e in error.errors():
-            name, message = ".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")
-            if e["type"] == "extra_forbidden":
-                known = Range if e["loc"][0] == "space" else Space
-                message = f"there is no such part; there are {', '.join(known.model_fields)}"
-            lines.append(f"{name}: {message}" if name else message)
-        raise ValueError("; ".join(lines)) from None
+
+        def unknown(place: tuple[str | int, ...]) -> str:
+            known = Range if place[0] == "space" else Space
+            return f"there is no such part; there are {', '.join(known.model_fields)}"
+
+        raise ValueError(in_one_line(error, unknown)) from None
 
 
 def load_space(path: Path) -> Space:
