@@ -1,6 +1,6 @@
 """How long `memax-rl compare` takes for 100 runs of 1,000 rows each, import of Python and its packages included.
 
-Seconds of the wall clock, and of the processor, which other work on the machine does not lengthen as much.
+Prints wall-clock and processor seconds; the latter vary less on a shared machine.
 """
 
 import resource
