@@ -13,9 +13,9 @@ import numpy as np
 from gymnasium import spaces
 
 from memax_rl.envs.adapters.gymnasium import HostAdapter
-from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, HostError, Transition, encode, encoded
-from memax_rl.envs.adapters.gymnasium_host import simple_spaces as _simple
+from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, HostError, Transition
 from memax_rl.envs.adapters.gymnasium_options import EnvPoolOptions
+from memax_rl.envs.adapters.gymnasium_spaces import encode, encoded, simple_spaces
 
 
 class PoolMaker(NamedTuple):
@@ -48,7 +48,7 @@ class EnvPoolCopies:
         self.size, self.count = size, np.zeros(size, np.int32)
         self.pool = maker(size)
         self.space, self.action = self.pool.observation_space, self.pool.action_space
-        self.shown = tuple(np.zeros((size, *shape), dtype) for shape, dtype in map(encoded, _simple(self.space)))
+        self.shown = tuple(np.zeros((size, *shape), dtype) for shape, dtype in map(encoded, simple_spaces(self.space)))
 
     def run(self, commands: np.ndarray, seeds: np.ndarray, actions: np.ndarray) -> Transition:
         """Carry out a command in each copy. Raises `HostError` if a value cannot be learned from."""

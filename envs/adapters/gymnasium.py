@@ -22,8 +22,9 @@ from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 from memax_rl.envs import ids, spaces
-from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, Maker, encoded
+from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, Maker
 from memax_rl.envs.adapters.gymnasium_options import HostOptions
+from memax_rl.envs.adapters.gymnasium_spaces import encoded
 from memax_rl.envs.base import Environment, EnvParams, Step
 from memax_rl.envs.batching import one_call
 from memax_rl.envs.popgym import suite

@@ -3,9 +3,7 @@
 Nothing in it is ever half written.
 """
 
-import csv
 import fcntl
-import io
 import json
 import math
 import os
@@ -16,8 +14,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
 from jaxtyping import PyTree
@@ -25,7 +21,10 @@ from jaxtyping import PyTree
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, load_config, make_config, read_fields
-from memax_rl.runs.files import append, write_atomically
+from memax_rl.runs.files import write_atomically
+from memax_rl.runs.plain_arrays import expected_arrays, from_plain, to_plain
+from memax_rl.runs.rows import RunError as RunError
+from memax_rl.runs.rows import append_rows, cut, drop_rows_after, last_cells, read_rows, write_rows
 from memax_rl.runs.spaces_file import SpacesFile, dump_spaces, read_spaces
 
 # What of a run's configuration may be changed before it is resumed.
@@ -36,10 +35,6 @@ CHANGEABLE = (
 
 # Which checkpoint: the newest, the best by evaluation, or that of an update.
 Checkpoint = Literal["newest", "best"] | int
-
-
-class RunError(ValueError):
-    """A run folder cannot be used as asked. The message says what to do."""
 
 
 class Run:
@@ -60,7 +55,7 @@ class Run:
         try:
             return f"Run({str(self.folder)!r}, {self._describe()})"
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-            return f"Run({str(self.folder)!r}, not readable: {_cut(str(error))})"
+            return f"Run({str(self.folder)!r}, not readable: {cut(str(error))})"
 
     def _describe(self) -> str:
         fields = read_fields(self.config_path)
@@ -77,12 +72,7 @@ class Run:
         """Return the most environment steps that a seed made; only the end of metrics.csv is read."""
         if not self.metrics_path.exists():
             return 0
-        column = self._metrics_header().index("env_steps")
-        with self.metrics_path.open("rb") as file:
-            file.seek(max(0, self.metrics_path.stat().st_size - 100_000))
-            # Without the header, or a line cut short, in front, and a line that is not written to its end.
-            lines = file.read().decode(errors="replace").split("\n")[1:-1]
-        return int(max((float(line.split(",")[column]) for line in lines), default=0))
+        return int(max(last_cells(self.metrics_path, "env_steps"), default=0))
 
     @classmethod
     def create(cls, folder: str | Path, config: TrainConfig) -> "Run":
@@ -114,9 +104,9 @@ class Run:
         try:
             is_run = run.config_path.is_file()
         except OSError as error:
-            raise RunError(f"{_cut(str(run.folder))} cannot be opened: {error.strerror}") from None
+            raise RunError(f"{cut(str(run.folder))} cannot be opened: {error.strerror}") from None
         if not is_run:
-            raise RunError(f"{_cut(str(run.folder))} is not a run folder: it has no config.yaml")
+            raise RunError(f"{cut(str(run.folder))} is not a run folder: it has no config.yaml")
         # A folder may be a stranger's, and a link may lead anywhere.
         tables = (run.metrics_path, run.evaluations_path)
         files = (run.config_path, run.spaces_path, *tables, run.summary_path, *run._checkpoint_files())
@@ -213,9 +203,9 @@ class Run:
         names = _modules(fields)
         missing = [module for module in names if not may_import(module)]
         if missing:
-            options = " ".join(f"--import {_cut(module)}" for module in missing)
+            options = " ".join(f"--import {cut(module)}" for module in missing)
             raise RunError(
-                f"the run {self.folder} was trained with {_cut(', '.join(missing))}, which is not imported, because "
+                f"the run {self.folder} was trained with {cut(', '.join(missing))}, which is not imported, because "
                 f"that runs its code; if you trust it, add {options} or --trust (from Python: import it, or trust=True)"
             )
         import_modules(names)
@@ -241,7 +231,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(
-                    f"the run {self.folder} is in use by another process ({_cut(file.read().strip())}); wait until it "
+                    f"the run {self.folder} is in use by another process ({cut(file.read().strip())}); wait until it "
                     "ends, or end it"
                 ) from None
             file.truncate(0)
@@ -252,48 +242,12 @@ class Run:
     # Metrics
 
     def append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Append rows to metrics.csv. The first call writes the header.
-
-        Raises:
-            RunError: If the file cannot be written.
-        """
-        if not rows:
-            return
-        try:
-            self._append_metrics(rows)
-        except OSError as error:
-            raise RunError(f"{self.metrics_path} cannot be written: {error.strerror}") from None
-
-    def _append_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
-        buffer = io.StringIO()
-        new = not self.metrics_path.exists()
-        columns = list(rows[0])
-        if not new and set(header := self._metrics_header()) == set(columns):
-            columns = header
-        elif not new:
-            differ = ", ".join(sorted(set(header) ^ set(columns)))
-            raise RunError(f"{self.metrics_path} has other columns than this run writes: {_cut(differ)}")
-        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows([{k: _cell(v) for k, v in row.items()} for row in rows])
-        if new:
-            write_atomically(self.metrics_path, buffer.getvalue())
-        else:
-            append(self.metrics_path, buffer.getvalue())
+        """Append rows to metrics.csv. The first call writes the header. Raises `RunError` if it cannot be written."""
+        append_rows(self.metrics_path, rows)
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return the rows of metrics.csv; an empty cell is nan.
-
-        Raises:
-            RunError: If the file holds anything else.
-        """
-        return _read_rows(self.metrics_path)
-
-    def _metrics_header(self) -> list[str]:
-        """Return the header alone: reading all rows at every append would take ever longer."""
-        with self.metrics_path.open(errors="replace") as file:
-            return file.readline(1_000_000).rstrip("\n").split(",")
+        """Return the rows of metrics.csv; an empty cell is nan. Raises `RunError` if the file holds anything else."""
+        return read_rows(self.metrics_path)
 
     def drop_metrics_after(self, update: int) -> None:
         """Forget the rows of updates later than `update`: they will be made, and logged, again.
@@ -301,25 +255,7 @@ class Run:
         Raises:
             RunError: If the file is damaged, or ends before `update`.
         """
-        if not self.metrics_path.exists():
-            return
-        header, lines = _read_lines(self.metrics_path)
-        # A line cut short by a kill has no end, whatever cells it has; it is the last one, and goes too.
-        whole = lines if self.metrics_path.read_bytes().endswith(b"\n") else lines[:-1]
-        if any(len(line) != len(header) or not all(map(_is_cell, line)) for line in whole):
-            self.metrics()
-        column = header.index("update")
-        if not all(line[column] for line in whole):
-            raise RunError(f"{self.metrics_path} is damaged: a row does not say of which update it is")
-        kept = [line for line in whole if float(line[column]) <= update]
-        last = max((int(float(line[column])) for line in kept), default=0)
-        if last < update:
-            raise RunError(
-                f"{self.metrics_path} ends with update {last}, and the checkpoint is of update {update}: rows were "
-                "lost. Restore the file, or delete it to go on without the rows before"
-            )
-        _check_no_row_lost(self.metrics_path, [dict(zip(header, line, strict=True)) for line in kept], update)
-        write_atomically(self.metrics_path, "\n".join(",".join(line) for line in [header, *kept]) + "\n")
+        drop_rows_after(self.metrics_path, update)
 
     def append_evaluations(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Append rows to evaluations.csv, which is written whole: it is short, and never cut short then.
@@ -327,19 +263,7 @@ class Run:
         Raises:
             RunError: If the file is damaged or cannot be written.
         """
-        self._write_evaluations([*self.evaluations(), *rows])
-
-    def _write_evaluations(self, rows: Sequence[Mapping[str, float]]) -> None:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(rows[0]) if rows else ["update"], lineterminator="\n")
-        writer.writeheader()
-        try:
-            writer.writerows([{k: _cell(v) for k, v in row.items()} for row in rows])
-            write_atomically(self.evaluations_path, buffer.getvalue())
-        except ValueError:
-            raise RunError(f"{self.evaluations_path} has other columns than this run writes; move it away") from None
-        except OSError as error:
-            raise RunError(f"{self.evaluations_path} cannot be written: {error.strerror}") from None
+        write_rows(self.evaluations_path, [*self.evaluations(), *rows])
 
     def evaluations(self) -> list[dict[str, float]]:
         """Return the rows of evaluations.csv, one for each seed and evaluation during training.
@@ -347,7 +271,7 @@ class Run:
         Raises:
             RunError: If the file is damaged.
         """
-        rows = _read_rows(self.evaluations_path)
+        rows = read_rows(self.evaluations_path)
         if rows and not {"update", "seed", "env_steps"} <= rows[0].keys():
             raise RunError(f"{self.evaluations_path} has no column seed or env_steps; restore the file, or delete it")
         return rows
@@ -357,7 +281,7 @@ class Run:
         rows = self.evaluations()
         kept = [row for row in rows if row["update"] <= update]
         if len(kept) < len(rows):
-            self._write_evaluations(kept)
+            write_rows(self.evaluations_path, kept)
 
     def diverged_seeds(self) -> list[int]:
         """Return the seeds that diverged in training, as metrics.csv tells.
@@ -432,7 +356,7 @@ class Run:
             about = {"seconds": seconds, "config": read_fields(self.config_path), "has_best": best is not None}
             about |= {"kept": keep or kept.get(update, False), "stopped": stopped, "sizes": dict(sizes or {})}
             try:
-                write_checkpoint(path, _to_plain(state) | _to_plain(best or {}, BEST), about)
+                write_checkpoint(path, to_plain(state) | to_plain(best or {}, BEST), about)
             except OSError as error:
                 raise RunError(f"the checkpoint {path} cannot be written: {error.strerror or error}") from None
         for older, is_kept in kept.items():
@@ -454,13 +378,13 @@ class Run:
         update = self._choose(checkpoint)
         path, prefix = self.checkpoint_path(update), BEST if checkpoint == "best" else ""
         try:
-            arrays, about = read_checkpoint(path, _expected(like, prefix), whole and not prefix)
+            arrays, about = read_checkpoint(path, expected_arrays(like, prefix), whole and not prefix)
             seconds, before = float(about["seconds"]), dict(about["config"])
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, CheckpointError) else "it does not say what it holds"
-            raise RunError(f"the checkpoint {path} cannot be read: {_cut(reason)}") from None
+            raise RunError(f"the checkpoint {path} cannot be read: {cut(reason)}") from None
         self._check_unchanged(before)
-        return _from_plain(arrays, like, prefix), seconds
+        return from_plain(arrays, like, prefix), seconds
 
     def shapes(self, checkpoint: Checkpoint = "newest") -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Return shape and dtype of each array of a checkpoint, as `restore` names it, and read none.
@@ -472,7 +396,7 @@ class Run:
         try:
             shapes = read_shapes(path)
         except CheckpointError as error:
-            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
+            raise RunError(f"the checkpoint {path} cannot be read: {cut(str(error))}") from None
         # Those of the best have the prefix, and only they do.
         return {n.removeprefix(BEST): x for n, x in shapes.items() if n.startswith(BEST) == bool(prefix)}
 
@@ -483,7 +407,7 @@ class Run:
         try:
             arrays, _ = read_checkpoint(path, expected, whole=False)
         except CheckpointError as error:
-            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
+            raise RunError(f"the checkpoint {path} cannot be read: {cut(str(error))}") from None
         return {name: arrays[prefix + name] for name in like}
 
     def _choose(self, checkpoint: Checkpoint) -> int:
@@ -501,7 +425,7 @@ class Run:
         if checkpoint not in saved:
             raise RunError(
                 f"checkpoint: expected newest, best or the update of one that the run {self.folder} holds "
-                f"({_cut(', '.join(map(str, saved)))}), got {_cut(str(checkpoint))!r}"
+                f"({cut(', '.join(map(str, saved)))}), got {cut(str(checkpoint))!r}"
             )
         return int(checkpoint)
 
@@ -552,7 +476,7 @@ class Run:
         try:
             return dict(read_about(path))
         except (CheckpointError, TypeError, ValueError) as error:
-            raise RunError(f"the checkpoint {path} cannot be read: {_cut(str(error))}") from None
+            raise RunError(f"the checkpoint {path} cannot be read: {cut(str(error))}") from None
 
     def _check_unchanged(self, before: dict[str, Any]) -> None:
         """Raise `RunError` if the configuration was changed since a checkpoint was saved."""
@@ -563,48 +487,6 @@ class Run:
             raise RunError(
                 f"{', '.join(forbidden)} in {self.config_path} changed since the checkpoint was saved; a run goes on "
                 f"as it began. Only {', '.join(CHANGEABLE)} may be changed"
-            )
-
-
-def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header of a file of rows, and the cells of all lines."""
-    try:
-        header, *lines = [line.split(",") for line in path.read_text().splitlines()] or [[]]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    if "update" not in header:
-        raise RunError(f"{path} has no header with a column 'update'; restore the file, or delete it")
-    return header, lines
-
-
-def _read_rows(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a file, none where there is no file; an empty cell is nan."""
-    if not path.exists():
-        return []
-    header, lines = _read_lines(path)
-    try:
-        return [dict(zip(header, (float(v) if v else math.nan for v in line), strict=True)) for line in lines]
-    except ValueError:
-        bad = next(i for i, line in enumerate(lines) if len(line) != len(header) or not all(map(_is_cell, line)))
-        raise RunError(f"{path} is damaged in line {bad + 2}: {_cut(','.join(lines[bad]))!r}") from None
-
-
-def _check_no_row_lost(path: Path, rows: Sequence[Mapping[str, str]], update: int) -> None:
-    """Raise `RunError` unless each seed has a row for every update up to `update`, or up to that of its divergence.
-
-    A run that went on without its rows begins with a later update than the first.
-    """
-    by_seed: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        by_seed.setdefault(row.get("seed", ""), []).append(row)
-    first = min((int(float(row["update"])) for row in rows), default=1)
-    for seed, own in by_seed.items():
-        found = [int(float(row["update"])) for row in own]
-        last = found[-1] if own[-1].get("finite") and float(own[-1]["finite"]) == 0 else update
-        if found != list(range(first, last + 1)):
-            raise RunError(
-                f"{path} does not hold one row an update of seed {seed} from update {first} to {last}: rows were lost "
-                "or doubled. Restore the file, or delete it to go on without the rows before"
             )
 
 
@@ -621,54 +503,3 @@ def _modules(fields: Mapping[str, Any]) -> list[str]:
     """Return the modules of one's own that a configuration names."""
     modules = fields.get("imports") or []
     return [module for module in modules if isinstance(module, str)] if isinstance(modules, list) else []
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def _is_cell(text: str) -> bool:
-    try:
-        float(text or 0)
-    except ValueError:
-        return False
-    return True
-
-
-def _cell(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def array_name(path: Any) -> str:
-    """Return the name of an array in a checkpoint, from its path in a pytree."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _to_plain(state: PyTree, prefix: str = "") -> dict[str, Any]:
-    """Return a flat dict from path to plain array; random keys as their bits. Arrays without a number are left out."""
-    leaves = [(prefix + array_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state) if leaf.size]
-    return {name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for name, leaf in leaves}
-
-
-def _from_plain(plain: Mapping[str, Any], like: PyTree, prefix: str = "") -> PyTree:
-    def leaf(path, old):
-        if not old.size:
-            return jnp.zeros(old.shape, old.dtype)
-        new = jnp.asarray(plain[prefix + array_name(path)])
-        return jax.random.wrap_key_data(new, impl=jax.random.key_impl(old)) if _is_key(old) else new
-
-    return jax.tree.map_with_path(leaf, like)
-
-
-def _expected(like: PyTree, prefix: str = "") -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Return shape and dtype of each array of a checkpoint by name."""
-    # Keys are saved as their bits.
-    plain = jax.tree.map(lambda x: jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x, like)
-    leaves = jax.tree.leaves_with_path(plain)
-    return {prefix + array_name(where): (leaf.shape, np.dtype(leaf.dtype)) for where, leaf in leaves if leaf.size}

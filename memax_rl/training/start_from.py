@@ -12,7 +12,8 @@ from jaxtyping import Array, PyTree
 
 from memax_rl.agents import Agent
 from memax_rl.runs.config import TrainConfig
-from memax_rl.runs.run import Run, RunError, array_name
+from memax_rl.runs.plain_arrays import array_name
+from memax_rl.runs.run import Run, RunError
 
 _NETWORK = "network."
 
