@@ -6,6 +6,7 @@ import pytest
 
 from memax_rl import memory
 from memax_rl.cli import main
+from memax_rl.ops import kernels
 
 WIDTH = 128
 MATRIX = 2 * WIDTH**2
@@ -66,3 +67,14 @@ def test_listing_shows_paper_class_options_state_cost_and_what_it_was_verified_a
     assert lru[4].startswith("https://arxiv.org/")
     assert any(line.strip().startswith("r_min: ") for line in lines)
     assert f"verified: {memory.spec('lru').verified}" in [line.strip() for line in lines]
+    assert "kernels: gates_backward, gates_forward" in [line.strip() for line in lines]
+    assert "Kernels, for NVIDIA GPUs: not used here (cpu, MEMAX_RL_KERNELS=auto)." in lines
+
+
+def test_kernels_do_not_change_the_cost():
+    model = _model("gru")
+    flops = memory.training_flops(model)
+    with kernels.use("1"):
+        assert memory.training_flops(model) == flops
+    assert memory.gpu_kernels(model) == ("gates_backward", "gates_forward")
+    assert memory.gpu_kernels(_model("mlp")) == ()

@@ -133,8 +133,11 @@ def _describe_memories(width: int = 128) -> Iterator[str]:
     import jax
 
     from memax_rl import memory
+    from memax_rl.ops import kernels
 
     yield f"State: numbers carried. Cost: kFLOP of a step of learning. Both at width {width} with the default options."
+    used = "used" if kernels.chosen() else "not used"
+    yield f"Kernels, for NVIDIA GPUs: {used} here ({jax.default_backend()}, MEMAX_RL_KERNELS={kernels.mode()})."
     yield f"{'name':20s} {'class':10s} {'state':>7s} {'cost':>7s}  paper"
     for name in memory.names():
         entry = memory.spec(name)
@@ -144,5 +147,7 @@ def _describe_memories(width: int = 128) -> Iterator[str]:
         yield f"{name:20s} {entry.family:10s} {state:7,d} {cost:7,.0f}  {entry.paper}".rstrip()
         if entry.verified:
             yield f"{'':20s}   verified: {entry.verified}"
+        if found := memory.gpu_kernels(model):
+            yield f"{'':20s}   kernels: {', '.join(found)}"
         for option, meaning in entry.options.items():
             yield f"{'':20s}   {option}: {meaning}"

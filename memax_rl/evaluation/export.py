@@ -25,7 +25,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from memax_rl._version import __version__
 from memax_rl.evaluation.policy import PolicyStep, choose
-from memax_rl.ops import plain_products
+from memax_rl.ops import kernels, plain_products
 from memax_rl.rollout.streams import seed_key
 from memax_rl.runs.build import Trained
 from memax_rl.runs.run import Checkpoint, RunError
@@ -149,7 +149,9 @@ def export_trained(
 
 def _to_stablehlo(function: _Exported) -> bytes:
     try:
-        exported = jax_export.export(jax.jit(function.__call__), platforms=PLATFORMS)(*function.arguments())
+        # `jax.export` refuses kernels, whose compiled form is not kept from version to version.
+        with kernels.use("0"):
+            exported = jax_export.export(jax.jit(function.__call__), platforms=PLATFORMS)(*function.arguments())
         return bytes(exported.serialize())
     except ImportError as error:
         raise ExportError(f"jax.export cannot write: {error}") from None

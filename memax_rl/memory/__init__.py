@@ -12,6 +12,7 @@ from memax_rl.memory.alibi_attention import AlibiAttention as AlibiAttention
 from memax_rl.memory.attention import Attention as Attention
 from memax_rl.memory.base import Memory as Memory
 from memax_rl.memory.bmru import BMRU as BMRU
+from memax_rl.memory.cost import gpu_kernels as gpu_kernels
 from memax_rl.memory.cost import state_size as state_size
 from memax_rl.memory.cost import training_flops as training_flops
 from memax_rl.memory.delta_net import DeltaNet as DeltaNet

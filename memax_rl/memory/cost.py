@@ -10,6 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, primitives
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from memax_rl.memory.base import Memory
+from memax_rl.ops import kernels
 from memax_rl.ops._linear import linear_p, outer_p
 
 # They move numbers and compute none.
@@ -52,9 +53,24 @@ def state_size(memory: Memory) -> int:
 def training_flops(memory: Memory, *, steps: int = 256) -> float:
     """Return the floating-point operations of a step of learning: forward, and the gradient by parameters and inputs.
 
-    Counted in the traced program of `steps` steps for the backend that runs now. A multiply-add counts as two
-    operations, any function of an element as one. A loop that runs until convergence counts as one iteration.
+    Counted in the traced program of `steps` steps for the backend that runs now, without kernels. A multiply-add counts
+    as two operations, any function of an element as one. A loop that runs until convergence counts as one iteration.
     """
+    with kernels.use("0"):
+        traced = _learning(memory, steps).jaxpr
+    # What no gradient needs, the compiler leaves out.
+    needed, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
+    return _count(needed) / steps
+
+
+def gpu_kernels(memory: Memory, *, steps: int = 256) -> tuple[str, ...]:
+    """Return the names of the kernels that a step of learning runs on an NVIDIA GPU, unless they are switched off."""
+    with kernels.use("1"):
+        return tuple(kernels.names(_learning(memory, steps)))
+
+
+def _learning(memory: Memory, steps: int) -> ClosedJaxpr:
+    """Return the traced program of outputs and gradients of one sequence."""
     arrays, static = eqx.partition(memory, _is_array)
     floats, rest = eqx.partition(arrays, lambda x: jnp.issubdtype(x.dtype, jnp.inexact))
 
@@ -67,10 +83,7 @@ def training_flops(memory: Memory, *, steps: int = 256) -> float:
         return pull_back(ys)
 
     xs = jax.ShapeDtypeStruct((steps, memory.in_size), jnp.float32)
-    traced = jax.make_jaxpr(learn)(floats, rest, xs, jax.ShapeDtypeStruct((steps,), jnp.bool_)).jaxpr
-    # What no gradient needs, the compiler leaves out.
-    needed, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
-    return _count(needed) / steps
+    return jax.make_jaxpr(learn)(floats, rest, xs, jax.ShapeDtypeStruct((steps,), jnp.bool_))
 
 
 def _is_array(leaf: Any) -> bool:

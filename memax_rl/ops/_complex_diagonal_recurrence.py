@@ -7,15 +7,17 @@ more. Here real and imaginary parts are stored one after the other, [T, 2, n], w
 real matrix of 2n columns. With J (a, b) = (-b, a) a step is h = re h + im J h + b.
 """
 
+import functools
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from memax_rl.ops import kernels
 from memax_rl.ops._checks import check_starts, widened
 from memax_rl.ops._first_order import define, no_forward
-from memax_rl.ops._linear_recurrence import Method, check_method, linear_recurrence
+from memax_rl.ops._linear_recurrence import Method, check_method, linear_recurrence, tree_backward, tree_forward
 from memax_rl.ops._loop import loop, row, row_before
 
 _OP = "ops.complex_diagonal_recurrence"
@@ -54,10 +56,13 @@ def complex_diagonal_recurrence(
     check_starts(starts, len(b))
     dtype = jnp.result_type(re, im, b, h0)
     re, im, b, h0 = widened((re, im, b, h0))
+    how = kernels.chosen() if method is None else None
     method = check_method(method)
     if method == "reference":
         return _plain(re[None], im[None], b, h0, starts).astype(dtype)
     re, im, b, h0 = no_forward(_OP, (re, im, b, h0))
+    if how and b.size and b.dtype == jnp.float32:
+        return cast(Array, _by_kernel(how, re, im, b, h0, starts)).astype(dtype)
     if method == "associative":
         a = jax.lax.complex(re, im)
         hs = linear_recurrence(a, jax.lax.complex(b[:, 0], b[:, 1]), jax.lax.complex(*h0), starts, method="associative")
@@ -118,3 +123,46 @@ def _recurrence_bwd(residuals, dhs):
 
 
 define(_recurrence, _OP, _recurrence_fwd, _recurrence_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_kernel(how: kernels.Launch, re: Array, im: Array, b: Array, h0: Array, starts: Array) -> Array:
+    return _by_kernel_fwd(how, re, im, b, h0, starts)[0]
+
+
+def _by_kernel_fwd(how, re, im, b, h0, starts):
+    # It imports Pallas, which a CPU does without.
+    from memax_rl.ops.kernels._diagonal import Layout, diagonal_forward
+
+    layout, shape = Layout(len(re), parts=2, decay_parts=2, constant=True), b.shape
+
+    def kernel(re, im, b, h0, starts, *, interpret):
+        lanes = jnp.concatenate([re, im]), b.reshape(len(b), -1), h0.reshape(-1)
+        tree = functools.partial(tree_forward, layout)
+        return diagonal_forward(layout, tree, *lanes, starts, interpret=interpret).reshape(shape)
+
+    def plain(re, im, b, h0, starts):
+        return _recurrence_fwd(re, im, b, h0, starts)[0]
+
+    hs = kernels.launch(how, kernel, plain, re, im, b, h0, starts)
+    return hs, (re, im, h0, starts, hs)
+
+
+def _by_kernel_bwd(how, residuals, dhs):
+    from memax_rl.ops.kernels._diagonal import Layout, diagonal_backward
+
+    layout, shape = Layout(len(residuals[0]), parts=2, decay_parts=2, constant=True), dhs.shape
+
+    def kernel(re, im, h0, starts, hs, dhs, *, interpret):
+        lanes = jnp.concatenate([re, im]), h0.reshape(-1), starts, hs.reshape(len(hs), -1), dhs.reshape(len(dhs), -1)
+        tree = functools.partial(tree_backward, layout)
+        da, db, dh0 = diagonal_backward(layout, tree, *lanes, interpret=interpret)
+        return *jnp.split(da, 2), db.reshape(shape), dh0.reshape(shape[1:])
+
+    def plain(re, im, h0, starts, hs, dhs):
+        return _recurrence_bwd((re, im, h0, starts, hs), dhs)[:4]
+
+    return *kernels.launch(how, kernel, plain, *residuals, dhs), None
+
+
+define(_by_kernel, _OP, _by_kernel_fwd, _by_kernel_bwd)

@@ -1,4 +1,4 @@
-"""The linear recurrence h_t = a_t * h_{t-1} + b_t with resets, in a sequential and a parallel form, with its own VJP.
+"""The linear recurrence h_t = a_t * h_{t-1} + b_t with resets: sequential, parallel or a GPU kernel, with its own VJP.
 
 The backward pass of a linear recurrence is the same recurrence run in reverse,
     g_t = dh_t + a_{t+1} g_{t+1},    da_t = g_t h_{t-1},    db_t = g_t,
@@ -6,17 +6,22 @@ so nothing but h is stored (Martin and Cundy 2018, https://arxiv.org/abs/1709.04
 """
 
 import functools
-from typing import Literal, cast
+import math
+from typing import TYPE_CHECKING, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
+from memax_rl.ops import kernels
 from memax_rl.ops._checks import check_starts
-from memax_rl.ops._first_order import no_forward, no_second
+from memax_rl.ops._first_order import define, no_forward, no_second
 from memax_rl.ops._loop import loop, row, row_before
 
 _OP = "ops.linear_recurrence"
+
+if TYPE_CHECKING:
+    from memax_rl.ops.kernels._diagonal import Layout
 
 Method = Literal["sequential", "associative", "reference"]
 
@@ -43,12 +48,13 @@ def linear_recurrence(
         h0: The state before the first step; it counts until the first start flag.
         starts: True where a step begins a new sequence.
         method: `"sequential"` or `"associative"`. By default sequential on a CPU, where a loop over time is several
-            times faster than a tree, and associative elsewhere. Or `"reference"`, a plain `jax.lax.scan`, which is
-            differentiable any number of times and in forward mode.
+            times faster than a tree, a kernel on an NVIDIA GPU (`ops.kernels`), and associative elsewhere. Or
+            `"reference"`, a plain `jax.lax.scan`, which is differentiable any number of times and in forward mode.
 
     Raises:
         ValueError: If `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
+    how = kernels.chosen() if method is None else None
     method = check_method(method)
     if a.shape not in (b.shape, b.shape[1:]) or h0.shape != b.shape[1:]:
         raise ValueError(
@@ -60,11 +66,13 @@ def linear_recurrence(
     state_dtype = jnp.promote_types(dtype, jnp.float32)
     # The decay may stay real where the state is complex: half the traffic.
     a = a.astype(jnp.promote_types(a.dtype, jnp.float32))
-    if method != "sequential":
-        a = jnp.broadcast_to(a, b.shape)
     if method == "reference":
-        return _plain(a, b.astype(state_dtype), h0.astype(state_dtype), starts).astype(dtype)
+        return _plain(jnp.broadcast_to(a, b.shape), b.astype(state_dtype), h0.astype(state_dtype), starts).astype(dtype)
     a, b, h0 = no_forward(_OP, (a, b.astype(state_dtype), h0.astype(state_dtype)))
+    if how and b.size and state_dtype in (jnp.float32, jnp.complex64):
+        return cast(Array, _by_kernel(how, a, b, h0, starts)).astype(dtype)
+    if method == "associative":
+        a = jnp.broadcast_to(a, b.shape)
     hs = _recurrence(method, a, b, h0, starts)
     return cast(Array, hs).astype(dtype)
 
@@ -104,11 +112,7 @@ def _recurrence_bwd(method, residuals, dhs):
     a, h0, starts, hs = residuals
     if method == "sequential":
         return *_backward_loop(a, h0, starts, hs, no_second(_OP, dhs)), None
-    gs = _backward_tree(a, dhs, starts)
-    h_before = jnp.concatenate([h0[None], hs[:-1]])
-    reset = _expand(starts, gs)
-    da = _like(jnp.where(reset, 0, gs * h_before), a)
-    return da, gs, jnp.where(reset[0], 0, a[0] * gs[0]), None
+    return *_backward_tree(a, h0, starts, hs, dhs), None
 
 
 _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
@@ -155,11 +159,16 @@ def _like(da: Array, a: Array) -> Array:
     return da if jnp.issubdtype(a.dtype, jnp.complexfloating) else da.real
 
 
-def _backward_tree(a: Array, dhs: Array, starts: Array) -> Array:
-    """Return g_t = dh_t + a_{t+1} g_{t+1}, without the second term where t+1 is a start."""
+def _backward_tree(a: Array, h0: Array, starts: Array, hs: Array, dhs: Array) -> tuple[Array, Array, Array]:
+    """Return the gradients by a, b and h0."""
     later = jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
     ends = jnp.concatenate([starts[1:], jnp.ones_like(starts[:1])])
-    return _tree(later, dhs, ends, reverse=True)
+    # g_t = dh_t + a_{t+1} g_{t+1}, without the second term where t+1 is a start.
+    gs = _tree(later, dhs, ends, reverse=True)
+    h_before = jnp.concatenate([h0[None], hs[:-1]])
+    reset = _expand(starts, gs)
+    da = _like(jnp.where(reset, 0, gs * h_before), a)
+    return da, gs, jnp.where(reset[0], 0, a[0] * gs[0])
 
 
 def _tree(a: Array, b: Array, resets: Array, *, reverse: bool) -> Array:
@@ -176,3 +185,86 @@ def _tree(a: Array, b: Array, resets: Array, *, reverse: bool) -> Array:
 
 def _expand(flags: Array, like: Array) -> Array:
     return jnp.reshape(flags, flags.shape + (1,) * (like.ndim - 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_kernel(how: kernels.Launch, a: Array, b: Array, h0: Array, starts: Array) -> Array:
+    return _by_kernel_fwd(how, a, b, h0, starts)[0]
+
+
+def _by_kernel_fwd(how, a, b, h0, starts):
+    # It imports Pallas, which a CPU does without.
+    from memax_rl.ops.kernels._diagonal import diagonal_forward
+
+    def kernel(a, b, h0, starts, *, interpret):
+        layout, a, (b_lanes, h0) = _layout(a, b), _rows(a, b), (_rows(b, b), _rows(h0, b))
+        lanes = to_lanes(a), to_lanes(b_lanes), to_lanes(h0)
+        hs = diagonal_forward(layout, functools.partial(tree_forward, layout), *lanes, starts, interpret=interpret)
+        return to_numbers(hs, layout.parts).reshape(b.shape)
+
+    hs = kernels.launch(how, kernel, functools.partial(_forward, "sequential"), a, b, h0, starts)
+    return hs, (a, h0, starts, hs)
+
+
+def _by_kernel_bwd(how, residuals, dhs):
+    from memax_rl.ops.kernels._diagonal import diagonal_backward
+
+    a, h0, starts, hs = residuals
+
+    def kernel(a, h0, starts, hs, dhs, *, interpret):
+        layout, like = _layout(a, hs), (a, hs, h0)
+        lanes = (to_lanes(_rows(x, hs)) for x in (a, h0, hs, _conjugate(dhs)))
+        a, h0, states, dhs = lanes
+        tree = functools.partial(tree_backward, layout)
+        grads = diagonal_backward(layout, tree, a, h0, starts, states, dhs, interpret=interpret)
+        parts = layout.decay_parts, layout.parts, layout.parts
+        return tuple(_conjugate(to_numbers(g, n)).reshape(x.shape) for g, n, x in zip(grads, parts, like, strict=True))
+
+    return *kernels.launch(how, kernel, _backward_loop, a, h0, starts, hs, dhs), None
+
+
+define(_by_kernel, _OP, _by_kernel_fwd, _by_kernel_bwd)
+
+
+def _layout(a: Array, b: Array) -> "Layout":
+    from memax_rl.ops.kernels._diagonal import Layout
+
+    parts, decay_parts = (2 if jnp.iscomplexobj(x) else 1 for x in (b, a))
+    return Layout(math.prod(b.shape[1:]), parts, decay_parts, constant=a.ndim < b.ndim)
+
+
+def _rows(x: Array, b: Array) -> Array:
+    """Return x, which has b's axes or those but time, with one axis of features."""
+    return x.reshape(len(x), -1) if x.ndim == b.ndim else x.reshape(-1)
+
+
+def to_lanes(x: Array) -> Array:
+    """Return the arrays of a kernel: of complex numbers all real parts, then all imaginary ones."""
+    return jnp.concatenate([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
+
+
+def to_numbers(lanes: Array, parts: int) -> Array:
+    """Return the inverse of `to_lanes`."""
+    return jax.lax.complex(*jnp.split(lanes, 2, axis=-1)) if parts == 2 else lanes
+
+
+def _conjugate(x: Array) -> Array:
+    """JAX's gradient by a complex number is that by its real part minus i times that by its imaginary part."""
+    return jnp.conj(x) if jnp.iscomplexobj(x) else x
+
+
+def tree_forward(layout: "Layout", a: Array, b: Array, h0: Array, starts: Array) -> Array:
+    """Return what `diagonal_forward` does for one sequence, by an associative scan."""
+    a, b, h0 = to_numbers(a, layout.decay_parts), to_numbers(b, layout.parts), to_numbers(h0, layout.parts)
+    return to_lanes(_forward("associative", jnp.broadcast_to(a, b.shape), b, h0, starts))
+
+
+def tree_backward(
+    layout: "Layout", a: Array, h0: Array, starts: Array, hs: Array, dhs: Array
+) -> tuple[Array, Array, Array]:
+    """Return what `diagonal_backward` does for one sequence, by an associative scan."""
+    a = to_numbers(a, layout.decay_parts)
+    h0, hs, dhs = (to_numbers(x, layout.parts) for x in (h0, hs, dhs))
+    da, db, dh0 = _backward_tree(jnp.broadcast_to(a, hs.shape), h0, starts, hs, _conjugate(dhs))
+    da = jnp.sum(da, axis=0) if layout.constant else da
+    return to_lanes(_conjugate(da)), to_lanes(_conjugate(db)), to_lanes(_conjugate(dh0))

@@ -7,6 +7,8 @@ function of them and the state, `s_t = cell(a_t, s_{t-1})`.
 - Each step of the backward scan has one matrix product and the derivative of `cell`, rematerialized from a_t and
   s_{t-1}; the gradient of a_t reuses the buffer of a_t. So little memory is needed besides the states.
 - The gradients of the inputs are those of a_t, and that of `weights` is one matrix product over batch and time.
+
+On an NVIDIA GPU both loops are one kernel each, where `kernels._gates` has one for the number of units and gates.
 """
 
 import functools
@@ -17,8 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from memax_rl.ops import kernels
 from memax_rl.ops._checks import check_starts, is_reference, widened
 from memax_rl.ops._first_order import define, no_forward
+from memax_rl.ops._linear import plain_products
 from memax_rl.ops._loop import loop, row, row_before
 
 _OP = "ops.nonlinear_recurrence"
@@ -73,11 +77,12 @@ def nonlinear_recurrence(
         return _plain(cell, product, weights, inputs, state, starts)
     weights, inputs, state = no_forward(_OP, widened((weights, inputs, state)))
     frozen = jax.lax.stop_gradient((weights, inputs, state))
-    gates, states = _forward(cell, product, *frozen, starts)
+    how = _kernel_for(product, weights, state)
+    gates, states = _trajectory(how, cell, product, *frozen, starts)
     # The value is unused and removed by the compiler. What counts is its transpose, the weight gradient.
     h_before = jax.lax.stop_gradient(_before(state, states, starts)[0])
     traced = jax.vmap(product, in_axes=(None, 0))(jax.tree.map(_with_transposed_gradient, weights), h_before)
-    out = _attach(cell, product, frozen[0], inputs, traced, state, starts, (gates, states))
+    out = _attach(how, cell, product, frozen[0], inputs, traced, state, starts, (gates, states))
     hs, last = cast(tuple[Array, State], out)
     return last, hs
 
@@ -171,22 +176,32 @@ def _forward(cell, product, weights, inputs, state, starts):
     return loop(step, state, rows, length, read_ahead=True)[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attach(cell, product, weights, inputs, traced, state, starts, trajectory):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attach(how, cell, product, weights, inputs, traced, state, starts, trajectory):
     """Return all h and the last state of the forward scan, and give them their derivative."""
-    del cell, product, weights, inputs, traced, state, starts
+    del how, cell, product, weights, inputs, traced, state, starts
     _, states = trajectory
     return states[0], jax.tree.map(lambda s: s[-1], states)
 
 
-def _attach_fwd(cell, product, weights, inputs, traced, state, starts, trajectory):
-    out = _attach(cell, product, weights, inputs, traced, state, starts, trajectory)
+def _attach_fwd(how, cell, product, weights, inputs, traced, state, starts, trajectory):
+    out = _attach(how, cell, product, weights, inputs, traced, state, starts, trajectory)
     return out, (weights, inputs, traced, state, starts, trajectory)
 
 
-def _attach_bwd(cell, product, residuals, cotangents):
-    weights, inputs, traced, state, starts, (gates, states) = residuals
+def _attach_bwd(how, cell, product, residuals, cotangents):
+    weights, inputs, traced, state, starts, trajectory = residuals
     dhs, dlast = cotangents
+    dstate, dgates = _gradients(how, cell, product, weights, inputs, state, starts, trajectory, dhs, dlast)
+    return None, _where_there(inputs, dgates), _where_there(traced, dgates), dstate, None, None
+
+
+define(_attach, _OP, _attach_fwd, _attach_bwd)
+
+
+def _backward(cell, product, weights, state, starts, trajectory, dhs, dlast):
+    """Return the gradients by the first state and by the pre-activations of all gates."""
+    gates, states = trajectory
     # The derivative of h @ w is a product by w.T. In a loop of small products those take twice as long as plain ones on
     # a CPU. So the weights are transposed once, out here; inside, the two transposes cancel.
     transposed = jax.tree.map(_transpose, weights)
@@ -200,8 +215,77 @@ def _attach_bwd(cell, product, residuals, cotangents):
         (dh_before,) = product_vjp(_where_there(v, dgates))
         return _reset(row(starts, t), (dbefore[0] + dh_before, *dbefore[1:])), dgates
 
-    dstate, dgates = loop(step, dlast, gates, len(starts), reverse=True, read_ahead=True)
-    return None, _where_there(inputs, dgates), _where_there(traced, dgates), dstate, None, None
+    return loop(step, dlast, gates, len(starts), reverse=True, read_ahead=True)
 
 
-define(_attach, _OP, _attach_fwd, _attach_bwd)
+def _kernel_for(product: Callable[[Any, Array], Any], weights: Any, state: State) -> kernels.Launch | None:
+    """Return how to launch the kernel for these shapes, None where there is none or it is not wanted."""
+    how = kernels.chosen()
+    if how is None or state[0].ndim != 1 or state[0].dtype != jnp.float32:
+        return None
+    # It imports Pallas, which a CPU does without.
+    from memax_rl.ops.kernels._gates import fits
+
+    return how if fits(len(state[0]), len(jax.tree.leaves(jax.eval_shape(product, weights, state[0])))) else None
+
+
+def _trajectory(how, cell, product, weights, inputs, state, starts):
+    """Return what `_forward` does, by a kernel where `how` is not None."""
+    plain = functools.partial(_forward, cell, product)
+    if how is None:
+        return plain(weights, inputs, state, starts)
+    from memax_rl.ops.kernels._gates import gates_forward
+
+    def kernel(weights, inputs, state, starts, *, interpret):
+        described, structure = _described(cell, product, weights, inputs, state)
+        matrices, biases = _affine(product, weights, len(state[0]))
+        rows = tuple(jax.tree.leaves(inputs))
+        gates, states = gates_forward(described, matrices, biases, rows, state, starts, interpret=interpret)
+        return jax.tree.unflatten(structure, gates), states
+
+    return kernels.launch(how, kernel, plain, weights, inputs, state, starts)
+
+
+def _gradients(how, cell, product, weights, inputs, state, starts, trajectory, dhs, dlast):
+    """Return what `_backward` does, by a kernel where `how` is not None."""
+    plain = functools.partial(_backward, cell, product)
+    arguments = weights, state, starts, trajectory, dhs, dlast
+    if how is None:
+        return plain(*arguments)
+    from memax_rl.ops.kernels._gates import gates_backward
+
+    def kernel(weights, state, starts, trajectory, dhs, dlast, *, interpret):
+        described, structure = _described(cell, product, weights, inputs, state)
+        matrices, _ = _affine(product, weights, len(state[0]))
+        gates, states = tuple(jax.tree.leaves(trajectory[0])), trajectory[1]
+        dgates, dstate = gates_backward(
+            described, matrices, gates, states, state, starts, dhs, dlast, interpret=interpret
+        )
+        return dstate, jax.tree.unflatten(structure, dgates)
+
+    return kernels.launch(how, kernel, plain, *arguments)
+
+
+def _described(cell, product, weights, inputs, state):
+    """Return the cell as the kernels take it, and the structure of its gates."""
+    from memax_rl.ops.kernels._gates import Cell
+
+    def present(parts):
+        return tuple(part is not None for part in jax.tree.leaves(parts, is_leaf=_is_none))
+
+    structure = jax.tree.structure(inputs, is_leaf=_is_none)
+    added = jax.eval_shape(product, weights, state[0])
+    return Cell(cell, present(inputs), present(added), structure, len(state[0])), structure
+
+
+def _affine(product: Callable[[Any, Array], Any], weights: Any, width: int) -> tuple[Array, Array]:
+    """Return A and c of each part A^T h + c of a product, [m, width, width] and [m, width]."""
+    zero = jnp.zeros(width, jnp.float32)
+    # As products by a unit matrix, which are exact in float32 alone.
+    with plain_products(), jax.default_matmul_precision("float32"):
+
+        def row_of(unit):
+            return jax.jvp(functools.partial(product, weights), (zero,), (unit,))
+
+        biases, rows = jax.vmap(row_of, out_axes=(None, 0))(jnp.eye(width, dtype=jnp.float32))
+    return jnp.stack(jax.tree.leaves(rows), axis=0), jnp.stack(jax.tree.leaves(biases))

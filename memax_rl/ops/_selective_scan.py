@@ -8,12 +8,14 @@ loop over time, where they stay in the cache; one h per chunk is stored for the 
 rematerialized.
 """
 
+import functools
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from memax_rl.ops import kernels
 from memax_rl.ops._checks import check_starts, widened
 from memax_rl.ops._chunks import scan_chunks
 from memax_rl.ops._first_order import define, no_forward
@@ -54,6 +56,7 @@ def selective_scan(
     Raises:
         ValueError: If `starts` is not `bool[T]`, shapes disagree or `method` is unknown.
     """
+    how = kernels.chosen() if method is None else None
     method = check_method(method)
     length, (n, d) = len(dt), a.shape
     check_starts(starts, length)
@@ -65,13 +68,21 @@ def selective_scan(
     if method == "reference":
         return _plain(a, state, dt, u, b, c, starts)
     dt, u, b, c, a, state = no_forward(_OP, (dt, u, b, c, a, state))
+    if how and u.size and u.dtype == jnp.float32:
+        # It imports Pallas, which a CPU does without.
+        from memax_rl.ops.kernels._selective import fits
+
+        if fits(n):
+            return _by_kernel(how, a, state, dt, u, b, c, starts)
     if method == "associative":
         return _chunks(a, state, dt, u, b, c, starts)
-    # A padded step has dt = 0: it does not change h.
-    missing = -length % _CHUNK
-    inputs = (jnp.pad(x, ((0, missing), (0, 0))) for x in (dt, u, b, c))
-    last, ys = cast(tuple[Array, Array], _loops(a, state, *inputs, jnp.pad(starts, (0, missing))))
+    last, ys = cast(tuple[Array, Array], _loops(a, state, *_padded(-length % _CHUNK, dt, u, b, c, starts)))
     return last, ys[:length]
+
+
+def _padded(missing: int, *arrays: Array) -> list[Array]:
+    """Return the arrays with so many more steps, of which dt = 0: they do not change h."""
+    return [jnp.pad(x, ((0, missing), (0, 0))[: x.ndim]) for x in arrays]
 
 
 def _chunks(a, state, dt, u, b, c, starts):
@@ -153,3 +164,39 @@ def _loops_bwd(residuals, cotangents):
 
 
 define(_loops, _OP, _loops_fwd, _loops_bwd)
+
+
+def _by_kernel(how, a, state, dt, u, b, c, starts):
+    from memax_rl.ops.kernels._selective import padding
+
+    inputs = _padded(padding(len(u)), dt, u, b, c, starts)
+    last, ys = cast(tuple[Array, Array], _kernels(how, a, state, *inputs))
+    return last, ys[: len(u)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernels(how, a, h, dt, u, b, c, starts):
+    return _kernels_fwd(how, a, h, dt, u, b, c, starts)[0]
+
+
+def _kernels_fwd(how, a, h, dt, u, b, c, starts):
+    from memax_rl.ops.kernels._selective import selective_forward
+
+    def plain(a, h, dt, u, b, c, starts):
+        (last, ys), residuals = _loops_fwd(a, h, dt, u, b, c, starts)
+        return last, ys, residuals[-1]
+
+    last, ys, firsts = kernels.launch(how, selective_forward, plain, a, h, dt, u, b, c, starts)
+    return (last, ys), (a, dt, u, b, c, starts, firsts)
+
+
+def _kernels_bwd(how, residuals, cotangents):
+    from memax_rl.ops.kernels._selective import selective_backward
+
+    def plain(*arrays):
+        return _loops_bwd(arrays[:-2], arrays[-2:])[:-1]
+
+    return *kernels.launch(how, selective_backward, plain, *residuals, *cotangents), None
+
+
+define(_kernels, _OP, _kernels_fwd, _kernels_bwd)
