@@ -58,7 +58,7 @@ def _shape(*shape, dtype=jnp.float32):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Fewer steps at once, so that programs are small and short sequences have whole chunks and a rest."""
-    monkeypatch.setattr(_diagonal, "_ROWS", 8)
+    monkeypatch.setattr(_diagonal, "_ROWS", 12)
     monkeypatch.setattr(_selective, "_CHUNK", 4)
     monkeypatch.setattr(_selective, "_STEPS", 2)
 

@@ -53,9 +53,8 @@ def over_groups(run: Callable[..., PyTree[Array]], weights: Sequence[Array], arr
         own = any(is_batched[0])
         arrays = tuple(map(full, arrays, is_batched[1]))
         if own:
-            weights = tuple(
-                full(w, b).reshape(-1, *w.shape[1 + b :]) for w, b in zip(weights, is_batched[0], strict=True)
-            )
+            weights = tuple(map(full, weights, is_batched[0]))
+            weights = tuple(w.reshape(-1, *w.shape[2:]) for w in weights)
             arrays = tuple(x.reshape(-1, *x.shape[2:]) for x in arrays)
         else:
             arrays = tuple(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in arrays)

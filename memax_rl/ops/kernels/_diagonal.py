@@ -19,9 +19,9 @@ from jaxtyping import Array
 
 from memax_rl.ops.kernels._batch import Lanes, blocks, like, over_sequences, pallas_flat
 
-# Rows that are requested at once, and the steps that they are for at most: more hide no more latency, but the time to
-# compile grows with their square.
-_ROWS, _STEPS = 32, 16
+# Rows that are read and written for the steps taken at once, and such steps, at most: more hide more latency, but the
+# time to compile grows faster than with their square.
+_ROWS, _STEPS = 48, 16
 # What is too long for this kernel, and too few features to be worth it.
 _LONG, _FEW = 4096, 1024
 
@@ -58,7 +58,7 @@ def diagonal_forward(
     """
 
     def run(a, b, h0, starts):
-        if _few(layout, *b.shape[:2]):
+        if _by_tree(layout, *b.shape[:2]):
             return jax.vmap(tree)(a, b, h0, starts)
         kernel = functools.partial(_forward_kernel, layout, b.shape[1])
         call = pallas_flat(kernel, "diagonal_forward", _grid(layout, len(b)), [like(b)], interpret=interpret)
@@ -81,7 +81,7 @@ def diagonal_backward(
     """Return the gradients by a, b and h0 from those by all h_t. Arguments as in `diagonal_forward`."""
 
     def run(a, h0, starts, hs, dhs):
-        if _few(layout, *hs.shape[:2]):
+        if _by_tree(layout, *hs.shape[:2]):
             return jax.vmap(tree)(a, h0, starts, hs, dhs)
         kernel = functools.partial(_backward_kernel, layout, hs.shape[1])
         out = like(a), like(hs), like(h0)
@@ -91,9 +91,13 @@ def diagonal_backward(
     return over_sequences(run, a, h0, starts, hs, dhs)
 
 
-def _few(layout: Layout, sequences: int, length: int) -> bool:
-    """Return whether the steps in a row take longer than a tree's passes over the memory, by estimate."""
-    return length > _LONG and sequences * layout.features < _FEW
+def _by_tree(layout: Layout, sequences: int, length: int) -> bool:
+    """Return whether a tree is better: steps in a row take longer than its passes over the memory, by estimate.
+
+    Or where a kernel could not count the entries.
+    """
+    features = sequences * layout.features
+    return (length > _LONG and features < _FEW) or features * length * layout.parts >= 2**31
 
 
 def _grid(layout: Layout, sequences: int) -> tuple[int, int]:
@@ -145,7 +149,7 @@ def _reset(start, values):
 
 
 def _together(rows: int) -> int:
-    """Return how many steps to take at once where each reads so many rows: a power of two."""
+    """Return how many steps to take at once where each reads and writes so many rows: a power of two."""
     return min(_STEPS, 1 << (_ROWS // rows).bit_length() - 1)
 
 
@@ -170,7 +174,7 @@ def _forward_kernel(layout: Layout, length: int, a_ref, b_ref, h0_ref, starts_re
             lanes.write(hs_ref, values, first + k)
         return h
 
-    together = _together(layout.parts + layout.decay_parts * (not layout.constant))
+    together = _together(2 * layout.parts + layout.decay_parts * (not layout.constant))
     chunks = length // together
     h = lanes.read(h0_ref, layout.parts)
     h = _repeat(chunks, lambda c, h: steps(c * together, together, h), h)
@@ -209,7 +213,7 @@ def _backward_kernel(
                 lanes.write(da_ref, da, first + k)
         return later, total
 
-    together = _together(2 * layout.parts + layout.decay_parts * (not layout.constant))
+    together = _together(3 * layout.parts + 2 * layout.decay_parts * (not layout.constant))
     chunks, zero = length // together, jnp.zeros_like(h0[0])
     carry = (zero,) * layout.parts, (zero,) * layout.decay_parts
     carry = _repeat(length % together, lambda k, carry: steps(length - 1 - k, 1, carry), carry)
