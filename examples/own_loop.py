@@ -1,4 +1,4 @@
-"""Your own training loop: an agent's `init` and `update` are pure functions, so `jax.vmap` trains several seeds at once.
+"""Your own training loop: `init` and `update` of an agent are pure functions; `jax.vmap` trains several seeds at once.
 
     python examples/own_loop.py --updates 40
 
