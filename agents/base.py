@@ -68,6 +68,8 @@ class Agent(Protocol[S]):
     """Fields of the state that must stay finite. A seed that diverges keeps what they held before."""
     transient_fields: tuple[str, ...]
     """Fields of the state that stay out of checkpoints; a resumed run begins with those of a new state."""
+    transient_hint: str
+    """What the user of a resumed run is told about these; empty where they are as they were."""
     sharded_fields: tuple[str, ...]
     """Fields of the state whose arrays are split over devices along their first axis; all else is replicated."""
     size_hint: str

@@ -137,6 +137,7 @@ class DQN:
     learned_fields: tuple[str, ...] = ("network", "target", "optimizer")
     size_hint = "lower dqn.buffer_size or num_seeds"
     evaluates_greedily = True
+    transient_hint = replays.NOT_SAVED
     devices = 1
     sharded_fields: tuple[str, ...] = ()
 

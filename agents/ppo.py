@@ -26,7 +26,7 @@ from memax_rl import sharding
 from memax_rl.agents import auxiliary
 from memax_rl.agents.acting import acting_by_policy, follow_policy
 from memax_rl.agents.auxiliary import AuxiliaryLoss, MakeAuxiliaryLoss
-from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
+from memax_rl.agents.optimizer import OptimizerSettings, Schedule, clip, make_optimizer, make_schedule
 from memax_rl.networks import ActorCritic, NetworkConfig, Outputs
 from memax_rl.networks.normalization import RunningMeanStd
 from memax_rl.rollout.collect import Collected, Pending, Rollout, RolloutBatch, collect, inputs_of, rollout_size
@@ -64,12 +64,16 @@ class PPOConfig(OptimizerSettings):
     https://arxiv.org/abs/2005.12729, section 3). Values are in this unit."""
     clip_eps: float = Field(default=0.2, gt=0)
     """The probability ratio counts between 1 - clip_eps and 1 + clip_eps."""
+    clip_schedule: Schedule = "constant"
+    """How clip_eps falls over the run, to zero at the end."""
     value_clip_eps: float | None = Field(default=None, gt=0)
     """If set, a value counts only as far as this from its value before the update."""
     value_coef: float = Field(default=1.0, ge=0)
     """Weight of the value loss."""
     entropy_coef: float = Field(default=0.003, ge=0)
     """Weight of the entropy bonus."""
+    entropy_schedule: Schedule = "constant"
+    """How entropy_coef falls over the run, to zero at the end."""
     normalize_advantages: bool = True
     """Scale the advantages of a minibatch to mean 0 and standard deviation 1, over the slots that count."""
     auxiliary: str | None = None
@@ -112,6 +116,14 @@ class AdvantageStats(NamedTuple):
     std: Float[Array, "*minibatches"]
 
 
+class Scheduled(NamedTuple):
+    """The settings that may fall over the run: how they do, or what they are in an update."""
+
+    learning_rate: Any
+    clip_eps: Any
+    entropy_coef: Any
+
+
 def evaluate_rows(network: ActorCritic, rows: RolloutBatch) -> Outputs:
     """Return what the network makes of all slots, and the carry after the rows, from one pass over them."""
     return network.scan(rows.carry, inputs_of(rows))
@@ -136,6 +148,7 @@ class PPO:
     size_hint = "lower ppo.num_envs, ppo.rollout_length or num_seeds, or set ppo.rollout to 'truncated_bptt'"
     evaluates_greedily = False
     transient_fields: tuple[str, ...] = ()
+    transient_hint = ""
     learned_fields: tuple[str, ...] = ("network", "auxiliary", "optimizer", "returns")
     sharded_fields: tuple[str, ...] = ("streams", "pending")
 
@@ -171,7 +184,11 @@ class PPO:
         self.config = config.model_copy(update={"num_envs": self.num_envs, "rollout_length": self.slots})
         gradient_steps = config.update_epochs * config.num_minibatches
         check_counts(total_steps, self.num_envs * self.slots, gradient_steps, "num_envs * rollout_length")
-        self.schedule = make_schedule(config.lr_schedule, config.learning_rate)
+        self.schedules = Scheduled(
+            make_schedule(config.lr_schedule, config.learning_rate),
+            make_schedule(config.clip_schedule, config.clip_eps),
+            make_schedule(config.entropy_schedule, config.entropy_coef),
+        )
         self.optimizer = make_optimizer(config)
 
     def init(self, key: PRNGKeyArray) -> PPOState:
@@ -216,9 +233,10 @@ class PPO:
         if self.config.rollout == "truncated_bptt":
             # The next row begins with what acting left in the policy's carry, and this pass in that of the values.
             streams = eqx.tree_at(lambda s: s.carry, streams, (streams.carry[0], *carry[1:]))
-        learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
+        passed = state.env_steps.fraction_of(self.total_steps)
+        now = Scheduled(*(jnp.asarray(falls(passed)) for falls in self.schedules))
         models = (state.network, state.auxiliary)
-        (network, loss), optimizer, learned = self._learn(models, state.optimizer, batch, learning_rate, learn_key)
+        (network, loss), optimizer, learned = self._learn(models, state.optimizer, batch, now, learn_key)
         # After the learning, so that it sees the observations as the acting did.
         network = network.observe(*sharding.all_gather((rows.tape.observation, rows.tape.valid), self.devices))
         env_steps = state.env_steps.add(collected.pop("env_steps"))
@@ -226,7 +244,7 @@ class PPO:
             **collected,
             **learned,
             "reward_scale": scale,
-            "learning_rate": learning_rate,
+            **now._asdict(),
             "env_steps": env_steps,
         }
         new = PPOState(network, loss, optimizer, streams, pending, returns, key, env_steps, state.updates + 1)
@@ -288,7 +306,7 @@ class PPO:
         )
         return Batch(rows, advantage, advantage + value, value), carry
 
-    def _learn(self, models, optimizer, batch: Batch, learning_rate, key):
+    def _learn(self, models, optimizer, batch: Batch, now: Scheduled, key):
         """Return (network, auxiliary loss) and optimizer after all epochs, and mean metrics of the minibatches."""
         config = self.config
         params, static = eqx.partition(models, eqx.is_inexact_array)
@@ -298,10 +316,10 @@ class PPO:
             params, optimizer, stopped = carry
             indices, stats = minibatch
             rows = jax.tree.map(lambda leaf: leaf[indices], batch)
-            grads, metrics = sharding.psum(gradients(params, static, rows, stats), self.devices)
+            grads, metrics = sharding.psum(gradients(params, static, rows, stats, now), self.devices)
             metrics["grad_norm"] = norm = optax.tree.norm(grads)
             updates, new_optimizer = self.optimizer.update(clip(grads, norm, config.max_grad_norm), optimizer, params)
-            new_params = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
+            new_params = optax.apply_updates(params, jax.tree.map(lambda u: -now.learning_rate * u, updates))
             if config.target_kl is not None:
                 new_params, new_optimizer = jax.tree.map(
                     lambda old, new: jnp.where(stopped, old, new), (params, optimizer), (new_params, new_optimizer)
@@ -332,7 +350,9 @@ class PPO:
         variance = sharding.psum(sums((advantage - mean[:, None, None]) ** 2), self.devices) / count
         return AdvantageStats(count, mean, jnp.sqrt(variance))
 
-    def _loss(self, params, static, batch: Batch, stats: AdvantageStats) -> tuple[Float[Array, ""], dict[str, Array]]:
+    def _loss(
+        self, params, static, batch: Batch, stats: AdvantageStats, now: Scheduled
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Return the PPO loss of a minibatch of rows, a mean over the slots that count, and its parts.
 
         With several devices: this one's part of them, so that the sum over the devices is the mean.
@@ -352,7 +372,7 @@ class PPO:
         # On a slot that does not count the ratio is set to 1, so that no overflow there can reach the gradient.
         log_ratio = jnp.where(tape.valid, log_prob - tape.log_prob, 0)
         ratio = jnp.exp(log_ratio)
-        surrogate = jax.vmap(jax.vmap(lambda r, a: rlax.clipped_surrogate_pg_loss(r[None], a[None], config.clip_eps)))
+        surrogate = jax.vmap(jax.vmap(lambda r, a: rlax.clipped_surrogate_pg_loss(r[None], a[None], now.clip_eps)))
         value_loss = rlax.l2_loss(value, batch.returns)
         if config.value_clip_eps is not None:
             change = jnp.clip(value - batch.value, -config.value_clip_eps, config.value_clip_eps)
@@ -362,12 +382,10 @@ class PPO:
             "value_loss": mean(jnp.asarray(value_loss)),
             "entropy": mean(entropy),
             "approx_kl": mean(ratio - 1 - log_ratio),
-            "clip_fraction": mean((jnp.abs(ratio - 1) > config.clip_eps).astype(jnp.float32)),
+            "clip_fraction": mean((jnp.abs(ratio - 1) > now.clip_eps).astype(jnp.float32)),
         }
         loss = (
-            metrics["policy_loss"]
-            + config.value_coef * metrics["value_loss"]
-            - config.entropy_coef * metrics["entropy"]
+            metrics["policy_loss"] + config.value_coef * metrics["value_loss"] - now.entropy_coef * metrics["entropy"]
         )
         if auxiliary_loss is not None:
             metrics["auxiliary_loss"] = mean(auxiliary_loss(network, features, tape))

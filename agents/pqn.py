@@ -98,6 +98,7 @@ class PQN:
     size_hint = "lower pqn.num_envs, pqn.rollout_length or num_seeds, or set pqn.rollout to 'truncated_bptt'"
     evaluates_greedily = True
     transient_fields: tuple[str, ...] = ()
+    transient_hint = ""
     learned_fields: tuple[str, ...] = ("network", "optimizer")
     sharded_fields: tuple[str, ...] = ("streams", "pending")
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from memax_rl.agents import dqn, ppo, pqn, sac
+from memax_rl.agents import bc, dqn, ppo, pqn, sac
 from memax_rl.agents.acting import MakeActing, acting_by_policy, acting_by_soft_policy, acting_by_values
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
@@ -54,6 +54,13 @@ _AGENTS: dict[str, AgentSpec] = {
         "sac/position_only_pendulum_easy",
         "Soft actor-critic, off-policy",
         acting_by_soft_policy,
+    ),
+    "bc": AgentSpec(
+        bc.BCConfig,
+        bc.make,
+        None,
+        "Behavior cloning, from a file of episodes",
+        acting_by_policy,
     ),
 }
 

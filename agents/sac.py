@@ -134,6 +134,7 @@ class SAC:
     learned_fields: tuple[str, ...] = ("network", "critic", "log_temperature", "target", "optimizer", "rewards")
     size_hint = "lower sac.buffer_size or num_seeds"
     evaluates_greedily = True
+    transient_hint = replays.NOT_SAVED
     devices = 1
     sharded_fields: tuple[str, ...] = ()
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from memax_rl import tape as tape
     from memax_rl import training as training
     from memax_rl.agents import AgentSettings
+    from memax_rl.evaluation import collect as collect
     from memax_rl.evaluation import evaluate as evaluate
     from memax_rl.evaluation import load as load
     from memax_rl.networks import NetworkConfig
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _OBJECTS = {
     "TrainConfig": "memax_rl.runs",
     "Run": "memax_rl.runs",
+    "collect": "memax_rl.evaluation",
     "evaluate": "memax_rl.evaluation",
     "load": "memax_rl.evaluation",
     "results": "memax_rl.studies",
@@ -50,6 +52,7 @@ __all__ = [
     "Run",
     "TrainConfig",
     "agents",
+    "collect",
     "envs",
     "evaluate",
     "evaluation",

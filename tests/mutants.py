@@ -36,6 +36,10 @@ def _ppo(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_ppo.py::test_{name}" for name in names)
 
 
+def _bc(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_bc.py::test_{name}" for name in names)
+
+
 def _policy(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_policy.py::test_{name}" for name in names)
 
@@ -330,8 +334,8 @@ MISTAKES = (
         17,
         "each device learns from its own gradient",
         "agents/ppo.py",
-        "grads, metrics = sharding.psum(gradients(params, static, rows, stats), self.devices)",
-        "grads, metrics = gradients(params, static, rows, stats)",
+        "grads, metrics = sharding.psum(gradients(params, static, rows, stats, now), self.devices)",
+        "grads, metrics = gradients(params, static, rows, stats, now)",
         ("tests/test_devices.py",),
     ),
     Mistake(
@@ -480,6 +484,81 @@ MISTAKES = (
         "targets = jax.lax.stop_gradient(self.targets(network, rows, carry, q))",
         "targets = self.targets(network, rows, carry, q)",
         ("tests/test_pqn.py::test_the_gradient_is_that_of_fixed_targets",),
+    ),
+    Mistake(
+        26,
+        "the final observation of a truncated episode is imitated",
+        "agents/bc.py",
+        '"loss": jnp.sum(jnp.where(rows.valid, loss, 0)) / count,',
+        '"loss": jnp.sum(loss) / count,',
+        _bc(
+            "the_final_observation_of_a_truncated_episode_is_not_imitated",
+            "the_loss_is_that_of_acting_as_the_teacher_did",
+        ),
+    ),
+    Mistake(
+        26,
+        "held-out episodes are learned from",
+        "agents/bc.py",
+        "pack(episodes[:learned], slots)",
+        "pack(episodes, slots)",
+        _bc("held_out_episodes_are_the_last_ones_and_not_learned_from"),
+    ),
+    Mistake(
+        26,
+        "some rows come again before others have come",
+        "agents/bc.py",
+        "jax.random.permutation(k, count)",
+        "jax.random.randint(k, (count,), 0, count)",
+        _bc("every_row_is_learned_from_once_before_any_comes_again"),
+    ),
+    Mistake(
+        26,
+        "actions are learned from in the units of the environment",
+        "agents/bc.py",
+        "action = jax.vmap(lambda a: from_environment(space, a))(jnp.asarray(tape.action))",
+        "action = tape.action",
+        _bc("actions_are_written_in_the_units_of_the_environment"),
+    ),
+    Mistake(
+        26,
+        "the previous action is the one that is asked for",
+        "agents/bc.py",
+        "network.scan(carry, inputs_of(rows)).distribution",
+        "network.scan(carry, inputs_of(rows)._replace(previous_action=rows.action)).distribution",
+        _bc("the_loss_is_that_of_acting_as_the_teacher_did"),
+    ),
+    Mistake(
+        26,
+        "a resumed run learns from another file",
+        "agents/bc.py",
+        "if config.data_sha256 not in (None, sha256):",
+        "if False:",
+        _bc("a_resumed_run_learns_as_one_left_alone_and_from_no_other_file"),
+    ),
+    Mistake(
+        26,
+        "the final observation is not collected",
+        "memax_rl/evaluation/collecting.py",
+        "is_open & ~slot.terminated & ~passes",
+        "is_open & ~slot.terminated & ~slot.truncated",
+        _bc("episodes_are_whole_and_differ"),
+    ),
+    Mistake(
+        26,
+        "a second batch of episodes is the first again",
+        "memax_rl/evaluation/collecting.py",
+        "key, batch_key = jax.random.split(key)\n            # Always",
+        "batch_key = key\n            # Always",
+        _bc("more_episodes_than_play_at_once_go_on_with_others"),
+    ),
+    Mistake(
+        26,
+        "the bonus for entropy does not fall",
+        "agents/ppo.py",
+        '- now.entropy_coef * metrics["entropy"]',
+        '- config.entropy_coef * metrics["entropy"]',
+        _ppo("clipping_and_the_entropy_bonus_fall_by_their_schedules"),
     ),
     Mistake(
         21,

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,9 @@ import memax_rl
 from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
-from memax_rl.networks import NetworkConfig, from_environment, make_actor_critic, to_environment
+from memax_rl.networks import NetworkConfig, from_environment, make_actor_critic, make_q_network, to_environment
+from memax_rl.networks.encoder import AgentInput
+from memax_rl.networks.soft_actor_critic import make_soft_actor_critic
 from memax_rl.runs import Run, make_config
 
 SETTINGS: dict[str, Any] = {
@@ -105,6 +108,48 @@ def test_ppo_finds_a_point_in_a_box(low, high, space, tmp_path):
     name = _register(f"Point{space.shape}", low, high, space)
     run = memax_rl.train(env=name, total_steps=30_000, out=tmp_path / "run", **SETTINGS)
     assert _final_return(run) > -0.002
+
+
+def _deviations(space, state_dependent_std, key):
+    """Return the standard deviation of each component for a batch of inputs, and the network."""
+    config = NetworkConfig(memory="min_gru", width=8, state_dependent_std=state_dependent_std)
+    network = make_actor_critic(config, spaces.Box(-1, 1, (3,)), space, key=key)
+    weight = network.policy_head.weight
+    network = eqx.tree_at(lambda n: n.policy_head.weight, network, 100 * weight)
+    observations = jax.random.normal(key, (5, 3))
+    action = jnp.zeros((5, *space.shape))
+    inputs = AgentInput(observations, action, jnp.zeros(5), jnp.ones(5, bool), None)
+    _, distribution = jax.vmap(lambda x: network.act(network.initial_state(), x))(inputs)
+    return np.exp(np.asarray(distribution.log_std)), network, inputs
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_the_standard_deviation_may_depend_on_the_state(shape, key):
+    space = spaces.Box(-1.0, 1.0, shape)
+    fixed, _, _ = _deviations(space, False, key)
+    np.testing.assert_array_equal(fixed, 1)
+    free, network, inputs = _deviations(space, True, key)
+    assert np.ptp(free, axis=0).min() > 0.1
+    assert free.min() >= np.exp(-5)
+    assert free.max() <= np.exp(2)
+
+    def spread(network):
+        _, distribution = jax.vmap(lambda x: network.act(network.initial_state(), x))(inputs)
+        return jnp.sum(jax.vmap(lambda d: d.entropy())(distribution))
+
+    gradient = eqx.filter_grad(spread)(network)
+    assert float(jnp.abs(gradient.torso.encoder.project.weight).max()) > 1e-3, "the memory is told about it"
+    assert float(jnp.abs(gradient.log_std).max()) > 1e-3
+
+
+def test_the_standard_deviation_of_discrete_actions_is_refused(key):
+    config = NetworkConfig(memory="min_gru", width=8, state_dependent_std=True)
+    with pytest.raises(ValueError, match=r"network.state_dependent_std is for continuous actions.*Discrete"):
+        make_actor_critic(config, spaces.Discrete(2), spaces.Discrete(3), key=key)
+    with pytest.raises(ValueError, match=r"network.state_dependent_std is for actor-critics"):
+        make_q_network(config, spaces.Discrete(2), spaces.Discrete(3), dueling=True, key=key)
+    with pytest.raises(ValueError, match=r"network.state_dependent_std is for ppo; with sac"):
+        make_soft_actor_critic(config, spaces.Discrete(2), spaces.Box(-1, 1, (2,)), separate=False, key=key)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import equinox as eqx
 import pytest
 
+import memax_rl
 from memax_rl.agents import auxiliary
 from memax_rl.runs import make_config
 from memax_rl.runs.build import make_agent
@@ -22,7 +23,7 @@ SIZES = {
 OF_THE_LOOP = {"finite"}
 
 
-@pytest.mark.parametrize("page", ["ppo.md", "dqn.md", "pqn.md", "sac.md"])
+@pytest.mark.parametrize("page", ["ppo.md", "dqn.md", "pqn.md", "sac.md", "bc.md"])
 def test_tables_of_settings_are_the_fields(page):
     text = (DOCS / page).read_text()
     assert "| `" in text
@@ -42,6 +43,19 @@ def test_every_metric_has_its_meaning(name, key):
     agent = make_agent(make_config({"agent": name, "network": network, name: SIZES[name]}))
     _, metrics = eqx.filter_eval_shape(agent.update, eqx.filter_jit(agent.init)(key))
     assert _metrics_of_page(name) == set(metrics) | OF_THE_LOOP
+
+
+def test_every_metric_of_behavior_cloning_has_its_meaning(tmp_path, key):
+    """Those of discrete and of continuous actions."""
+    found = set()
+    for env in ("popgym/RepeatFirstEasy", "gymnax/Pendulum-v1"):
+        data = tmp_path / "data.npz"
+        memax_rl.collect(env=env, strategy="random", episodes=2, out=data)
+        fields = {"agent": "bc", "env": env, "network": {"memory": "min_gru", "width": 4}, "bc": {"data": str(data)}}
+        agent = make_agent(make_config(fields))
+        state = eqx.filter_eval_shape(agent.init, key)
+        found |= set(eqx.filter_eval_shape(agent.update, state)[1])
+    assert _metrics_of_page("bc") == found | OF_THE_LOOP
 
 
 def test_the_auxiliary_loss_of_the_page_trains(key):

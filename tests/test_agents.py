@@ -50,6 +50,7 @@ class NoLearner:
     evaluates_greedily = False
     learned_fields: tuple[str, ...] = ("network",)
     transient_fields: tuple[str, ...] = ()
+    transient_hint = ""
     sharded_fields: tuple[str, ...] = ()
 
     def __init__(self, settings, network, env, env_params, total_steps, devices):
@@ -108,9 +109,12 @@ def test_an_own_agent_trains_by_name_with_settings_of_its_own(own_agent, tmp_pat
     assert "did you mean" in capsys.readouterr().err
 
 
-def test_agents_have_all_that_the_protocol_asks_for(own_agent):
+def test_agents_have_all_that_the_protocol_asks_for(own_agent, tmp_path):
+    data = tmp_path / "data.npz"
+    memax_rl.collect(env="popgym/RepeatFirstEasy", episodes=2, out=data)
+    settings = {"bc": {"bc": {"data": str(data)}}}
     for name in agents.names():
-        agent = make_agent(make_config({"env": "popgym/RepeatFirstEasy", "agent": name}))
+        agent = make_agent(make_config({"env": "popgym/RepeatFirstEasy", "agent": name} | settings.get(name, {})))
         assert isinstance(agent, agents.Agent), name
         assert isinstance(jax.eval_shape(agent.init, jax.random.key(0)), agents.AgentState), name
 

@@ -33,7 +33,7 @@ def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):
     short = capsys.readouterr().out
     assert main(["train", "--agent", "dqn", "--help-all"]) == 0
     whole = capsys.readouterr().out
-    assert "--agent [ppo|dqn|pqn|sac]" in short
+    assert "--agent [ppo|dqn|pqn|sac|bc]" in short
     assert "memax-rl train --resume" in short, "an example"
     assert "--network.depth" not in short
     assert "--network.depth" in whole

@@ -13,7 +13,7 @@ import pytest
 from _probes import Probe, ProbeState, Recall, run_updates
 
 from memax_rl import memory
-from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, evaluate_rows
+from memax_rl.agents.ppo import PPO, PPOConfig, PPOState, Scheduled, evaluate_rows
 from memax_rl.envs import make, spaces
 from memax_rl.evaluation import play
 from memax_rl.networks import NetworkConfig, make_actor_critic
@@ -333,11 +333,16 @@ def test_returns_that_are_all_the_same_are_not_scaled(price, key):
 
 
 @eqx.filter_jit
+def _now(agent, passed=0.0) -> Scheduled:
+    """Return the settings that may fall, as they are when so much of the run has passed."""
+    return Scheduled(*(jnp.asarray(falls(passed)) for falls in agent.schedules))
+
+
 def _loss(agent, network, batch):
     """Return the gradient, and the metrics of the loss."""
     params, static = eqx.partition((network, None), eqx.is_inexact_array)
     moments = _at(agent._stats(batch, jnp.arange(len(batch.value))[None]), 0)
-    (grads, _), metrics = jax.grad(agent._loss, has_aux=True)(params, static, batch, moments)
+    (grads, _), metrics = jax.grad(agent._loss, has_aux=True)(params, static, batch, moments, _now(agent))
     return grads, metrics
 
 
@@ -416,6 +421,20 @@ def test_loss_by_hand_over_the_slots_that_count():
     np.testing.assert_allclose(got["loss"], total, rtol=1e-4)
 
 
+def test_clipping_and_the_entropy_bonus_fall_by_their_schedules(key):
+    """Half of the run has passed: the loss has half the bonus and half the clipping, and the log says so."""
+    agent = _agent(Probe(), rollout_length=12, clip_schedule="linear", entropy_schedule="linear", entropy_coef=0.2)
+    halved = _agent(Probe(), rollout_length=12, clip_eps=0.1, entropy_coef=0.1)
+    state = _init(agent, key)
+    state = eqx.tree_at(lambda s: s.env_steps, state, StepCount.of(5_000))
+    (_, got), (_, want) = (eqx.filter_jit(one.update)(state) for one in (agent, halved))
+    assert float(got["clip_eps"]) == pytest.approx(0.1)
+    assert float(got["entropy_coef"]) == pytest.approx(0.1)
+    assert float(want["clip_fraction"]) > 0
+    for name in ("loss", "clip_fraction", "grad_norm"):
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-5, err_msg=name)
+
+
 def test_each_row_is_learnt_from_once_in_an_epoch():
     """Minibatches are whole rows, and together all of them. A step size of 0 leaves the values as they are."""
     agent, rows, _, state = _collected("truncated_bptt", "terminated")
@@ -423,7 +442,8 @@ def test_each_row_is_learnt_from_once_in_an_epoch():
     assert np.all(batch.rows.tape.valid), "else minibatches differ in the number of slots that count"
     _, want = _loss(agent, state.network, batch)
     learn = eqx.filter_jit(agent._learn)
-    _, optimizer, got = learn((state.network, None), state.optimizer, batch, 0.0, jax.random.key(0))
+    still = _now(agent)._replace(learning_rate=jnp.zeros(()))
+    _, optimizer, got = learn((state.network, None), state.optimizer, batch, still, jax.random.key(0))
     for name in ("value_loss", "entropy"):
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
     assert int(optax.tree.get(optimizer, "count")) == agent.config.update_epochs * agent.config.num_minibatches
@@ -530,7 +550,7 @@ def test_target_kl_stops_an_update(key):
     """And a step size that has fallen to zero neither moves the network nor stops anything."""
     agent = _agent(Probe(), rollout_length=12, learning_rate=0.1, lr_schedule="linear", target_kl=1e-6, update_epochs=8)
     state = _init(agent, key)
-    np.testing.assert_allclose(agent.schedule(jnp.array(0.5)), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(_now(agent, 0.5).learning_rate, 0.05, rtol=1e-6)
     update = eqx.filter_jit(agent.update)
     after, metrics = update(state)
     assert float(metrics["stopped"]) > 0.5

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-import memax_rl.runs.run as runs
+import memax_rl.runs.rows as rows_file
 from memax_rl.cli import main
 from memax_rl.evaluation import evaluate
 from memax_rl.runs import Run, RunError, load_config, make_config, override
@@ -252,7 +252,7 @@ def test_a_signal_ends_other_commands_at_once(copy, command):
 
 def test_rows_are_appended_without_reading_those_before(copy, monkeypatch):
     rows = copy.metrics()
-    monkeypatch.setattr(runs, "_read_lines", lambda path: pytest.fail("the whole file was read"))
+    monkeypatch.setattr(rows_file, "_read_lines", lambda path: pytest.fail("the whole file was read"))
     copy.append_metrics([rows[-1] | {"update": 5.0}])
     monkeypatch.undo()
     assert [row["update"] for row in copy.metrics()] == [1, 2, 3, 4, 5]

@@ -79,6 +79,7 @@ def test_cases_have_fields_of_their_own_also_in_place_of_the_base():
 
 
 SHIPPED = {"repeat_previous": 8, "popgym": 16, "dqn": 8, "in_context": 11, "endless_tmaze": 4, "fill": 4}
+SHIPPED |= {"behavior_cloning": 7 * 39}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -292,7 +293,7 @@ def test_a_file_is_read_and_changed_by_what_is_typed(capsys, tmp_path):
         (["--memory"], "--memory needs a value"),
         (["--memory", "gru", "--memory", "lru"], "--memory is given twice"),
         (["--memory", "gru", "--cell", "9"], "there is no cell 9; the study has cells 0 to 0"),
-        (["nowhere.yaml"], "'nowhere.yaml' is no file, nor one that is shipped; known: dqn, "),
+        (["nowhere.yaml"], "'nowhere.yaml' is no file, nor one that is shipped; known: behavior_cloning, dqn, "),
         ([], "the grid is empty"),
     ],
     ids=str,

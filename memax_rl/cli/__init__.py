@@ -1,4 +1,4 @@
-"""The command line: `memax-rl train | evaluate | icl | inspect | export | play | list | study | tune | compare`.
+"""The command line: `memax-rl train`, `evaluate`, `icl`, `inspect`, `export`, `play`, `collect`, `list`, `study` ...
 
 Heavy packages are imported by the command that uses them, so that help is quick. A mistake in what was typed is one
 message on standard error and exit status 2.
@@ -15,7 +15,7 @@ from memax_rl.cli.common import fail
 from memax_rl.cli.compare import compare
 from memax_rl.cli.listing import listing
 from memax_rl.cli.play import evaluate, icl, inspect
-from memax_rl.cli.policy import export, play
+from memax_rl.cli.policy import collect, export, play
 from memax_rl.cli.study import study
 from memax_rl.cli.train import train
 from memax_rl.cli.tune import tune
@@ -50,7 +50,7 @@ def _completion(shell: str) -> int:
     return 0
 
 
-for _command in (train, evaluate, icl, inspect, export, play, listing, study, tune, compare):
+for _command in (train, evaluate, icl, inspect, export, play, collect, listing, study, tune, compare):
     _group.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""`memax-rl export | play`: what is done with a trained policy outside of training."""
+"""`memax-rl export | play | collect`: what is done with a trained policy outside of training."""
 
 from pathlib import Path
 from typing import Any
@@ -57,3 +57,43 @@ def play(run: Path, imports: tuple[str, ...], trust: bool, as_json: bool, out: P
 
     result, steps, pictures = playback.play_episodes(run, imports=imports, trust=trust, **settings)
     report(result, as_json, playback.print_playback, playback.write_playback(result, steps, pictures, out or run))
+
+
+@click.command(
+    "collect",
+    short_help="Write episodes of a trained agent or a scripted strategy into a file.",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("run", type=PathType(file_okay=False), required=False)
+@click.option("--out", type=PathType(), required=True, help="The file to write, NAME.npz.")
+@click.option("--episodes", type=int, required=True, help="How many.")
+@click.option("--env", help="Instead of a run: the environment in which a scripted strategy plays.")
+@click.option("--strategy", help="Which strategy (default: the best known for POPGym, else the first that is known).")
+@click.option("--seed", type=int, help="Seed of the episodes (default: the run's, or 0).")
+@click.option("--trained-seed", type=int, help="Which of the run's seeds plays (default: the first sound one).")
+@greedy_option
+@checkpoint_option
+@trust_options
+@click.pass_context
+@answers
+def collect(
+    ctx: click.Context, run: Path | None, env: str | None, imports: tuple[str, ...], trust: bool, **settings: Any
+) -> None:
+    """Write complete episodes into a file to learn from, by `memax-rl train --agent bc --bc.data FILE`.
+
+    A trained RUN plays in the environment of its training, or, with --env, a scripted strategy: POPGym's are perfect
+    players of what can be solved. --env-options.NAME VALUE sets an option of that environment. docs/bc.md says what the
+    file holds.
+    """
+    import_own(imports, trust)
+    from memax_rl import evaluation
+    from memax_rl.runs.config import make_config, override_env_options
+
+    env_options = None
+    if ctx.args:
+        if env is None:
+            raise ValueError(f"{ctx.args[0]}: only with --env; a run plays in the environment of its training")
+        env_options = override_env_options(make_config({"env": env}), ctx.args)
+    about = evaluation.collect(run, env=env, env_options=env_options, imports=imports, trust=trust, **settings)
+    print(f"{about.episodes} episodes of {about.env} by {about.source}, mean return {about.mean_return:.3f}")
+    print(f"written: {settings['out']}")

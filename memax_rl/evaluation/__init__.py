@@ -1,5 +1,6 @@
 """Evaluation: fresh episodes of a trained agent, and statistics over episodes and seeds."""
 
+from memax_rl.evaluation.collecting import collect as collect
 from memax_rl.evaluation.episodes import elsewhere as elsewhere
 from memax_rl.evaluation.episodes import evaluate as evaluate
 from memax_rl.evaluation.episodes import evaluate_state as evaluate_state

@@ -12,6 +12,9 @@ from memax_rl.networks.actions import ActionDistribution, action_outputs, check_
 from memax_rl.networks.encoder import AgentInput, Dense, Space
 from memax_rl.networks.torso import NetworkConfig, Torso, make_torso, on_slots
 
+# Bounds of the logarithm of a standard deviation that depends on the state, as soft actor-critics have it.
+_LOG_STD = (-5.0, 2.0)
+
 
 class Outputs(NamedTuple):
     """What an actor-critic makes of a batch of rows.
@@ -80,7 +83,12 @@ class ActorCritic(eqx.Module):
         return eqx.tree_at(lambda n: (n.torso.encoder, n.value_torso.encoder), self, tuple(seen))
 
     def _policy(self, features: Float[Array, " width"], mask: Bool[Array, " outputs"] | None) -> ActionDistribution:
-        return ActionDistribution(self.action_space, self.policy_head(features), self.log_std, mask)
+        raw, log_std = self.policy_head(features), self.log_std
+        if log_std is not None and len(raw) > len(log_std):
+            # The standard deviation depends on the state: the parameter, which it begins with, and what the head says.
+            raw, change = jnp.split(raw, 2)
+            log_std = jnp.clip(log_std + change, *_LOG_STD)
+        return ActionDistribution(self.action_space, raw, log_std, mask)
 
     def _value(self, features: Float[Array, " width"]) -> Float[Array, ""]:
         return self.value_head(features)[0]
@@ -92,7 +100,12 @@ def make_actor_critic(
     """Return an actor-critic for the spaces. Raises `ValueError` for a space or memory it cannot handle."""
     check_action_space(action_space)
     policy_key, value_key, policy_head_key, value_head_key = jax.random.split(key, 4)
-    outputs = action_outputs(action_space)
+    outputs, continuous = action_outputs(action_space), isinstance(action_space, spaces.Box)
+    if config.state_dependent_std and not continuous:
+        raise ValueError(
+            f"network.state_dependent_std is for continuous actions, and the action space is {action_space!r}; set it "
+            "to false"
+        )
     return ActorCritic(
         action_space=action_space,
         torso=make_torso(config, observation_space, action_space, key=policy_key),
@@ -100,7 +113,7 @@ def make_actor_critic(
             make_torso(config, observation_space, action_space, key=value_key) if config.separate_value else None
         ),
         # A small gain makes the first policy nearly uniform.
-        policy_head=Dense(config.width, outputs, 0.01, key=policy_head_key),
+        policy_head=Dense(config.width, (1 + config.state_dependent_std) * outputs, 0.01, key=policy_head_key),
         value_head=Dense(config.width, 1, key=value_head_key),
-        log_std=jnp.zeros(outputs) if isinstance(action_space, spaces.Box) else None,
+        log_std=jnp.zeros(outputs) if continuous else None,
     )

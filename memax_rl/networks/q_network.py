@@ -96,10 +96,8 @@ def make_q_network(
 ) -> QNetwork:
     """Return a network of action values. Raises `ValueError` for a space, memory or setting it cannot handle."""
     check_discrete(action_space, "a network of action values")
-    if config.separate_value:
-        raise ValueError(
-            "network.separate_value is for actor-critics as ppo's; with agent 'dqn' or 'pqn' set it to false"
-        )
+    if (setting := config.of_actor_critics()) is not None:
+        raise ValueError(f"network.{setting} is for actor-critics as ppo's; with agent 'dqn' or 'pqn' set it to false")
     torso_key, head_key, value_key = jax.random.split(key, 3)
     outputs = action_outputs(action_space)
     return QNetwork(

@@ -162,8 +162,9 @@ def make_soft_actor_critic(
         ValueError: For a space, memory or setting that they cannot handle.
     """
     check_soft_action_space(action_space)
-    if config.separate_value:
-        raise ValueError("network.separate_value is for ppo; with sac set it to false, and see sac.separate_critic")
+    if (setting := config.of_actor_critics()) is not None:
+        more = "and see sac.separate_critic" if setting == "separate_value" else "its deviation always does so"
+        raise ValueError(f"network.{setting} is for ppo; with sac set it to false, {more}")
     actor_key, critic_key, head_key, *keys = jax.random.split(key, 7)
     outputs, is_box = action_outputs(action_space), isinstance(action_space, spaces.Box)
     sizes = (config.width + outputs, 1) if is_box else (config.width, outputs)

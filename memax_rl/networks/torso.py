@@ -92,6 +92,8 @@ class NetworkConfig(BaseModel):
     """Show the agent a flag that is 1 at an episode's start."""
     separate_value: bool = False
     """Give the value function encoder and memory of its own."""
+    state_dependent_std: bool = False
+    """Let the memory say the standard deviation of continuous actions, too. False: a parameter for each component."""
 
     @field_validator("memory")
     @classmethod
@@ -123,6 +125,10 @@ class NetworkConfig(BaseModel):
             raise ValueError("memory_options and depth are for one memory; with blocks give options and repeat there")
         object.__setattr__(self, "memory", name)
         return self
+
+    def of_actor_critics(self) -> str | None:
+        """Return the name of a setting that is set and that only actor-critics have, or None."""
+        return next((name for name in ("separate_value", "state_dependent_std") if getattr(self, name)), None)
 
     @property
     def image_settings(self) -> ImageSettings:

@@ -46,6 +46,12 @@ from memax_rl.rollout.tape import Tape, positions, previous, segment_ids
 
 _RENUMBER_AT = 2**30
 
+# What a run is told that goes on without its replay.
+NOT_SAVED = (
+    "the replay of this run is not in its checkpoint: training goes on with an empty one, and not exactly as if it had "
+    "never stopped"
+)
+
 
 class Replay(eqx.Module):
     """The stored slots. A slot's number counts the slots of its stream from 0; it lies at `number % capacity`.

@@ -9,6 +9,7 @@ reaches them.
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -146,15 +147,16 @@ def pack(episodes: Sequence[Tape], capacity: int) -> Tape:
         rows[-1].append(episode)
         free -= length
 
-    def lay(*leaves: Array) -> np.ndarray:
+    def lay(*leaves: Any) -> np.ndarray:
         joined = np.concatenate([np.asarray(leaf) for leaf in leaves])
         padding = np.zeros((capacity - len(joined), *joined.shape[1:]), joined.dtype)
         return np.concatenate([joined, padding])
 
     packed = [jax.tree.map(lay, *row) for row in rows]
     tape = jax.tree.map(lambda *leaves: jnp.stack(leaves), *packed)
-    filled = jnp.array([[slot < sum(e.start.shape[0] for e in row) for slot in range(capacity)] for row in rows])
-    return eqx.tree_at(lambda t: t.start, tape, tape.start | ~filled)
+    lengths = np.array([sum(episode.start.shape[0] for episode in row) for row in rows])
+    empty = np.arange(capacity) >= lengths[:, None]
+    return eqx.tree_at(lambda t: t.start, tape, tape.start | empty)
 
 
 def unpack(tape: Tape) -> list[Tape]:

@@ -216,12 +216,8 @@ def _resume(
             )
         _warn_of_schedules(config, before, made)
         run.change_total_steps(config.total_steps)
-    if agent.transient_fields:
-        print(
-            f"the {' and '.join(agent.transient_fields)} of this run is not in its checkpoint: training goes on "
-            "with an empty one, and not exactly as if it had never stopped",
-            file=sys.stderr,
-        )
+    if agent.transient_fields and agent.transient_hint:
+        print(agent.transient_hint, file=sys.stderr)
     run.drop_metrics_after(update_of(arrays))
     run.drop_evaluations_after(update_of(arrays))
     return _reopen(agent, arrays, static, progress), seconds

@@ -1,0 +1,160 @@
+"""Episodes in a file: one array a column, episodes end to end as on a tape, in NumPy's format of zipped arrays (.npz).
+
+The columns, each with a leading axis of slots (see `memax_rl.rollout.tape` for what a slot is):
+
+- `observation`, or `observation/NAME` for each part of a Dict or Tuple: what was shown, in the wrappers of the run;
+- `action`: as the environment takes it; `reward`;
+- `start`, `terminated`, `truncated`, `valid`: flags. `valid` is false in the slot of the final observation that follows
+  a truncated transition; nothing was done there;
+- `action_mask`: which actions were legal, where the environment says so.
+
+`about` is a text: JSON with the spaces and where the episodes come from (`About`). NumPy alone reads it all:
+
+>>> with np.load("data.npz") as data:  # doctest: +SKIP
+...     about, actions = json.loads(str(data["about"])), data["action"]
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from memax_rl.envs.plain_spaces import PlainBox, PlainDiscrete, PlainLeaf, PlainSpace, plain_leaves, structure
+from memax_rl.rollout.tape import Tape
+
+_FLAGS = ("start", "terminated", "truncated", "valid")
+
+
+class About(BaseModel):
+    """What a file of episodes says of them.
+
+    Attributes:
+        version: Of this format.
+        env: The environment that they were played in.
+        source: Who played: "strategy NAME", or a trained run's agent and memory.
+        observation, action: The spaces, as plain values; of the action, the environment's.
+        episodes: How many.
+        mean_return: Of their returns.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    version: Literal[1] = 1
+    env: str
+    source: str
+    observation: PlainSpace
+    action: PlainLeaf
+    episodes: int
+    mean_return: float
+
+
+class Episodes(NamedTuple):
+    """Complete episodes end to end on a tape [slots], and what is said of them."""
+
+    tape: Tape
+    about: About
+
+
+class EpisodesFile(NamedTuple):
+    """What a file holds, and the SHA-256 of its bytes in hexadecimal."""
+
+    episodes: Episodes
+    sha256: str
+
+
+def _observation_columns(about: About) -> list[tuple[str, Any]]:
+    """Return the name and the space of each part of an observation, in the order of its leaves."""
+    return [("/".join(map(str, ("observation", *path))), leaf) for path, leaf in plain_leaves(about.observation)]
+
+
+def dump_episodes(episodes: Episodes) -> bytes:
+    """Return the content of the file."""
+    tape, about = episodes
+    names = [name for name, _ in _observation_columns(about)]
+    columns = dict(zip(names, jax.tree.leaves(tape.observation), strict=True))
+    columns |= {name: getattr(tape, name) for name in ("action", "reward", *_FLAGS)}
+    if tape.action_mask is not None:
+        columns["action_mask"] = tape.action_mask
+    text = json.dumps(about.model_dump(mode="json"), allow_nan=False)
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {name: np.asarray(x) for name, x in columns.items()}
+    np.savez_compressed(buffer, about=np.array(text), **arrays)
+    return buffer.getvalue()
+
+
+def read_episodes(path: Path) -> EpisodesFile:
+    """Return the episodes of a file.
+
+    Raises:
+        ValueError: With one line that names the file, if it cannot be read, or its columns are not what it says.
+    """
+    try:
+        content = path.read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
+            columns = {name: data[name] for name in data.files}
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError):
+        raise ValueError(f"{path} is no file of episodes, or damaged; `memax-rl collect` makes one") from None
+    try:
+        about = About.model_validate_json(str(columns.pop("about")))
+        return EpisodesFile(Episodes(_tape(columns, about), about), hashlib.sha256(content).hexdigest())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{path}: about.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except KeyError as error:
+        raise ValueError(f"{path} has no column {error}; `memax-rl collect` makes such files") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _tape(columns: dict[str, Any], about: About) -> Tape:
+    """Return the columns as a tape, checked."""
+    slots = len(np.atleast_1d(columns["start"]))
+    parts = [_checked(name, columns.pop(name), slots, leaf) for name, leaf in _observation_columns(about)]
+    shapes = {"action": about.action} | {"reward": PlainBox(shape=(), dtype="float32", low="-inf", high="inf")}
+    known = {name: _checked(name, columns.pop(name), slots, leaf) for name, leaf in shapes.items()}
+    flags = {name: _checked(name, columns.pop(name), slots, None) for name in _FLAGS}
+    mask = columns.pop("action_mask", None)
+    if columns:
+        raise ValueError(f"unknown columns {', '.join(sorted(columns))}")
+    _check_episodes(flags, about.episodes)
+    observation = jax.tree.unflatten(jax.tree.structure(structure(about.observation)), parts)
+    return Tape(**jax.tree.map(jnp.asarray, {"observation": observation, **known, **flags, "action_mask": mask}))
+
+
+def _checked(name: str, column: np.ndarray, slots: int, leaf: Any) -> Any:
+    """Return a column, whose values must be in the space `leaf`; flags where that is None."""
+    dtype = "bool" if leaf is None else leaf.dtype
+    shape = (slots, *(() if leaf is None else leaf.shape))
+    if column.shape != shape or column.dtype.name != dtype:
+        raise ValueError(
+            f"{name} is {column.dtype.name}{list(column.shape)}, expected {dtype}{list(shape)} by the other columns"
+        )
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
+        raise ValueError(f"{name} holds nan or infinite numbers")
+    if leaf is not None and not isinstance(leaf, PlainBox):
+        most = np.asarray(leaf.n if isinstance(leaf, PlainDiscrete) else leaf.nvec)
+        if ((column < 0) | (column >= most)).any():
+            raise ValueError(f"{name} holds values that are not in {leaf}")
+    return column
+
+
+def _check_episodes(flags: dict[str, np.ndarray], count: int) -> None:
+    """Raise `ValueError` unless the slots are `count` complete episodes end to end."""
+    start, ended = flags["start"], flags["terminated"] | flags["truncated"]
+    if not len(start) or not start[0] or start.sum() != count:
+        raise ValueError(f"{int(start.sum())} start flags for {count} episodes, expected one on the first slot of each")
+    final = np.concatenate([[False], flags["truncated"][:-1]])
+    if (final & (start | ended)).any() or (flags["valid"] == final).any():
+        raise ValueError("after a truncated transition, and nowhere else, must be one slot that is not valid")
+    # The last slot is followed by the first one, which is a start.
+    if ((flags["terminated"] | final) != np.roll(start, -1)).any():
+        raise ValueError("every episode must end with a terminated transition, or a truncated one and its final slot")
