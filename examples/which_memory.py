@@ -24,8 +24,8 @@ def main(total_steps: str, seeds: int, out: Path, memories: list[str]) -> pd.Dat
     }
     outcome = memax_rl.study(study, out=out, progress=True)
     table = memax_rl.results(outcome.folder)
-    by_memory = table.groupby("memory")["final_return"].agg(["mean", "min", "max", "count"])
-    by_memory = by_memory.sort_values("mean", ascending=False)
+    by_memory = pd.DataFrame(table.groupby("memory")["final_return"].agg(["mean", "min", "max", "count"]))
+    by_memory = by_memory.sort_values(by=["mean"], ascending=False)
     print(by_memory.round(3).to_string())
     return by_memory
 
