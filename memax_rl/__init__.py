@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from memax_rl import memory as memory
     from memax_rl import networks as networks
     from memax_rl import ops as ops
+    from memax_rl import probes as probes
     from memax_rl import returns as returns
     from memax_rl import rollout as rollout
     from memax_rl import runs as runs
@@ -60,6 +61,7 @@ __all__ = [
     "memory",
     "networks",
     "ops",
+    "probes",
     "results",
     "returns",
     "rollout",

@@ -44,6 +44,10 @@ def _policy(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/test_policy.py::test_{name}" for name in names)
 
 
+def _probes(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_probes.py::test_{name}" for name in names)
+
+
 MISTAKES = (
     Mistake(
         1,
@@ -773,6 +777,55 @@ MISTAKES = (
         "initial = own.read_states(firsts_ref, index)",
         "initial = own.read_states(firsts_ref, jnp.minimum(index + 1, length // _CHUNK - 1))",
         ("tests/test_kernels.py::test_selective_scan",),
+    ),
+    Mistake(
+        28,
+        "sequences that are packed into a row have no start flags but at its beginning",
+        "memax_rl/probes/learner.py",
+        "    return Batch(*(leaf.reshape(rows, slots, *leaf.shape[2:]) for leaf in (*drawn, start)))",
+        "    start = start.at[jnp.arange(sequences) % pack > 0].set(False)\n"
+        "    return Batch(*(leaf.reshape(rows, slots, *leaf.shape[2:]) for leaf in (*drawn, start)))",
+        _probes("eight_sequences_in_a_row_give_losses_and_gradients_of_eight_rows"),
+    ),
+    Mistake(
+        28,
+        "a chunk begins with an empty memory",
+        "memax_rl/probes/learner.py",
+        "        state, more = through(arrays, state, part)",
+        "        state, more = through(arrays, jax.tree.map(jnp.zeros_like, state), part)",
+        _probes("chunks_give_the_losses_and_gradients_of_the_whole"),
+    ),
+    Mistake(
+        28,
+        "the gradient is cut between chunks though it is to go through",
+        "memax_rl/probes/learner.py",
+        "        if truncate:\n",
+        "        if truncate is not None:\n",
+        _probes("chunks_give_the_losses_and_gradients_of_the_whole"),
+    ),
+    Mistake(
+        28,
+        "a loss is multiplied by its mark, so that a nan of a slot without one spreads",
+        "memax_rl/probes/learner.py",
+        "    outputs = jnp.where(where[..., None], outputs, 0)",
+        "    outputs = outputs * where[..., None]",
+        _probes("slots_without_a_mark_change_nothing"),
+    ),
+    Mistake(
+        28,
+        "permutations are composed in the wrong order",
+        "memax_rl/probes/tasks/tracking.py",
+        "jnp.take_along_axis(later, earlier, axis=-1)",
+        "jnp.take_along_axis(earlier, later, axis=-1)",
+        ("tests/test_probe_tasks.py::test_permutations_are_composed_the_earlier_one_first",),
+    ),
+    Mistake(
+        28,
+        "a step is taken in the frame after the turn",
+        "memax_rl/probes/tasks/tracking.py",
+        'jnp.einsum("tij,tj->ti", before, steps)',
+        'jnp.einsum("tij,tj->ti", after, steps)',
+        ("tests/test_probe_tasks.py::test_localization_composes_turns_and_steps_in_the_local_frame",),
     ),
 )
 

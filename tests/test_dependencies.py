@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Imported under another name than that of the distribution, or a part of one (pydantic documents pydantic_core so).
-DISTRIBUTIONS = {"yaml": "pyyaml", "pydantic_core": "pydantic", "PIL": "pillow", "mujoco_playground": "playground"}
+DISTRIBUTIONS = {
+    **{"yaml": "pyyaml", "pydantic_core": "pydantic", "PIL": "pillow", "mujoco_playground": "playground"},
+    "sklearn": "scikit-learn",
+}
 # docs/dependencies.md and docs/suites.md say why each is declared.
 NOT_IMPORTED = {"chex", "popgym", "flatbuffers", "sympy", "minigrid", "ale_py", "opencv-python-headless"}
 # What it needs would overwrite gymnax, see docs/suites.md.

@@ -21,6 +21,7 @@ ORDER = [
     "runs",
     "evaluation",
     "training",
+    "probes",
     "studies",
     "cli",
 ]

@@ -16,6 +16,7 @@ from memax_rl.cli.compare import compare
 from memax_rl.cli.listing import listing
 from memax_rl.cli.play import evaluate, icl, inspect
 from memax_rl.cli.policy import collect, export, play
+from memax_rl.cli.probe import probe
 from memax_rl.cli.study import study
 from memax_rl.cli.train import train
 from memax_rl.cli.tune import tune
@@ -50,7 +51,7 @@ def _completion(shell: str) -> int:
     return 0
 
 
-for _command in (train, evaluate, icl, inspect, export, play, collect, listing, study, tune, compare):
+for _command in (train, evaluate, icl, inspect, export, play, collect, listing, study, probe, tune, compare):
     _group.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""What the command line knows by name: fields of the configuration, agents, memories, wrappers.
+"""What the command line knows by name: fields of the configuration, agents, memories, wrappers, tasks of probes.
 
 Their models live beside JAX code, and importing that takes seconds. So help and completion read catalog.json, which
 `python -m memax_rl.cli.make_catalog` writes and a test compares with the models.
@@ -32,6 +32,6 @@ class Field(NamedTuple):
 
 
 def load() -> dict[str, Any]:
-    """Return the catalog: "fields", "agents", "memories" and "wrappers"."""
+    """Return the catalog: "fields", "agents", "memories", "wrappers" and "probes"."""
     catalog = json.loads(PATH.read_text())
     return catalog | {"fields": [Field(**field) for field in catalog["fields"]]}

@@ -11,10 +11,10 @@ import click
 from memax_rl.cli import catalog
 from memax_rl.cli.common import answers, import_option, import_own
 
-_WHAT = ("memories", "envs", "wrappers", "agents", "presets", "studies", "tune")
+_WHAT = ("memories", "envs", "wrappers", "agents", "presets", "studies", "tune", "probes")
 
 
-@click.command("list", short_help="List memories, environments, wrappers, agents, presets, studies.")
+@click.command("list", short_help="List memories, environments, wrappers, agents, presets, studies, probes.")
 @click.argument("what", metavar="WHAT", type=click.Choice(_WHAT))
 @click.option(
     "-v", "--verbose", is_flag=True, help="With papers, options and costs, or with spaces, scores and options."
@@ -22,7 +22,8 @@ _WHAT = ("memories", "envs", "wrappers", "agents", "presets", "studies", "tune")
 @import_option
 @answers
 def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
-    """List what can be named: memories, environments, wrappers, agents, presets, studies, or what `tune` knows."""
+    """List what can be named: memories, environments, wrappers, agents, presets, studies, tasks of probes, or what
+    `tune` knows."""
     if imports:
         import_own(imports)
     if what == "envs":
@@ -36,12 +37,23 @@ def listing(what: str, verbose: bool, imports: tuple[str, ...]) -> None:
             if verbose:
                 for option, meaning in about["options"].items():
                     print(f"    {option}: {meaning}")
+    elif what == "probes":
+        _list_probes(verbose)
     elif what in ("presets", "studies", "tune"):
         for name, summary in shipped(what):
             print(f"{name:40s}{summary}" if verbose else name)
     else:
         for line in _describe_memories() if verbose else _memories():
             print(line, flush=True)
+
+
+def _list_probes(verbose: bool) -> None:
+    for name, about in catalog.load()["probes"].items():
+        print(f"{name:24s}{about['summary']}" if verbose else name)
+        if verbose:
+            print(f"    chance: {about['chance']}\n    known: {about['known']}\n    source: {about['source']}")
+            for option, meaning in about["options"].items():
+                print(f"    option {option}: {meaning}")
 
 
 def _agents() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Write catalog.json, after a change of a field of the configuration, an agent, a memory or a wrapper.
+"""Write catalog.json, after a change of a field of the configuration, an agent, a memory, a wrapper or a task.
 
 python -m memax_rl.cli.make_catalog
 """
@@ -15,6 +15,7 @@ from memax_rl import agents, memory
 from memax_rl.agents.base import AgentSettings
 from memax_rl.cli.catalog import PATH, Field
 from memax_rl.envs.wrappers import CONFIGS
+from memax_rl.probes import tasks
 from memax_rl.runs.config import TrainConfig
 
 
@@ -25,6 +26,7 @@ def build() -> dict[str, Any]:
         "agents": {name: agents.spec(name).summary for name in agents.names()},
         "memories": list(memory.names()),
         "wrappers": {name: _describe_wrapper(model) for name, model in CONFIGS.items()},
+        "probes": {name: _describe_task(tasks.spec(name)) for name in tasks.names()},
     }
 
 
@@ -71,6 +73,17 @@ def _describe_wrapper(model: Any) -> dict[str, Any]:
         if option != "name"
     }
     return {"summary": (model.__doc__ or "").split("\n")[0], "options": options}
+
+
+def _describe_task(model: type[tasks.Task]) -> dict[str, Any]:
+    task = model()
+    score = f"{task.chance:.3g} of {task.classes} classes" if task.classes else "0 of the variance of numbers"
+    options = {
+        option: f"{' '.join(str(field.description).split()).removesuffix('.')} (default: {field.get_default()})"
+        for option, field in model.model_fields.items()
+    }
+    about = {"summary": (model.__doc__ or "").split("\n")[0], "chance": score}
+    return about | {"known": model.known, "source": model.source, "options": options}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`memax-rl study`: a grid of runs, from a file or from fields with several values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def study(
             raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
         given: Any = file
     else:
-        given = _study(file, ctx.obj, seeds)
+        given = make_grid(file, ctx.obj, seeds)
     if check:
         chosen = studies.Folder(given).study() if isinstance(given, Path) else given
         for index, one in enumerate(runner.check(chosen, imports, trust)):
@@ -168,14 +168,19 @@ def _engine(ray: str | None, cpus: float | None, gpus: float | None, slurm: dict
     return studies.Slurm(slurm) if slurm is not None else None
 
 
-def _study(file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None) -> Any:
-    """Return the study of a file, with the fields that were typed: one value for all cells, several for the grid."""
+def make_grid(
+    file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None, more: Mapping[str, Any] | None = None
+) -> Any:
+    """Return the study of a file, with the fields that were typed: one value for all cells, several for the grid.
+
+    `more`: values of fields for all cells.
+    """
     from memax_rl import studies
     from memax_rl.runs.config import parse_value
     from memax_rl.studies.grid import canonical
 
     whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
-    base, grid = dict(whole.get("base", {})), dict(whole.get("grid", {}))
+    base, grid = dict(whole.get("base", {})) | dict(more or {}), dict(whole.get("grid", {}))
     for typed, texts in fields.items():
         name = canonical(typed)
         if name in whole.get("zip", {}):
@@ -185,7 +190,7 @@ def _study(file: Path | None, fields: dict[str, Sequence[str]], seeds: int | Non
         base.pop(name, None)
         # A name of a preset may look like anything else.
         values = [text if name == "preset" else parse_value(text) for text in texts]
-        if len(values) > 1 or name in grid or (file is None and name in ("env", "network.memory")):
+        if len(values) > 1 or name in grid or (file is None and name in ("env", "task", "network.memory")):
             grid[name] = values
         else:
             base[name] = values[0]

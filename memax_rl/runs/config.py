@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -47,6 +47,8 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, coerce_numbers_to_str=True
     )
+
+    scored_by: ClassVar[str] = "return"
 
     imports: tuple[str, ...] = ()
     """Modules that register environments, agents or memories of one's own; they are imported first. A file that names
@@ -97,7 +99,7 @@ class TrainConfig(BaseModel):
     @field_validator("total_steps", "keep_every_n_steps", "eval_interval", mode="before")
     @classmethod
     def _read_steps(cls, value: Any) -> Any:
-        return _read_count(value)
+        return read_count(value)
 
     @field_validator("eval_episodes")
     @classmethod
@@ -179,7 +181,7 @@ def _within(part: str, details: Any) -> Any:
 _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
-def _read_count(value: Any) -> Any:
+def read_count(value: Any) -> Any:
     """Return a count that is written as 1M, 2.5k or 1e6 as a whole number; anything else as it is."""
     if isinstance(value, str) and value[-1:].lower() in _UNITS:
         try:
@@ -195,6 +197,11 @@ def _close(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     return f"known: {', '.join(known)}" if len(known) <= 60 else f"{len(known)} are known, see `memax-rl list`"
+
+
+def is_probe(fields: Mapping[str, Any]) -> bool:
+    """Return whether the fields of a configuration are those of a supervised probe (`memax_rl.probes`)."""
+    return "task" in fields
 
 
 def make_config(fields: Mapping[str, Any]) -> TrainConfig:
@@ -359,7 +366,7 @@ def preset_path(name: str) -> Path:
     return _preset_folder() / f"{name}.yaml"
 
 
-def dump_config(config: TrainConfig) -> str:
+def dump_config(config: BaseModel) -> str:
     """Return the complete configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 

@@ -11,13 +11,49 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from memax_rl.runs.config import TrainConfig
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
 
 Row = Mapping[str, float]
+
+
+@runtime_checkable
+class Logged(Protocol):
+    """What logs use of a configuration, which is frozen: that of an agent or of a probe."""
+
+    scored_by: ClassVar[str]
+    """What `episode/return` is called."""
+
+    @property
+    def seed(self) -> int:
+        """The first seed."""
+        ...
+
+    @property
+    def num_seeds(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of each seed in all."""
+        ...
+
+    @property
+    def tensorboard(self) -> bool:
+        """Whether to log to TensorBoard."""
+        ...
+
+    @property
+    def wandb(self) -> str | None:
+        """The project of Weights & Biases to log to, or None."""
+        ...
+
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
+        """Return all fields."""
+        ...
 
 
 class Logger(AbstractContextManager):
@@ -31,7 +67,7 @@ class Logger(AbstractContextManager):
         """Take the rows of an evaluation during training. By default they are not shown."""
 
 
-def check_logs(config: TrainConfig) -> None:
+def check_logs(config: Logged) -> None:
     """Raise `ValueError` if a log that the configuration asks for needs a package that is missing, or a login.
 
     It makes nothing, and is called before anything is made.
@@ -60,7 +96,7 @@ def check_logs(config: TrainConfig) -> None:
             ) from None
 
 
-def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Logger]:
+def open_logs(config: Logged, run: Run, progress: bool) -> list[Logger]:
     """Return the logs that the configuration asks for; `check_logs` says before whether there is what they need."""
     logs: list[Logger] = []
     if progress:
@@ -75,7 +111,7 @@ def open_logs(config: TrainConfig, run: Run, progress: bool) -> list[Logger]:
 class _Display(Logger):
     """What the progress bar and the plain lines share: the figures of the rows."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: Logged):
         self.config = config
         self.first: Row | None = None
         self.episode_return = math.nan
@@ -97,7 +133,7 @@ class _Display(Logger):
         """Print the mean return of the evaluated seeds."""
         if rows:
             steps, mean = min(row["env_steps"] for row in rows), sum(row["mean_return"] for row in rows) / len(rows)
-            text = f"{steps:>12,.0f} steps: evaluation return {mean:.3f}"
+            text = f"{steps:>12,.0f} steps: evaluation {self.config.scored_by} {mean:.3f}"
             self._print(text + (f", mean of {len(rows)} seeds" if len(rows) > 1 else ""))
 
     def _print(self, text: str) -> None:
@@ -128,7 +164,8 @@ class Progress(_Display):
         if not rows:
             return
         steps, speed = self._figures(rows)
-        figures = f"return {self.episode_return:.3f}" + ("" if math.isnan(speed) else f"  {speed:,.0f} steps/s")
+        rate = "" if math.isnan(speed) else f"  {speed:,.0f} steps/s"
+        figures = f"{self.config.scored_by} {self.episode_return:.3f}{rate}"
         self.bar.update(self.task, completed=steps, description="training", figures=figures)
 
     def _print(self, text: str) -> None:
@@ -155,7 +192,8 @@ class ConsoleLogger(_Display):
             self.printed = time.monotonic()
             rate = "" if math.isnan(speed) else f"  {speed:,.0f} steps/s"
             print(
-                f"{steps:>12,.0f} of {self.config.total_steps:,} steps  return {self.episode_return:.3f}{rate}",
+                f"{steps:>12,.0f} of {self.config.total_steps:,} steps  {self.config.scored_by} "
+                f"{self.episode_return:.3f}{rate}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -167,7 +205,7 @@ class ConsoleLogger(_Display):
 class TensorBoard(Logger):
     """TensorBoard event files in the run's folder, a subfolder a seed, so that a metric's seeds share one chart."""
 
-    def __init__(self, config: TrainConfig, run: Run):
+    def __init__(self, config: Logged, run: Run):
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         # What was logged behind the checkpoint that a run is resumed from is made, and logged, again.
@@ -201,7 +239,7 @@ class TensorBoard(Logger):
 class WeightsAndBiases(Logger):
     """Weights & Biases: one run a seed, in a group that is this run; a resumed run goes on in the same ones."""
 
-    def __init__(self, config: TrainConfig, run: Run):
+    def __init__(self, config: Logged, run: Run):
         self.config, self.folder = config, run.folder
         self.group, self.ids = _wandb_ids(run, _seeds(config))
         self.runs: dict[int, Any] = {}
@@ -254,7 +292,7 @@ def _named_apart(row: Row) -> Row:
     return {name if name in ("update", "seed", "env_steps") else f"eval/{name}": value for name, value in row.items()}
 
 
-def _seeds(config: TrainConfig) -> range:
+def _seeds(config: Logged) -> range:
     return range(config.seed, config.seed + config.num_seeds)
 
 

@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from jaxtyping import PyTree
+from pydantic import BaseModel
 
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
-from memax_rl.runs.config import TrainConfig, dump_config, load_config, make_config, read_fields
+from memax_rl.runs.config import TrainConfig, dump_config, is_probe, load_config, make_config, read_fields
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.plain_arrays import expected_arrays, from_plain, to_plain
 from memax_rl.runs.rows import RunError as RunError
@@ -59,11 +60,16 @@ class Run:
 
     def _describe(self) -> str:
         fields = read_fields(self.config_path)
-        network, first, total = fields["network"], int(fields["seed"]), int(fields["total_steps"])
+        network, first = fields["network"], int(fields["seed"])
         memory = "+".join([block["memory"] for block in network["blocks"]] or [network["memory"]])
         last = first + int(fields["num_seeds"]) - 1
         seeds = f"{first}" if first == last else f"{first}-{last}"
-        steps = self._last_steps()
+        if is_probe(fields):
+            status = "finished" if self.summary_path.exists() else "unfinished"
+            made = int(max(last_cells(self.metrics_path, "update"), default=0)) if self.metrics_path.exists() else 0
+            whole = int(fields["total_updates"])
+            return f"task={fields['task']!r}, memory={memory!r}, seeds={seeds}, updates={made:,} of {whole:,}, {status}"
+        steps, total = self._last_steps(), int(fields["total_steps"])
         ended = self.summary_path.exists() and (steps >= total or bool(self.stopped()))
         status = "finished" if ended else "unfinished"
         return f"env={fields['env']!r}, memory={memory!r}, seeds={seeds}, steps={steps:,} of {total:,}, {status}"
@@ -75,7 +81,7 @@ class Run:
         return int(max(last_cells(self.metrics_path, "env_steps"), default=0))
 
     @classmethod
-    def create(cls, folder: str | Path, config: TrainConfig) -> "Run":
+    def create(cls, folder: str | Path, config: BaseModel) -> "Run":
         """Make a new run folder. Raises `RunError` if there is something in the folder already."""
         run = cls(folder)
         if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
@@ -131,7 +137,7 @@ class Run:
         Raises:
             ValueError: If the file cannot be read or lacks a field: a run's own configuration is complete.
         """
-        fields = self.fields()
+        fields = self._fields_of_agent()
         with self.trusted():
             self._import_modules(fields)
             config = load_config(self.config_path)
@@ -147,7 +153,7 @@ class Run:
         Raises:
             ValueError: As `config`.
         """
-        fields = self.fields()
+        fields = self._fields_of_agent()
         # Any environment stands for the run's own.
         known = {name: value for name, value in fields.items() if name not in ("imports", "env", "env_options")}
         with self.trusted():
@@ -161,6 +167,16 @@ class Run:
             raise RunError(f"{self.config_path} does not say by its env which environment it is of")
         self._check_complete(config, fields)
         return config.model_copy(update={"env": fields["env"]})
+
+    def _fields_of_agent(self) -> dict[str, Any]:
+        fields = self.fields()
+        if self.is_probe():
+            raise RunError(f"{self.folder} is the run of a probe, which has no agent; see `memax-rl probe --help`")
+        return fields
+
+    def is_probe(self) -> bool:
+        """Return whether this is a supervised probe (`memax_rl.probes`). Raises `ValueError` as `fields` does."""
+        return is_probe(self.fields())
 
     def _check_complete(self, config: TrainConfig, fields: Mapping[str, Any]) -> None:
         missing = sorted(_missing(config.model_dump(mode="json"), fields))

@@ -11,9 +11,12 @@ from memax_rl.studies.comparison import mean_interval, performance_profile, rank
 from memax_rl.studies.results import COLUMNS
 
 # Settings that change no result: runs that differ in these alone are of one kind.
-_WITHOUT_EFFECT = ("checkpoint_interval", "eval_episodes", "tensorboard", "wandb", "imports", "on_divergence")
+_WITHOUT_EFFECT = (
+    *("checkpoint_interval", "eval_episodes", "eval_sequences", "test_lengths", "tensorboard", "wandb", "imports"),
+    "on_divergence",
+)
 # Settings that make another task of the same environment.
-_OF_TASKS = ("env_options", "env_wrappers")
+_OF_TASKS = ("env_options", "env_wrappers", "task_options")
 # A training return counts as reached when the mean of so many rows is that high; one row alone may be luck.
 WINDOW = 5
 _POINTS = 100

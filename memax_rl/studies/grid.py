@@ -15,12 +15,22 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from memax_rl.runs.config import SHORT, TrainConfig, find_shipped, load_config, make_config, override, read_fields
+from memax_rl.probes.config import ProbeConfig, make_probe_config, nested
+from memax_rl.runs.config import (
+    SHORT,
+    TrainConfig,
+    find_shipped,
+    is_probe,
+    load_config,
+    make_config,
+    override,
+    read_fields,
+)
 
 # What the study itself says, in its own words.
 _OWN = {"seed": "seeds", "num_seeds": "seeds"}
 # Fields whose values are mappings; any other mapping holds fields.
-_OPEN = ("env_options", "network.memory_options")
+_OPEN = ("env_options", "task_options", "network.memory_options")
 _LONGEST_PART = 60
 _MOST_CELLS = 100_000
 
@@ -31,7 +41,8 @@ class Study(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: dict[str, Any] = Field(default_factory=dict)
-    """Fields that all cells share. `preset` names a shipped configuration, or a file, to begin with."""
+    """Fields that all cells share. `preset` names a shipped configuration, or a file, to begin with. With a field
+    `task`, here or among those that vary, the cells are supervised probes."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Fields with the values that each takes; every combination is a cell."""
     zip: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -127,7 +138,7 @@ class Study(BaseModel):
         """
         cells: list[Cell] = []
         for chosen in self.combinations():
-            config = configure(self.base | chosen)
+            config = _configure(self.base | chosen)
             group = "/".join(_parts(chosen, config))
             seeds = (config.model_copy(update={"seed": seed}) for seed in self.seeds)
             cells += [Cell(f"{group}/seed{own.seed}", group, own) for own in seeds]
@@ -155,7 +166,7 @@ class Cell:
 
     name: str
     group: str
-    config: TrainConfig
+    config: TrainConfig | ProbeConfig
 
 
 def make_study(fields: Mapping[str, Any]) -> Study:
@@ -222,6 +233,16 @@ def flatten(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, value
 
 
+def read_config(fields: Mapping[str, Any]) -> TrainConfig | ProbeConfig:
+    """Return the configuration of a cell from its fields, nested as in YAML. Raises `ValueError`."""
+    return make_probe_config(fields) if is_probe(fields) else make_config(fields)
+
+
+def _configure(fields: Mapping[str, Any]) -> TrainConfig | ProbeConfig:
+    """Return the configuration with the given fields, of a probe where a task is among them."""
+    return make_probe_config(nested(fields)) if is_probe(fields) else configure(fields)
+
+
 def configure(fields: Mapping[str, Any]) -> TrainConfig:
     """Return the configuration with the given fields, beginning with its preset or the defaults."""
     preset = fields.get("preset")
@@ -236,9 +257,10 @@ def configure(fields: Mapping[str, Any]) -> TrainConfig:
         raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))) from None
 
 
-def _parts(chosen: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """Return the parts of a cell's path: environment, memory, then the other fields as NAME=VALUE."""
-    first = {"env": config.env, "network.memory": config.network.memory}
+def _parts(chosen: Mapping[str, Any], config: TrainConfig | ProbeConfig) -> list[str]:
+    """Return the parts of a cell's path: environment or task, memory, then the other fields as NAME=VALUE."""
+    first = {"task": config.task} if isinstance(config, ProbeConfig) else {"env": config.env}
+    first |= {"network.memory": config.network.memory}
     parts = [_readable(value, value) for name, value in first.items() if name in chosen]
     for name, value in chosen.items():
         if name not in first:

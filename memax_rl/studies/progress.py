@@ -66,7 +66,7 @@ class Progress:
         left = self.seconds_left()
         rest = f", about {_duration(left)} left" if left else ""
         value = self.last[cell.name][1]
-        shown = "" if math.isnan(value) else f", return {value:.3g}"
+        shown = "" if math.isnan(value) else f", {cell.config.scored_by} {value:.3g}"
         return f"{ended}/{len(self.cells)} finished: {cell.name} in {_duration(seconds)}{shown}{rest}"
 
     def seconds_left(self) -> float:

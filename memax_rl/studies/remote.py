@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.studies.folder import Folder
-from memax_rl.studies.grid import Cell
+from memax_rl.studies.grid import Cell, read_config
 from memax_rl.studies.progress import Progress, show
 from memax_rl.studies.worker import run_cell
 
@@ -87,14 +87,13 @@ def run_job(job: Job) -> str:
         KeyboardInterrupt: After the state was saved because of SIGINT or SIGTERM.
     """
     from memax_rl.envs.trust import import_modules, only_imports
-    from memax_rl.runs.config import make_config
 
     sys.path += [path for path in job["path"] if path not in sys.path]
     imports, trust = tuple(job["imports"]), bool(job["trust"])
     folder = Folder(Path(job["folder"]))
     with only_imports(imports, trust=trust):
         import_modules(imports)
-        cell = Cell(job["name"], job["group"], make_config(job["config"]))
+        cell = Cell(job["name"], job["group"], read_config(job["config"]))
     while (answer := run_cell(folder, cell, imports, trust))["outcome"] == "busy":
         time.sleep(_PATIENCE)
     return answer["outcome"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from memax_rl.runs.config import is_probe
 from memax_rl.runs.run import Run, RunError
 
 _LARGEST_SUMMARY = 50_000_000
@@ -23,7 +24,7 @@ COLUMNS = (
     *("run", "env", "memory", "agent", "seed", "status", "final_return", "best_return", "steps", "wall_clock"),
     *("episodes", "chance", "best_known", *_USAGE, "device"),
 )
-_PARTS = ("env", "agent", "seed", "num_seeds", "network.memory")
+_PARTS = ("env", "agent", "task", "seed", "num_seeds", "network.memory")
 
 
 def find_runs(*folders: str | Path) -> list[Path]:
@@ -113,6 +114,8 @@ def _names(fields: dict[str, Any], run: Run) -> dict[str, str]:
     try:
         network = fields["network"]
         memory = "+".join([block["memory"] for block in network["blocks"]] or [network["memory"]])
+        if is_probe(fields):
+            return {"env": f"probe/{fields['task']}", "memory": memory, "agent": "probe"}
         return {"env": str(fields["env"]), "memory": memory, "agent": str(fields["agent"])}
     except (LookupError, TypeError):
         raise RunError(f"{run.config_path} is not the complete configuration of a run; restore the file") from None
@@ -127,7 +130,9 @@ def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dic
         for seed in range(int(fields["seed"]), int(fields["seed"]) + int(fields["num_seeds"])):
             own = table[table["seed"] == seed]
             steps = int(max(own["env_steps"].tolist(), default=0))
-            ended = bool(summary) and (steps >= int(fields["total_steps"]) or "stopped" in summary)
+            # A probe has nothing that ends it before its last update.
+            total = 0 if is_probe(fields) else int(fields["total_steps"])
+            ended = bool(summary) and (steps >= total or "stopped" in summary)
             yield {"run": str(run.folder), **names, "seed": seed} | {
                 "status": "diverged" if seed in lost else "finished" if ended else "unfinished",
                 "final_return": number(means.get(seed)),

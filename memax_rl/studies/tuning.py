@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from memax_rl.envs.trust import import_modules, only_imports
-from memax_rl.runs.config import dump_config
+from memax_rl.runs.config import TrainConfig, dump_config
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
 from memax_rl.studies.folder import Folder
@@ -307,6 +307,7 @@ class _Search:
                 train(resume=path, progress=self.progress, callbacks=[reports], imports=self.imports, trust=self.trust)
             else:
                 reports = _Reports(trial, self.space, steps, (), ())
+                assert isinstance(cell.config, TrainConfig)
                 train(cell.config, out=path, progress=self.progress, callbacks=[reports])
         # No two trials share a compiled program.
         jax.clear_caches()

@@ -33,6 +33,7 @@ def run_cell(folder: Any, cell: Any, imports: Sequence[str] = (), trust: bool = 
     Raises:
         KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
     """
+    from memax_rl import probes
     from memax_rl.envs.trust import only_imports
     from memax_rl.training import train
 
@@ -43,7 +44,10 @@ def run_cell(folder: Any, cell: Any, imports: Sequence[str] = (), trust: bool = 
             return {"outcome": "finished"}
         try:
             run = folder.begun(cell)
-            if run is not None:
+            if isinstance(cell.config, probes.ProbeConfig):
+                target = {"resume": run.folder} if run is not None else {"out": folder.path / cell.name}
+                probes.train(None if run is not None else cell.config, **target)
+            elif run is not None:
                 train(resume=run.folder, imports=imports, trust=trust)
             else:
                 with only_imports(imports, trust=trust):
@@ -69,9 +73,8 @@ def main() -> int:
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     with signals.exit_at_once():
         from memax_rl.envs.trust import import_modules, only_imports
-        from memax_rl.runs.config import make_config
         from memax_rl.studies.folder import Folder
-        from memax_rl.studies.grid import Cell
+        from memax_rl.studies.grid import Cell, read_config
 
         imports, trust = tuple(setup["imports"]), bool(setup["trust"])
         folder = Folder(Path(setup["folder"]))
@@ -81,7 +84,7 @@ def main() -> int:
             job = json.loads(line)
             try:
                 with only_imports(imports, trust=trust):
-                    cell = Cell(job["name"], job["group"], make_config(job["config"]))
+                    cell = Cell(job["name"], job["group"], read_config(job["config"]))
                 answer = run_cell(folder, cell, imports, trust)
             except KeyboardInterrupt as stop:
                 return 128 + getattr(stop, "number", signal.SIGINT)

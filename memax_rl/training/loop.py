@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -43,6 +43,34 @@ _MOST_UPDATES_A_CALL = 256
 _LARGEST_FALL = 1_000
 # The axis of rows in the arrays of a state, behind that of seeds.
 _ROWS = 1
+
+
+@runtime_checkable
+class Updates(Protocol):
+    """What `make_many_updates` uses of an agent, or of anything else that learns by updates."""
+
+    learned_fields: tuple[str, ...]
+    sharded_fields: tuple[str, ...]
+    devices: int
+
+    def update(self, state: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the new state and metrics, with `loss` and `env_steps` among them."""
+        ...
+
+
+@runtime_checkable
+class Seeds(Protocol):
+    """What `metric_rows` uses of a configuration."""
+
+    @property
+    def seed(self) -> int:
+        """The first seed."""
+        ...
+
+    @property
+    def num_seeds(self) -> int:
+        """How many there are."""
+        ...
 
 
 def init_state(
@@ -288,7 +316,7 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 def make_many_updates(
-    agent: Agent[Any], static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
+    agent: Updates, static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
 ) -> Callable[..., tuple[PyTree, Bool[Array, " seeds"], Any]]:
     """Return (arrays, n, sound, until) -> (arrays, sound, metrics [_MOST_UPDATES_A_CALL, seeds]), for up to n updates.
 
@@ -347,12 +375,12 @@ def _fields(state: PyTree, names: Iterable[str]) -> list[PyTree]:
     return [getattr(state, name) for name in names]
 
 
-def _learned(agent: Agent[Any], *states: PyTree) -> Iterable[tuple[PyTree, ...]]:
+def _learned(agent: Updates, *states: PyTree) -> Iterable[tuple[PyTree, ...]]:
     """Yield what the agent has learned, part by part, each as a tuple over the states."""
     return (tuple(getattr(state, name) for state in states) for name in agent.learned_fields)
 
 
-def _is_finite(agent: Agent[Any], state: PyTree, metrics: dict[str, Any]) -> Bool[Array, ""]:
+def _is_finite(agent: Updates, state: PyTree, metrics: dict[str, Any]) -> Bool[Array, ""]:
     """Return whether loss and all that was learned are finite. A finite loss is no proof: its gradient may be nan."""
     learned = [eqx.filter(part, eqx.is_inexact_array) for (part,) in _learned(agent, state)]
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]))
@@ -393,8 +421,8 @@ def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> t
             taken, first = program_bytes(many, arrays, n, sound, until), False
         _check_host(agent, arrays, f"this was in updates {before + 1} to {after}; checkpoints: {session.kept}")
         took = (time.monotonic() - call) / (after - before)
-        rows = _rows(config, jax.tree.map(np.asarray, metrics), before, after, session.seconds)
-        rows = _until_divergence(rows, {s for s, ok in zip(seeds_of(config), was_sound, strict=True) if ok})
+        rows = metric_rows(config, jax.tree.map(np.asarray, metrics), before, after, session.seconds)
+        rows = until_divergence(rows, {s for s, ok in zip(seeds_of(config), was_sound, strict=True) if ok})
         stops = bool(not np.any(sound) or (stop_at_divergence and not np.all(sound)))
         # The row in which a seed diverged is its last one, and tells so; of a run that stops only sound rows are kept.
         session.write([row for row in rows if row["finite"] or not stops])
@@ -407,7 +435,7 @@ def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> t
         if interrupted():
             raise Stopped(f"stopped at update {after}; continue with --resume {run.folder}", interrupted())
         # The first call compiled, so its time says nothing.
-        n = 1 if session.every_update or (before == 0 and n == 1 and after == 1) else _updates_a_call(took)
+        n = 1 if session.every_update or (before == 0 and n == 1 and after == 1) else updates_a_call(took)
     session.save(arrays)
     return arrays, taken
 
@@ -434,7 +462,7 @@ def _has_to_train(config: TrainConfig, arrays: PyTree, sound: Bool[Array, " seed
     return bool(np.any(np.asarray(sound) & (arrays.env_steps.to_numpy() < config.total_steps)))
 
 
-def _until_divergence(rows: list[dict[str, float]], seeds: set[int]) -> list[dict[str, float]]:
+def until_divergence(rows: list[dict[str, float]], seeds: set[int]) -> list[dict[str, float]]:
     """Return the rows of these seeds, of each up to the one in which it diverged."""
     kept = []
     for row in rows:
@@ -475,11 +503,12 @@ def _check_rows(config: TrainConfig, agent: Agent[Any], rows: list[dict[str, flo
         )
 
 
-def _updates_a_call(seconds_an_update: float) -> int:
+def updates_a_call(seconds_an_update: float) -> int:
+    """Return how many updates take about as long as the host may be away."""
     return int(np.clip(_SECONDS_A_CALL / max(seconds_an_update, 1e-6), 1, _MOST_UPDATES_A_CALL))
 
 
-def _rows(config: TrainConfig, metrics, before: int, after: int, seconds: float) -> list[dict[str, float]]:
+def metric_rows(config: Seeds, metrics, before: int, after: int, seconds: float) -> list[dict[str, float]]:
     """Return one row an update and seed. Seeds are never averaged: the spread is the result."""
     metrics = {name: m.to_numpy() if isinstance(m, StepCount) else m for name, m in metrics.items()}
     return [

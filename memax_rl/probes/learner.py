@@ -1,0 +1,271 @@
+"""Supervised learning on sequences: one network, the loss of the marked slots, and an update.
+
+The network is the torso of the agents with one layer behind it, and a batch is rows of slots with start flags as their
+tapes are: several sequences lie end to end in a row.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from memax_rl.agents.optimizer import clip, make_optimizer, make_schedule
+from memax_rl.envs import spaces
+from memax_rl.networks import NetworkConfig, Torso, make_torso
+from memax_rl.networks.encoder import AgentInput, Dense
+from memax_rl.networks.torso import on_slots
+from memax_rl.probes.config import ProbeConfig
+from memax_rl.probes.tasks import Task
+from memax_rl.rollout.step_count import StepCount, check_counts
+
+# Nothing of it is encoded. One object, as spaces compare by identity.
+_NO_ACTION = spaces.Discrete(1)
+
+
+class Batch(NamedTuple):
+    """Sequences in rows.
+
+    Attributes:
+        inputs, targets, where: As of `memax_rl.probes.tasks.Sequence`, [rows, slots, ...].
+        start: True at the first slot of each sequence.
+    """
+
+    inputs: Shaped[Array, "rows slots *features"]
+    targets: Shaped[Array, "rows slots *outputs"]
+    where: Bool[Array, "rows slots"]
+    start: Bool[Array, "rows slots"]
+
+
+class Sums(NamedTuple):
+    """What scores and losses are made of, added up over marked slots.
+
+    Attributes:
+        count: Marked slots.
+        loss: Cross-entropy, or half the squared error of all outputs together.
+        right: Slots whose largest logit is the target's; zero for numbers.
+        error, target, square: Of each output the squared error, the target and its square; zero for classes.
+    """
+
+    count: Float[Array, ""]
+    loss: Float[Array, ""]
+    right: Float[Array, ""]
+    error: Float[Array, " outputs"]
+    target: Float[Array, " outputs"]
+    square: Float[Array, " outputs"]
+
+    @classmethod
+    def none(cls, outputs: int) -> "Sums":
+        """Return the sums of no slots."""
+        one, each = jnp.zeros(()), jnp.zeros(outputs)
+        return cls(one, one, one, each, each, each)
+
+
+class ProbeNetwork(eqx.Module):
+    """A torso and a linear layer to the outputs."""
+
+    torso: Torso
+    head: Dense
+
+    def initial_state(self) -> Any:
+        """Return the initial states of all blocks."""
+        return self.torso.initial_state()
+
+    def scan(
+        self, state: Any, inputs: Shaped[Array, "rows slots *features"], start: Bool[Array, "rows slots"]
+    ) -> tuple[Any, Float[Array, "rows slots outputs"]]:
+        """Return the last states and the outputs of all slots of a batch of rows."""
+        # Previous action and reward are not encoded.
+        nothing = jnp.zeros(start.shape)
+        state, features = self.torso.scan(state, AgentInput(inputs, nothing, nothing, start))
+        return state, on_slots(self.head, features)
+
+
+class LearnerState(eqx.Module):
+    """Everything that changes while a probe trains."""
+
+    network: ProbeNetwork
+    optimizer: Any
+    key: PRNGKeyArray
+    env_steps: StepCount
+    updates: Int[Array, ""]
+
+
+class Learner:
+    """Supervised learning of a task: pure functions of its state, as an agent has them.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: If the task's data are not there, or an update has more slots than can be counted.
+    """
+
+    learned_fields: tuple[str, ...] = ("network", "optimizer")
+    sharded_fields: tuple[str, ...] = ()
+    devices = 1
+
+    def __init__(self, config: ProbeConfig):
+        self.config, self.task = config, config.make_task()
+        settings = config.learner
+        self.steps = settings.batch_size * self.task.length
+        check_counts(config.total_steps, self.steps, 1, "learner.batch_size * task_options.length")
+        # Spaces compare by identity, and networks hold them.
+        self.input_space = self.task.input_space
+        self.optimizer = make_optimizer(settings)
+        self.schedule = make_schedule(settings.lr_schedule, settings.learning_rate)
+        self.data = self.task.data("train")
+
+    def init(self, key: PRNGKeyArray) -> LearnerState:
+        """Return the state before training."""
+        network_key, key = jax.random.split(key)
+        network = make_network(self.config.network, self.input_space, self.task.outputs, network_key)
+        return LearnerState(
+            network=network,
+            optimizer=self.optimizer.init(eqx.filter(network, eqx.is_inexact_array)),
+            key=key,
+            env_steps=StepCount.of(0),
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    def update(self, state: LearnerState) -> tuple[LearnerState, dict[str, Any]]:
+        """Learn from one batch. Return the new state, and the metrics of the network before."""
+        key, sample_key = jax.random.split(state.key)
+        batch = sample_batch(self.task, sample_key, self.config.learner.batch_size, self.config.learner.pack, self.data)
+        gradient, sums = self.gradient(state.network, batch)
+        params, static = eqx.partition(state.network, eqx.is_inexact_array)
+        norm = optax.tree.norm(gradient)
+        learning_rate = jnp.asarray(self.schedule(state.updates / self.config.total_updates), jnp.float32)
+        gradient = clip(gradient, norm, self.config.learner.max_grad_norm)
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, params)
+        new: Any = optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates))
+        env_steps = state.env_steps.add(jnp.asarray(self.steps, jnp.int32))
+        metrics = {
+            "loss": sums.loss / jnp.maximum(sums.count, 1),
+            # A sequence is an episode here, and its return the score.
+            "episode/return": score(self.task, sums),
+            "grad_norm": norm,
+            "learning_rate": learning_rate,
+            "env_steps": env_steps,
+        }
+        network = eqx.combine(new, static)
+        return LearnerState(network, optimizer, key, env_steps, state.updates + 1), metrics
+
+    def gradient(self, network: ProbeNetwork, batch: Batch) -> tuple[PyTree, Sums]:
+        """Return the gradient of the mean loss of a batch's marked slots, and its sums."""
+        params, static = eqx.partition(network, eqx.is_inexact_array)
+        settings = self.config.learner
+
+        def mean_loss(params):
+            network = eqx.combine(params, static)
+            sums, _ = run_through(self.task, network, batch, settings.chunk, truncate=settings.truncate)
+            return sums.loss / jnp.maximum(sums.count, 1), sums
+
+        return jax.grad(mean_loss, has_aux=True)(params)
+
+
+def make_network(config: NetworkConfig, input_space: Any, outputs: int, key: PRNGKeyArray) -> ProbeNetwork:
+    """Return a new network for inputs of a space."""
+    torso_key, head_key = jax.random.split(key)
+    torso = make_torso(config, input_space, _NO_ACTION, key=torso_key)
+    return ProbeNetwork(torso, Dense(config.width, outputs, key=head_key))
+
+
+def sample_batch(task: Task, key: PRNGKeyArray, sequences: int, pack: int, data: PyTree[Array]) -> Batch:
+    """Return random sequences, `pack` of them end to end in each row. The sequences do not depend on `pack`."""
+    drawn = jax.vmap(lambda key: task.sample(key, data))(jax.random.split(key, sequences))
+    start = jnp.zeros((sequences, task.length), bool).at[:, 0].set(True)
+    rows, slots = sequences // pack, pack * task.length
+    return Batch(*(leaf.reshape(rows, slots, *leaf.shape[2:]) for leaf in (*drawn, start)))
+
+
+def run_through(
+    task: Task, network: ProbeNetwork, batch: Batch, chunk: int | None, *, truncate: bool = False, norms: bool = False
+) -> tuple[Sums, Float[Array, "chunks blocks"]]:
+    """Return the sums of a batch, from the initial state on, and the norms of the states after each chunk.
+
+    With a chunk, the memory runs over so many slots at a time from the state that it had; the activations within a
+    chunk are computed again for the gradient, so that those of one chunk are in memory at a time.
+
+    Args:
+        truncate: Whether the gradient is cut between chunks.
+        norms: Whether norms are computed; else they are zero.
+    """
+    rows, slots = batch.start.shape
+    chunk = slots if chunk is None else min(chunk, slots)
+    chunks = -(-slots // chunk)
+    state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), network.initial_state())
+    arrays, static = eqx.partition(network, eqx.is_array)
+
+    def through(arrays, state, part: Batch):
+        state, outputs = eqx.combine(arrays, static).scan(state, part.inputs, part.start)
+        return state, add_up(task, outputs, part)
+
+    if chunks == 1:
+        state, sums = through(arrays, state, batch)
+        return sums, (block_norms(state) if norms else jnp.zeros(len(state)))[None]
+    through = jax.checkpoint(through)
+
+    def body(carry, part: Batch):
+        state, sums = carry
+        if truncate:
+            state = jax.lax.stop_gradient(state)
+        state, more = through(arrays, state, part)
+        found = block_norms(state) if norms else jnp.zeros(len(state))
+        return (state, jax.tree.map(jnp.add, sums, more)), found
+
+    parts = jax.tree.map(lambda leaf: _cut(leaf, chunk, chunks), batch)
+    (_, sums), found = jax.lax.scan(body, (state, Sums.none(task.outputs)), parts)
+    return sums, found
+
+
+def _cut(leaf: Array, chunk: int, chunks: int) -> Array:
+    """Return an array [rows, slots, ...] as [chunks, rows, chunk, ...]; what is added at the end is zero."""
+    rows, slots, *rest = leaf.shape
+    padding = [(0, 0), (0, chunk * chunks - slots), *((0, 0) for _ in rest)]
+    return jnp.moveaxis(jnp.pad(leaf, padding).reshape(rows, chunks, chunk, *rest), 1, 0)
+
+
+def add_up(task: Task, outputs: Float[Array, "rows slots outputs"], batch: Batch) -> Sums:
+    """Return the sums over the marked slots of a batch. What the other slots hold is not looked at."""
+    where = batch.where
+
+    def total(x: Array) -> Float[Array, "*outputs"]:
+        marked = where.reshape(where.shape + (1,) * (x.ndim - 2))
+        return jnp.sum(jnp.where(marked, x, 0), axis=(0, 1), dtype=jnp.float32)
+
+    count, none = total(jnp.ones(where.shape)), Sums.none(task.outputs)
+    # Before anything is computed from it, so that no gradient is multiplied by what an unmarked slot holds.
+    outputs = jnp.where(where[..., None], outputs, 0)
+    if task.classes:
+        loss = total(optax.softmax_cross_entropy_with_integer_labels(outputs, batch.targets))
+        right = total(jnp.argmax(outputs, axis=-1) == batch.targets)
+        return none._replace(count=count, loss=loss, right=right)
+    error = total((outputs - batch.targets) ** 2)
+    target, square = total(batch.targets), total(batch.targets**2)
+    return none._replace(count=count, loss=jnp.sum(error) / 2, error=error, target=target, square=square)
+
+
+def score(task: Task, sums: Sums) -> Float[Array, ""]:
+    """Return the share of right classes, or of explained variance in the mean over the outputs (`Task`)."""
+    count = jnp.maximum(sums.count, 1)
+    if task.classes:
+        return sums.right / count
+    variance = jnp.maximum(sums.square - sums.target**2 / count, 1e-12)
+    return jnp.mean(1 - sums.error / variance)
+
+
+def block_norms(states: tuple[Any, ...]) -> Float[Array, " blocks"]:
+    """Return the Euclidean norm of the state of each block, in the mean over rows [rows, ...].
+
+    Of its real and complex numbers; those that are infinite, as in the empty state of a maximum, are left out.
+    """
+
+    def norm(state: Any) -> Float[Array, ""]:
+        leaves = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        squares = [jnp.where(jnp.isfinite(x), jnp.abs(x) ** 2, 0).reshape(len(x), -1).sum(axis=1) for x in leaves]
+        return jnp.mean(jnp.sqrt(sum(squares))) if squares else jnp.zeros(())
+
+    return jnp.stack([norm(state) for state in states])
