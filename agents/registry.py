@@ -96,9 +96,10 @@ def register(
 # The other fields of `TrainConfig`, beside which an agent's settings stand.
 RESERVED = frozenset(
     [
-        *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
-        *("on_divergence", "network", "settings", "checkpoint_interval", "keep_every_n_steps", "eval_interval"),
-        *("start_from", "start_from_checkpoint", "eval_episodes", "early_stopping", "tensorboard", "wandb"),
+        *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "precision"),
+        *("total_steps", "on_divergence", "network", "settings", "checkpoint_interval", "keep_every_n_steps"),
+        *("eval_interval", "start_from", "start_from_checkpoint", "eval_episodes", "early_stopping"),
+        *("tensorboard", "wandb"),
     ]
 )
 

@@ -109,6 +109,18 @@ def import_own(imports: Sequence[str], trust: bool = False, *folders: Path) -> N
         import_modules(imports)
 
 
+def prepare_jax(*, trains: bool = False) -> None:
+    """Set up JAX, before anything uses it: compiled programs are kept from one start to the next (memax_rl/cache.py).
+
+    Unless it trains, no more of a GPU's memory is taken than is needed, so that a run beside it goes on.
+    """
+    if not trains:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from memax_rl import cache
+
+    cache.turn_on()
+
+
 def greedy_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--greedy` and `--no-greedy`."""
     text = "Take the best action at every step, or not (default: yes with dqn, no with ppo, which samples)."

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
+from memax_rl.cli.common import (
+    PathType,
+    answers,
+    checkpoint_option,
+    greedy_option,
+    import_own,
+    prepare_jax,
+    report,
+    trust_options,
+)
 
 _RUN = click.argument("run", type=PathType(file_okay=False))
 _SEED = click.option("--seed", type=int, help="Seed of the episodes (default: the run's).")
@@ -50,6 +59,7 @@ def evaluate(
 
     --env-options.NAME VALUE changes an option of the environment, for example the length of a corridor.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl import evaluation
     from memax_rl.runs import Run
@@ -98,6 +108,7 @@ def icl(
 
     Writes icl.json and icl.png into the run folder.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import in_context
 
@@ -134,6 +145,7 @@ def inspect(
 
     Writes inspect.json, inspect.csv and inspect.png into the run folder.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import sensitivity
 

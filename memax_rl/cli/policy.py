@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
+from memax_rl.cli.common import (
+    PathType,
+    answers,
+    checkpoint_option,
+    greedy_option,
+    import_own,
+    prepare_jax,
+    report,
+    trust_options,
+)
 
 _RUN = click.argument("run", type=PathType(file_okay=False))
 _ONNX = "Write policy.onnx too, for ONNX Runtime (needs pip install 'memax_rl[onnx]'); a greedy policy alone."
@@ -28,6 +37,7 @@ def export(run: Path, out: Path, imports: tuple[str, ...], trust: bool, **settin
 
     docs/policy.md says how to use them.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import export as exports
 
@@ -52,6 +62,7 @@ def play(run: Path, imports: tuple[str, ...], trust: bool, as_json: bool, out: P
     Writes play.jsonl, a line a step, and where the environment renders (Gymnasium's rgb_array) play.mp4, or play.gif
     without imageio, into the run folder.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import playback
 
