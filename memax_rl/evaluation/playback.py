@@ -116,9 +116,8 @@ def play_episodes(
         with products_in(config.precision):
             steps, ended = _play(env, params, act, network.initial_state(), key, episodes)
         pictures = [frame for copy in shown for frame in copy.frames]
-        if ended == episodes:
-            # The last one is of the episode that would follow.
-            pictures = pictures[:-1]
+        # The last one is of the episode that would follow.
+        pictures = pictures[:-1] if ended == episodes else pictures
         problem = next((copy.problem for copy in shown if copy.problem), None if shown else _NOT_ON_HOST)
     finally:
         close(env)

@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,8 @@ _SECONDS_A_CALL = 1.0
 _MOST_UPDATES_A_CALL = 256
 # A reward scale that falls by more than this within an update is worth a word.
 _LARGEST_FALL = 1_000
+# How the messages of a collective that failed begin: with a status of absl's, as JAX hands it on.
+_OF_THE_RUNTIME = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 # The axis of rows in the arrays of a state, behind that of seeds.
 _ROWS = 1
 
@@ -157,8 +160,9 @@ def _with_the_others() -> Iterator[None]:
     """Raise `TrainingError` where a process that trains together with this one is gone."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if distributed.count() == 1:
+    except (RuntimeError, ValueError) as error:
+        # What a collective raises is a ValueError where the array is read on the host.
+        if distributed.count() == 1 or not _OF_THE_RUNTIME.match(str(error)):
             raise
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(
