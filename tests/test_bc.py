@@ -334,9 +334,12 @@ def _broken(change, path, out):
     np.savez(out, **columns)
 
 
+def _other_about(columns, **fields):
+    return np.array(json.dumps(json.loads(str(columns["about"])) | fields))
+
+
 def _other_action(columns, **space):
-    about = json.loads(str(columns["about"]))
-    return np.array(json.dumps(about | {"action": {"dtype": "int32"} | space}))
+    return _other_about(columns, action={"dtype": "int32"} | space)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +353,8 @@ def _other_action(columns, **space):
         (lambda c: c.update(terminated=np.roll(c["terminated"], 1)), "every episode must end"),
         (lambda c: c.update(valid=~c["valid"]), "must be one slot that is not valid"),
         (lambda c: c.update(about=np.array("{}")), "about."),
+        (lambda c: c.update(about=_other_about(c, env="popgym/\x1b[31mRed\n")), "about.env: String should match"),
+        (lambda c: c.update(about=_other_about(c, episodes=10**400)), "about.episodes: Input should be less than"),
         (lambda c: c.update(more=c["reward"]), "unknown columns more"),
         (lambda c: c.update(action_mask=np.ones((len(c["start"]), 3), bool)), "action_mask is bool"),
         (lambda c: c.update(action_mask=np.ones((len(c["start"]), 4))), "action_mask is float64"),

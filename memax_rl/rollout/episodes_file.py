@@ -22,12 +22,12 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memax_rl.envs import spaces
 from memax_rl.envs.plain_spaces import (
@@ -47,6 +47,8 @@ _DAMAGES = (
     *(LookupError, TypeError, ValueError, AttributeError, OverflowError),
 )
 _FLAGS = ("start", "terminated", "truncated", "valid")
+# Messages repeat it: no line ends, nothing that a terminal would act on.
+_Name = Annotated[str, Field(pattern=r"^\P{C}*$")]
 
 
 class About(BaseModel):
@@ -64,11 +66,11 @@ class About(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = 1
-    env: str
-    source: str
+    env: _Name
+    source: _Name
     observation: PlainSpace
     action: PlainLeaf
-    episodes: int
+    episodes: Annotated[int, Field(ge=1, le=2**31 - 1)]
     mean_return: float
 
 
