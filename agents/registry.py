@@ -3,7 +3,13 @@
 from typing import Any, NamedTuple
 
 from memax_rl.agents import bc, dqn, ppo, pqn, sac
-from memax_rl.agents.acting import MakeActing, acting_by_policy, acting_by_soft_policy, acting_by_values
+from memax_rl.agents.acting import (
+    MakeActing,
+    acting_as_taught,
+    acting_by_policy,
+    acting_by_soft_policy,
+    acting_by_values,
+)
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -60,7 +66,7 @@ _AGENTS: dict[str, AgentSpec] = {
         bc.make,
         None,
         "Behavior cloning, from a file of episodes",
-        acting_by_policy,
+        acting_as_taught,
     ),
 }
 

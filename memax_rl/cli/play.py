@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 from memax_rl.cli.common import (
+    EnvironmentOptionsCommand,
     PathType,
     answers,
     checkpoint_option,
+    find_typed,
     greedy_option,
     import_own,
     prepare_jax,
@@ -35,8 +37,8 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     "evaluate",
+    cls=EnvironmentOptionsCommand,
     short_help="Play fresh episodes with a trained agent.",
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @_options(_RUN, click.option("--episodes", type=int, default=256, show_default=True, help="Fresh episodes a seed."))
 @_options(click.option("--env", help="Another environment, with the spaces of the trained one."))
@@ -66,13 +68,14 @@ def evaluate(
     from memax_rl.runs.config import override_env_options
 
     opened = Run.open(run, imports, trust)
+    find_typed(env)
     env_options = None
-    if ctx.args:
+    if ctx.obj:
         with opened.trusted():
             config = opened.config()
         # An environment that is typed here may be imported, as with `train`.
         with opened.trusted() if env is None else nullcontext():
-            env_options = override_env_options(evaluation.elsewhere(config, env or config.env, {}), ctx.args)
+            env_options = override_env_options(evaluation.elsewhere(config, env or config.env, {}), ctx.obj)
     result = evaluation.evaluate(
         run,
         episodes=episodes,
@@ -111,7 +114,9 @@ def icl(
     prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import in_context
+    from memax_rl.runs.files import check_folder
 
+    check_folder(out or run)
     result = in_context.evaluate_in_context(
         run,
         tasks=tasks,
@@ -148,7 +153,9 @@ def inspect(
     prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import sensitivity
+    from memax_rl.runs.files import check_folder
 
+    check_folder(out or run)
     result = sensitivity.inspect(
         run, steps=steps, rows=rows, seed=seed, checkpoint=checkpoint, imports=imports, trust=trust
     )

@@ -6,9 +6,11 @@ from typing import Any
 import click
 
 from memax_rl.cli.common import (
+    EnvironmentOptionsCommand,
     PathType,
     answers,
     checkpoint_option,
+    find_typed,
     greedy_option,
     import_own,
     prepare_jax,
@@ -65,15 +67,17 @@ def play(run: Path, imports: tuple[str, ...], trust: bool, as_json: bool, out: P
     prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import playback
+    from memax_rl.runs.files import check_folder
 
+    check_folder(out or run)
     result, steps, pictures = playback.play_episodes(run, imports=imports, trust=trust, **settings)
     report(result, as_json, playback.print_playback, playback.write_playback(result, steps, pictures, out or run))
 
 
 @click.command(
     "collect",
+    cls=EnvironmentOptionsCommand,
     short_help="Write episodes of a trained agent or a scripted strategy into a file.",
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @click.argument("run", type=PathType(file_okay=False), required=False)
 @click.option("--out", type=PathType(), required=True, help="The file to write, NAME.npz.")
@@ -100,11 +104,12 @@ def collect(
     from memax_rl import evaluation
     from memax_rl.runs.config import make_config, override_env_options
 
+    find_typed(env)
     env_options = None
-    if ctx.args:
+    if ctx.obj:
         if env is None:
-            raise ValueError(f"{ctx.args[0]}: only with --env; a run plays in the environment of its training")
-        env_options = override_env_options(make_config({"env": env}), ctx.args)
+            raise ValueError(f"{ctx.obj[0]}: only with --env; a run plays in the environment of its training")
+        env_options = override_env_options(make_config({"env": env}), ctx.obj)
     about = evaluation.collect(run, env=env, env_options=env_options, imports=imports, trust=trust, **settings)
     print(f"{about.episodes} episodes of {about.env} by {about.source}, mean return {about.mean_return:.3f}")
     print(f"written: {settings['out']}")

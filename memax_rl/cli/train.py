@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,15 @@ from typing import Any
 import click
 
 from memax_rl.cli import catalog
-from memax_rl.cli.common import PathType, answers, did_you_mean, import_own, prepare_jax, trust_options
+from memax_rl.cli.common import (
+    PathType,
+    answers,
+    did_you_mean,
+    find_typed,
+    import_own,
+    prepare_jax,
+    trust_options,
+)
 
 # Names that are typed often, and the fields that they are short for.
 SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
@@ -243,7 +250,7 @@ def train(
 
 def _train_anew(ctx: click.Context, typed: list[str], config: Path | None, check: bool, own: dict[str, Any]) -> Any:
     """Return a run that was trained as typed; with `check` say what it would be, and return None."""
-    from memax_rl import agents, distributed, envs, training
+    from memax_rl import agents, distributed, training
     from memax_rl.envs.trust import import_modules, only_imports
     from memax_rl.runs import load_config, make_config, override
     from memax_rl.runs.config import read_fields
@@ -253,9 +260,7 @@ def _train_anew(ctx: click.Context, typed: list[str], config: Path | None, check
     preset = agents.spec(agent).preset
     base = load_config(preset) if preset and not env else make_config({"agent": agent})
     # What is typed here may be imported; what a file says, only with --import or --trust.
-    package = envs.package_of(env) if env else None
-    if package and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    package = find_typed(env)
     with only_imports([*imports, *([package] if package else [])], trust=trust):
         if trust and config is not None and config.is_file():
             import_modules(read_fields(config).get("imports", ()))
