@@ -100,6 +100,7 @@ def collect(
     players of what can be solved. --env-options.NAME VALUE sets an option of that environment. docs/bc.md says what the
     file holds.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl import evaluation
     from memax_rl.runs.config import make_config, override_env_options
