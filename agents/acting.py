@@ -62,6 +62,11 @@ def acting_by_policy(settings: Any, network: NetworkConfig) -> Acting:
     return Acting(make, follow_policy, evaluates_greedily=False)
 
 
+def acting_as_taught(settings: Any, network: NetworkConfig) -> Acting:
+    """Return how a cloned policy acts: by its most likely actions, or ones drawn from it."""
+    return acting_by_policy(settings, network)._replace(evaluates_greedily=True)
+
+
 def acting_by_values(settings: Any, network: NetworkConfig) -> Acting:
     """Return how Q-learning acts: by the best action values, or exploring a little, `settings.epsilon_end`."""
 

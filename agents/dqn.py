@@ -23,9 +23,11 @@ import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field, model_validator
 
+from memax_rl import sharding
 from memax_rl.agents.acting import acting_by_values
 from memax_rl.agents.epsilon_greedy import epsilon_greedy, per_environment
-from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, make_schedule
+from memax_rl.agents.optimizer import clip, make_optimizer, make_schedule
+from memax_rl.agents.replay_settings import ReplaySettings, size_of
 from memax_rl.networks import NetworkConfig, QNetwork, QValues, check_discrete
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.collect import collect_steps
@@ -36,24 +38,9 @@ from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes,
 from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, next_slot, without_log_prob
 
 
-class DQNConfig(OptimizerSettings):
-    """Settings of DQN, with those of its optimizer."""
+class DQNConfig(ReplaySettings):
+    """Settings of DQN, with those of its replay and its optimizer."""
 
-    num_envs: int = Field(default=16, ge=1, le=2**20)
-    """Environments in parallel."""
-    batch_size: int = Field(default=4, ge=1, le=2**20)
-    """Tapes in a gradient step."""
-    tape_length: int | None = Field(default=None, ge=2, le=2**24)
-    """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
-    samples_per_insert: float = Field(default=8.0, gt=0, le=10_000)
-    """Slots learned from for each slot collected, counting every time one is learned from; PPO's is its update_epochs.
-    An update collects the fewest steps that make its gradient steps a whole number."""
-    buffer_size: int = Field(default=200_000, ge=2, le=2**28)
-    """Slots in the replay, shared evenly by the environments."""
-    learning_starts: int = Field(default=5_000, ge=1, le=2**28)
-    """Transitions in the replay before learning begins."""
-    save_replay: bool = True
-    """Save the replay in checkpoints. Without it a resumed run collects anew, and differs from one left alone."""
     sample_by: Literal["transition", "episode", "priority"] = "transition"
     """What is drawn evenly from the replay; or "priority": episodes in proportion to their errors."""
     priority_alpha: float = Field(default=0.6, ge=0)
@@ -121,13 +108,13 @@ def unroll(network: QNetwork, tape: Tape) -> QValues:
 class DQN:
     """Recurrent DQN behind the agent protocol (`memax_rl.agents.base.Agent`).
 
-    It trains on one device.
-
     Args:
         env, env_params: From `memax_rl.envs.make`.
         make_network: (observation space, action space, key) -> network.
         config: Settings; `tape_length` may be None.
         total_steps: Environment steps over which the schedules run.
+        devices: How many share environments, replay and sampled tapes; if more than one, `update` runs inside
+            `memax_rl.sharding.shard_map`.
 
     Raises:
         ValueError: For continuous actions, an episode longer than a tape, or sizes that do not fit each other.
@@ -137,9 +124,8 @@ class DQN:
     learned_fields: tuple[str, ...] = ("network", "target", "optimizer")
     size_hint = "lower dqn.buffer_size or num_seeds"
     evaluates_greedily = True
+    sharded_fields: tuple[str, ...] = ("streams", "replay")
     transient_hint = replays.NOT_SAVED
-    devices = 1
-    sharded_fields: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -148,21 +134,13 @@ class DQN:
         make_network: Callable[[Any, Any, PRNGKeyArray], QNetwork],
         config: DQNConfig,
         total_steps: int,
+        devices: int = 1,
     ):
+        self.devices = devices
         self.env, self.env_params, self.make_network = env, env_params, make_network
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         check_discrete(self.action_space, self.name)
-        sizes = self.sizes = replays.replay_size(
-            env,
-            env_params,
-            num_envs=config.num_envs,
-            batch_size=config.batch_size,
-            tape_length=config.tape_length,
-            samples_per_insert=config.samples_per_insert,
-            buffer_size=config.buffer_size,
-            learning_starts=config.learning_starts,
-            name=self.name,
-        )
+        sizes = self.sizes = size_of(config, env, env_params, devices, self.name)
         self.overlong_hint = f"set dqn.tape_length, now {self.sizes.slots}, to more than the longest episode"
         self.config = config.model_copy(update={"tape_length": self.sizes.slots})
         self.transient_fields: tuple[str, ...] = () if config.save_replay else ("replay",)
@@ -217,12 +195,13 @@ class DQN:
         )
         after, learned = self._learn(before, learning_rate, learn_key)
         # After the learning, so that acting and learning saw the observations alike.
-        seen = tuple(network.observe(new.observation, new.valid) for network in (after.network, after.target))
+        observed = sharding.all_gather((new.observation, new.valid), self.devices)
+        seen = tuple(network.observe(*observed) for network in (after.network, after.target))
         after = eqx.tree_at(lambda s: (s.network, s.target), after, seen)
         metrics = {
             **collected,
             **learned,
-            "replay/size": replays.size(replay),
+            "replay/size": replays.size(replay, self.devices),
             "learning_rate": learning_rate,
             "gradient_steps": after.gradient_steps - state.gradient_steps,
             "env_steps": env_steps,
@@ -240,20 +219,24 @@ class DQN:
         return per_environment(epsilon) if self.config.epsilon_per_env else epsilon
 
     def _collect(self, state: DQNState, key: PRNGKeyArray) -> tuple[RolloutState, Tape, Replay, dict[str, Array]]:
-        """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""
+        """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics.
+
+        All but the metrics are of this device.
+        """
         epsilon = self.epsilons(state.env_steps)
         keys = jax.random.split(key, (self.sizes.steps, self.config.num_envs, 2))
         streams, new, metrics = collect_steps(
             self.env,
             self.env_params,
             lambda epsilon: epsilon_greedy(state.network, self.action_space, epsilon),
-            epsilon,
+            sharding.local_shard(epsilon, self.devices),
             state.streams,
-            keys,
+            sharding.local_shard(keys, self.devices, axis=1),
             tape_length=self.sizes.slots,
+            devices=self.devices,
         )
         new = without_log_prob(new)
-        replay = replays.add(state.replay, new, streams.inputs)
+        replay = replays.add(state.replay, new, streams.inputs, self.devices)
         return streams, new, replay, metrics | {"epsilon": jnp.mean(epsilon)}
 
     # Learning
@@ -267,14 +250,14 @@ class DQN:
             replay = eqx.tree_at(lambda r: r.priority, state.replay, priority)
             sample = self.sample(replay, key)
             grads, (error, metrics) = jax.grad(self._loss, has_aux=True)(online, target, static, sample)
-            norm = optax.tree.norm(grads)
+            grads, metrics = sharding.psum((grads, metrics), self.devices)
+            metrics["grad_norm"] = norm = optax.tree.norm(grads)
             updates, optimizer = self.optimizer.update(clip(grads, norm, self.config.max_grad_norm), optimizer, online)
             online = optax.apply_updates(online, jax.tree.map(lambda u: -learning_rate * u, updates))
             count = count + 1
             target = self.follow(online, target, count)
             if self.config.sample_by == "priority":
-                priority = replays.reprioritize(replay, sample, error).priority
-            metrics |= {"grad_norm": norm, "tape/utilization": jnp.mean(sample.tape.valid)}
+                priority = replays.reprioritize(replay, sample, error, devices=self.devices).priority
             return ((online, target), optimizer, priority, count), metrics
 
         def learn(carry):
@@ -283,7 +266,7 @@ class DQN:
 
         carry = (params, state.optimizer, state.replay.priority, state.gradient_steps)
         nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(learn, carry)[1])
-        ready = replays.can_sample(state.replay, self.config.learning_starts)
+        ready = replays.can_sample(state.replay, self.config.learning_starts, self.devices)
         carry, metrics = jax.lax.cond(ready, learn, lambda carry: (carry, nothing), carry)
         params, optimizer, priority, count = carry
         network, target = eqx.combine(params, static)
@@ -295,7 +278,7 @@ class DQN:
         return after, metrics
 
     def sample(self, replay: Replay, key: PRNGKeyArray) -> Sample:
-        """Return the tapes of one gradient step."""
+        """Return the tapes of one gradient step, of several devices this one's share of them."""
         config = self.config
         return replays.sample(
             replay,
@@ -305,6 +288,7 @@ class DQN:
             by=config.sample_by,
             alpha=config.priority_alpha,
             beta=config.priority_beta,
+            devices=self.devices,
         )
 
     def unroll(self, network: QNetwork, sample: Sample) -> QValues:
@@ -348,7 +332,10 @@ class DQN:
         return jax.vmap(row)(learning_reward(tape), next_value, tape.terminated, cut, discount, is_best)
 
     def _loss(self, online, target, static, sample: Sample) -> tuple[Float[Array, ""], tuple[Array, dict[str, Array]]]:
-        """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics."""
+        """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics.
+
+        With several devices: this one's part of loss and metrics, which are sums over the devices.
+        """
         tape = sample.tape
         network, target_network = eqx.combine((online, target), static)
         q = self.unroll(network, sample)
@@ -356,11 +343,12 @@ class DQN:
         value = _on_slots(lambda q, action: q.of(action), q, tape.action)
         error = jnp.where(tape.valid, value - targets, 0)
         loss = jnp.sum(sample.weight * rlax.huber_loss(error, self.config.huber_delta))
-        count = jnp.maximum(jnp.sum(tape.valid), 1)
+        count = jnp.maximum(sharding.psum(jnp.sum(tape.valid), self.devices), 1)
         metrics = {
             "loss": loss,
             "td_error": jnp.sum(jnp.abs(error)) / count,
             "q_value": jnp.sum(jnp.where(tape.valid, value, 0)) / count,
+            "tape/utilization": jnp.mean(tape.valid) / self.devices,
         }
         return loss, jax.lax.stop_gradient((error, metrics))
 
@@ -370,7 +358,5 @@ def _on_slots(f: Callable[..., Array], *args: Any) -> Array:
 
 
 def make(settings: DQNConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> DQN:
-    """Return the agent of a configuration. Raises `ValueError` as `DQN` does, and for several devices."""
-    if devices > 1:
-        raise ValueError(f"devices={devices}, but DQN trains on one device; set devices to 1")
-    return DQN(env, env_params, acting_by_values(settings, network).make_network, settings, total_steps)
+    """Return the agent of a configuration. Raises `ValueError` as `DQN` does."""
+    return DQN(env, env_params, acting_by_values(settings, network).make_network, settings, total_steps, devices)

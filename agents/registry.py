@@ -3,7 +3,13 @@
 from typing import Any, NamedTuple
 
 from memax_rl.agents import bc, dqn, ppo, pqn, sac
-from memax_rl.agents.acting import MakeActing, acting_by_policy, acting_by_soft_policy, acting_by_values
+from memax_rl.agents.acting import (
+    MakeActing,
+    acting_as_taught,
+    acting_by_policy,
+    acting_by_soft_policy,
+    acting_by_values,
+)
 from memax_rl.agents.base import AgentSettings, MakeAgent
 
 
@@ -60,7 +66,7 @@ _AGENTS: dict[str, AgentSpec] = {
         bc.make,
         None,
         "Behavior cloning, from a file of episodes",
-        acting_by_policy,
+        acting_as_taught,
     ),
 }
 
@@ -96,9 +102,10 @@ def register(
 # The other fields of `TrainConfig`, beside which an agent's settings stand.
 RESERVED = frozenset(
     [
-        *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "total_steps"),
-        *("on_divergence", "network", "settings", "checkpoint_interval", "keep_every_n_steps", "eval_interval"),
-        *("start_from", "start_from_checkpoint", "eval_episodes", "early_stopping", "tensorboard", "wandb"),
+        *("imports", "env", "env_options", "env_wrappers", "agent", "seed", "num_seeds", "devices", "precision"),
+        *("total_steps", "on_divergence", "network", "settings", "checkpoint_interval", "keep_every_n_steps"),
+        *("eval_interval", "start_from", "start_from_checkpoint", "eval_episodes", "early_stopping"),
+        *("tensorboard", "wandb"),
     ]
 )
 

@@ -23,8 +23,10 @@ import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from pydantic import Field
 
+from memax_rl import sharding
 from memax_rl.agents.acting import follow_soft_policy
-from memax_rl.agents.optimizer import OptimizerSettings, Schedule, clip, make_optimizer, make_schedule
+from memax_rl.agents.optimizer import Schedule, clip, make_optimizer, make_schedule
+from memax_rl.agents.replay_settings import ReplaySettings, size_of
 from memax_rl.envs import spaces
 from memax_rl.networks import NetworkConfig
 from memax_rl.networks.encoder import nvec
@@ -49,24 +51,16 @@ from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes,
 from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, next_slot, without_log_prob
 
 
-class SACConfig(OptimizerSettings):
-    """Settings of SAC, with those of its optimizer."""
+class SACConfig(ReplaySettings):
+    """Settings of SAC, with those of its replay and its optimizer."""
 
-    num_envs: int = Field(default=16, ge=1, le=2**20)
-    """Environments in parallel."""
     batch_size: int = Field(default=2, ge=1, le=2**20)
     """Tapes in a gradient step."""
-    tape_length: int | None = Field(default=None, ge=2, le=2**24)
-    """Slots of a tape, more than the longest episode has steps. None: 128, or as many as the longest episode needs."""
     samples_per_insert: float = Field(default=16.0, gt=0, le=10_000)
     """Slots learned from for each slot collected, counting every time one is learned from. An update collects the
     fewest steps that make its gradient steps a whole number."""
-    buffer_size: int = Field(default=200_000, ge=2, le=2**28)
-    """Slots in the replay, shared evenly by the environments."""
     learning_starts: int = Field(default=5_000, ge=1, le=2**28)
     """Transitions in the replay before learning begins. Until then actions are drawn evenly from all of the space."""
-    save_replay: bool = True
-    """Save the replay in checkpoints. Without it a resumed run collects anew, and differs from one left alone."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Step size at the start."""
     lr_schedule: Schedule = "constant"
@@ -118,13 +112,13 @@ class SACState(eqx.Module):
 class SAC:
     """Recurrent SAC behind the agent protocol (`memax_rl.agents.base.Agent`).
 
-    It trains on one device.
-
     Args:
         env, env_params: From `memax_rl.envs.make`.
         make_networks: (observation space, action space, key) -> (actor, critic).
         config: Settings; `tape_length` may be None.
         total_steps: Environment steps over which the learning-rate schedule runs.
+        devices: How many share environments, replay and sampled tapes; if more than one, `update` runs inside
+            `memax_rl.sharding.shard_map`.
 
     Raises:
         ValueError: For actions without bounds, an episode longer than a tape, or sizes that do not fit each other.
@@ -134,9 +128,8 @@ class SAC:
     learned_fields: tuple[str, ...] = ("network", "critic", "log_temperature", "target", "optimizer", "rewards")
     size_hint = "lower sac.buffer_size or num_seeds"
     evaluates_greedily = True
+    sharded_fields: tuple[str, ...] = ("streams", "replay")
     transient_hint = replays.NOT_SAVED
-    devices = 1
-    sharded_fields: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -145,21 +138,13 @@ class SAC:
         make_networks: Callable[[Any, Any, PRNGKeyArray], tuple[SoftActor, SoftCritic]],
         config: SACConfig,
         total_steps: int,
+        devices: int = 1,
     ):
+        self.devices = devices
         self.env, self.env_params, self.make_networks = env, env_params, make_networks
         self.observation_space, self.action_space = env.observation_space(env_params), env.action_space(env_params)
         check_soft_action_space(self.action_space)
-        sizes = self.sizes = replays.replay_size(
-            env,
-            env_params,
-            num_envs=config.num_envs,
-            batch_size=config.batch_size,
-            tape_length=config.tape_length,
-            samples_per_insert=config.samples_per_insert,
-            buffer_size=config.buffer_size,
-            learning_starts=config.learning_starts,
-            name=self.name,
-        )
+        sizes = self.sizes = size_of(config, env, env_params, devices, self.name)
         self.overlong_hint = f"set sac.tape_length, now {self.sizes.slots}, to more than the longest episode"
         self.config = config.model_copy(update={"tape_length": self.sizes.slots})
         self.transient_fields: tuple[str, ...] = () if config.save_replay else ("replay",)
@@ -217,7 +202,8 @@ class SAC:
         """
         key, collect_key, learn_key = jax.random.split(state.key, 3)
         streams, new, replay, collected = self._collect(state, collect_key)
-        rewards = state.rewards.update(learning_reward(new).reshape(-1), new.valid.reshape(-1))
+        observed, got, valid = sharding.all_gather((new.observation, learning_reward(new), new.valid), self.devices)
+        rewards = state.rewards.update(got.reshape(-1), valid.reshape(-1))
         scale = self._scale(rewards)
         learning_rate = self.schedule(state.env_steps.fraction_of(self.total_steps))
         env_steps = state.env_steps.add(collected.pop("env_steps"))
@@ -229,12 +215,12 @@ class SAC:
         after, learned = self._learn(before, scale, learning_rate, learn_key)
         # After the learning, so that acting and learning saw the observations alike.
         parts = (after.network, after.critic, after.target)
-        seen = tuple(part.observe(new.observation, new.valid) for part in parts)
+        seen = tuple(part.observe(observed, valid) for part in parts)
         after = eqx.tree_at(lambda s: (s.network, s.critic, s.target), after, seen)
         metrics = {
             **collected,
             **learned,
-            "replay/size": replays.size(replay),
+            "replay/size": replays.size(replay, self.devices),
             "reward_scale": scale,
             "learning_rate": learning_rate,
             "gradient_steps": after.gradient_steps - state.gradient_steps,
@@ -243,9 +229,13 @@ class SAC:
         return after, as_metrics(metrics)
 
     def _collect(self, state: SACState, key: PRNGKeyArray) -> tuple[RolloutState, Tape, Replay, dict[str, Array]]:
-        """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics."""
+        """Return the streams after some steps, these steps [streams, steps], the replay with them, and metrics.
+
+        All but the metrics are of this device.
+        """
         keys = jax.random.split(key, (self.sizes.steps, self.config.num_envs, 2))
-        explores = jnp.full(self.config.num_envs, replays.size(state.replay) < self.config.learning_starts)
+        keys = sharding.local_shard(keys, self.devices, axis=1)
+        explores = jnp.full(keys.shape[1], replays.size(state.replay, self.devices) < self.config.learning_starts)
         by_policy = self.act(state.network)
 
         def make_act(explores):
@@ -261,9 +251,9 @@ class SAC:
             return act
 
         arguments = (self.env, self.env_params, make_act, explores, state.streams, keys)
-        streams, new, metrics = collect_steps(*arguments, tape_length=self.sizes.slots)
+        streams, new, metrics = collect_steps(*arguments, tape_length=self.sizes.slots, devices=self.devices)
         new = without_log_prob(new)
-        replay = replays.add(state.replay, new, streams.inputs)
+        replay = replays.add(state.replay, new, streams.inputs, self.devices)
         return streams, new, replay, metrics
 
     def _scale(self, rewards: RunningMeanStd) -> Float[Array, ""]:
@@ -285,9 +275,11 @@ class SAC:
             (online, target), optimizer, count = carry
             sample_key, action_key = jax.random.split(key)
             config = self.config
-            size = {"rows": config.batch_size, "slots": self.sizes.slots}
+            size = {"rows": config.batch_size, "slots": self.sizes.slots, "devices": self.devices}
             sample = replays.sample(state.replay, sample_key, by="transition", alpha=1.0, beta=1.0, **size)
-            gradients, metrics = jax.grad(self._loss, has_aux=True)(online, target, static, sample, scale, action_key)
+            gradients, metrics = sharding.psum(
+                jax.grad(self._loss, has_aux=True)(online, target, static, sample, scale, action_key), self.devices
+            )
             norms = [optax.tree.norm(part) for part in gradients]
             parts = zip(gradients, norms, strict=True)
             grads: Any = Models(*(clip(part, norm, config.max_grad_norm) for part, norm in parts))
@@ -295,7 +287,7 @@ class SAC:
             new: Any = optax.apply_updates(online, jax.tree.map(lambda u: -learning_rate * u, updates))
             followed = TargetCritic.of(new.actor, new.critic)
             target = jax.tree.map(lambda a, b: b + config.target_tau * (a - b), followed, target)
-            metrics |= {"grad_norm": norms[1], "tape/utilization": jnp.mean(sample.tape.valid)}
+            metrics |= {"grad_norm": norms[1], "temperature": jnp.exp(online.log_temperature)}
             return ((new, target), optimizer, count + 1), metrics
 
         def learn(carry):
@@ -304,7 +296,7 @@ class SAC:
 
         carry = (params, state.optimizer, state.gradient_steps)
         nothing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(learn, carry)[1])
-        ready = replays.can_sample(state.replay, self.config.learning_starts)
+        ready = replays.can_sample(state.replay, self.config.learning_starts, self.devices)
         carry, metrics = jax.lax.cond(ready, learn, lambda carry: (carry, nothing), carry)
         params, optimizer, count = carry
         models, target = eqx.combine(params, static)
@@ -326,7 +318,8 @@ class SAC:
     def _loss(self, online, target, static, sample: Sample, scale, key: PRNGKeyArray):
         """Return the sum of the losses of critics, actor and temperature, and metrics.
 
-        Each is trained by its own alone: what belongs to another is held fixed in it.
+        Each is trained by its own alone: what belongs to another is held fixed in it. With several devices: this one's
+        part of them, which are sums over the devices.
         """
         models, target = eqx.combine((online, target), static)
         actor, critic, tape = models.actor, models.critic, sample.tape
@@ -335,7 +328,9 @@ class SAC:
         features = actor_features if critic.torso is None else unroll(critic.torso, inputs)
         if critic.torso is None:
             actor_features = jax.lax.stop_gradient(actor_features)
-        policy = soft_policy(actor, actor_features, tape.action_mask, key)
+        rows, slots = tape.start.shape
+        keys = sharding.local_shard(jax.random.split(key, (rows * self.devices, slots)), self.devices)
+        policy = soft_policy(actor, actor_features, tape.action_mask, keys)
         temperature = jnp.exp(jax.lax.stop_gradient(models.log_temperature))
 
         soft_value = policy.soft_value(target.critic, target.unroll(inputs), temperature)
@@ -352,10 +347,10 @@ class SAC:
         metrics = {
             "loss": critic_loss,
             "actor_loss": actor_loss,
-            "temperature": temperature,
             "entropy": entropy,
             "td_error": _weighted(sample, jnp.mean(jnp.abs(error), axis=-1)),
             "q_value": _weighted(sample, jnp.mean(values, axis=-1)),
+            "tape/utilization": jnp.mean(tape.valid) / self.devices,
         }
         return critic_loss + actor_loss + temperature_loss, jax.lax.stop_gradient(metrics)
 
@@ -375,12 +370,10 @@ def _target_entropy(space: Any, entropy: float | None) -> float:
 
 
 def make(settings: SACConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> SAC:
-    """Return the agent of a configuration. Raises `ValueError` as `SAC` does, and for several devices."""
-    if devices > 1:
-        raise ValueError(f"devices={devices}, but SAC trains on one device; set devices to 1")
+    """Return the agent of a configuration. Raises `ValueError` as `SAC` does."""
 
     def networks(observation_space, action_space, key):
         separate = settings.separate_critic
         return make_soft_actor_critic(network, observation_space, action_space, separate=separate, key=key)
 
-    return SAC(env, env_params, networks, settings, total_steps)
+    return SAC(env, env_params, networks, settings, total_steps, devices)

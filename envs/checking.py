@@ -1,8 +1,5 @@
 """A check of a new environment against its spaces."""
 
-import sysconfig
-import traceback
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memax_rl.envs import spaces
+from memax_rl.envs.trust import place
 
 
 def check_environment(env_id: str, env: Any, params: Any) -> None:
@@ -63,18 +61,7 @@ def call(what: str, function: Any, *args: Any) -> Any:
         return function(*args)
     except Exception as error:
         reason = " ".join(str(error).strip().split("\n\n")[0].split())
-        raise ValueError(f"{what} raised {type(error).__name__}: {reason}{_place(error)}") from error
-
-
-# What is not the user's own.
-_INSTALLED = {str(Path(path)) for path in sysconfig.get_paths().values()} | {str(Path(__file__).resolve().parent)}
-
-
-def _place(error: Exception) -> str:
-    """Return file and line of the user's code that raised, or nothing where none of it did."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(str(Path(f.filename).resolve()).startswith(path) for path in _INSTALLED)]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+        raise ValueError(f"{what} raised {type(error).__name__}: {reason}{place(error)}") from error
 
 
 def _sample(space: Any, key: Any, mask: Any) -> Any:

@@ -7,9 +7,12 @@ user names, or that are imported already, count.
 
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 # Packages that may be imported; None: all.
 _allowed: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
@@ -45,8 +48,7 @@ def import_modules(modules: Iterable[str]) -> None:
         modules: Their names.
 
     Raises:
-        ValueError: If one may not be imported now, see `only_imports`, or cannot be found. What a module itself raises
-            goes on.
+        ValueError: If one may not be imported now, see `only_imports`, cannot be found, or raises something. One line.
     """
     for module in modules:
         if module in sys.modules:
@@ -60,6 +62,9 @@ def import_modules(modules: Iterable[str]) -> None:
                 f"there is no module {module[:100]}; it is looked for in the current folder, beside the configuration "
                 "file, and where Python looks"
             ) from None
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the module {module} cannot be imported: {reason}{place(error)}") from error
 
 
 def import_package(package: str) -> None:
@@ -69,7 +74,7 @@ def import_package(package: str) -> None:
         package: The name, as in an import statement.
 
     Raises:
-        ValueError: If it may not be imported now, see `only_imports`, or is no name of a package.
+        ValueError: If it may not be imported now, see `only_imports`, is no name of a package, or raises something.
         ImportError: If it cannot be imported.
     """
     if not may_import(package):
@@ -79,4 +84,23 @@ def import_package(package: str) -> None:
         )
     if not all(part.isidentifier() for part in package.split(".")):
         raise ValueError(f"{package[:100]!r} is no name of a package")
-    importlib.import_module(package)
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"importing the module {package} raised {type(error).__name__}: {reason}{place(error)}"
+        ) from error
+
+
+# What is not the user's own.
+_INSTALLED = {str(Path(path)) for path in sysconfig.get_paths().values()} | {str(Path(__file__).resolve().parent)}
+
+
+def place(error: BaseException) -> str:
+    """Return file and line of the user's code that raised, or nothing where none of it did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(str(Path(f.filename).resolve()).startswith(path) for path in _INSTALLED)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""

@@ -117,6 +117,7 @@ def train(
     seed: int = _UNSET,
     num_seeds: int = _UNSET,
     devices: int = _UNSET,
+    precision: Literal["highest", "tensorfloat32", "bfloat16"] = _UNSET,
     total_steps: int | str = _UNSET,
     on_divergence: Literal["continue", "stop"] = _UNSET,
     network: "NetworkConfig | Mapping[str, Any]" = _UNSET,
@@ -140,12 +141,11 @@ def train(
         callbacks: Called while it trains (`memax_rl.training.Callback`, docs/runs.md).
         imports, trust: Modules of one's own, imported first, that a resumed run may import; or whether it may any.
         env, env_options, env_wrappers: One of `memax_rl.envs.names()`; its options; wrappers, innermost first.
-        agent: The agent, one of `memax_rl.agents.names()`.
+        agent, network: One of `memax_rl.agents.names()`; settings of the network, such as memory and width.
         seed, num_seeds: The first seed, and how many runs, of seeds seed, seed + 1, ..., train together.
-        devices: Devices that share the batch of each update.
+        devices, precision: Devices that share the batch of each update; how exactly matrices are multiplied.
         total_steps: Environment steps of each seed, also as "1M"; the run ends with the first update that reaches them.
         on_divergence: What to do when one of several seeds diverges.
-        network: Settings of the network, such as memory and width.
         start_from, start_from_checkpoint: Another run whose weights to begin with; "newest", "best" or an update.
         checkpoint_interval, keep_every_n_steps: Seconds between checkpoints; environment steps between those kept.
         eval_interval, eval_episodes, early_stopping: Steps between evaluations; episodes of each; when to end.

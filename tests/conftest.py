@@ -7,8 +7,10 @@ from _compiler import quick_flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = quick_flags()
+# No test depends on what an earlier one compiled; test_cache.py turns it on.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # For test_devices.py; all else uses the first.
-os.environ["JAX_NUM_CPU_DEVICES"] = "4"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 import jax
 import pytest

@@ -368,6 +368,22 @@ MISTAKES = (
     ),
     Mistake(
         17,
+        "a device reads sampled tapes of streams that another one holds",
+        "memax_rl/rollout/replay.py",
+        "drawn, index), held, devices)",
+        "drawn, index), jnp.ones_like(held), devices)",
+        ("tests/test_devices.py",),
+    ),
+    Mistake(
+        17,
+        "each device learns from its own part of the loss alone, in Q-learning from a replay",
+        "agents/dqn.py",
+        "grads, metrics = sharding.psum((grads, metrics), self.devices)",
+        "pass",
+        ("tests/test_devices.py",),
+    ),
+    Mistake(
+        17,
         "the rows of one device alone are counted",
         "memax_rl/rollout/collect.py",
         "env_steps, used, lagging, overlong = sharding.psum(counts, devices)",

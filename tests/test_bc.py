@@ -1,7 +1,9 @@
 """Episodes in files, and behavior cloning from them: each mistake that imitation with a memory must not make."""
 
 import json
+import os
 import shutil
+import zipfile
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +13,10 @@ import numpy as np
 import pytest
 
 import memax_rl
+from memax_rl import envs
 from memax_rl.cli import main
+from memax_rl.envs import registry, spaces
+from memax_rl.envs.base import Environment
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.episodes_file import dump_episodes, read_episodes
 from memax_rl.rollout.tape import unpack
@@ -227,6 +232,12 @@ def test_a_trained_agent_is_a_teacher_too(repeat, tmp_path, capsys):
         (["nowhere", "--episodes", "5", "--strategy", "best"], "plays instead of a run"),
         (["nowhere", "--episodes", "5"], "nowhere"),
         (["nowhere", "--episodes", "5", "--env-options.size", "3"], "only with --env"),
+        (["--episodes", "5", "--env", "popgym/RepeatFirstEasy", "--seed", "9" * 20], "seed: expected a whole number"),
+        (["--episodes", "5", "--env", "popgym/RepeatFirstEasy", "--greedy"], "greedy says how a run plays"),
+        (["--episodes", "5", "--env", "popgym/RepeatFirstEasy", "--trained-seed", "1"], "trained_seed says how"),
+        (["--episodes", "5", "--env", "popgym/RepeatFirstEasy", "--checkpoint", "best"], "checkpoint says how"),
+        (["--episodes", "5", "--env", "popgym/RepeatFirstEasy", "--env-options.k", "3"], "has no option"),
+        (["--episodes", "5", "--env", "popgym/RepeatFirstEasy", "--agent", "bc"], "unrecognized argument --agent"),
     ],
 )
 def test_wrong_collecting_is_one_line(arguments, message, tmp_path, capsys):
@@ -236,6 +247,65 @@ def test_wrong_collecting_is_one_line(arguments, message, tmp_path, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_where_nothing_can_be_written_nothing_is_played(tmp_path, capsys, monkeypatch):
+    from memax_rl.evaluation import collecting
+
+    monkeypatch.setattr(collecting, "play_episodes", lambda *_: pytest.fail("it played"))
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "data.npz")
+    assert main(["collect", "--env", "popgym/RepeatFirstEasy", "--episodes", "2", "--out", out]) == 2
+    assert "is a file, expected a folder" in capsys.readouterr().err
+
+
+def test_options_of_the_environment_come_before_or_after(tmp_path, capsys):
+    command = ["collect", "--env-options.size", "4", "--env", "meta/DarkRoom", "--episodes", "1"]
+    assert main([*command, "--strategy", "random", "--out", str(tmp_path / "b.npz")]) == 0, capsys.readouterr().err
+    shown: Any = read_episodes(tmp_path / "b.npz").episodes.about.observation
+    assert shown.spaces["observation"].nvec == (4, 4)
+
+
+class _Faulty(Environment):
+    """Pays what is no number in its fifth step."""
+
+    @property
+    def default_params(self):
+        return None
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return spaces.Discrete(2)
+
+    def max_episode_steps(self, params):
+        return 5
+
+    def fixed_length(self, params):
+        return 5
+
+    def truncates(self, params):
+        return False
+
+    def is_truncated(self, state, params):
+        return jnp.zeros((), bool)
+
+    def reset_env(self, key, params):
+        return jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+
+    def step_env(self, key, state, action, params):
+        return state % 2, state + 1, jnp.where(state == 4, jnp.nan, 1.0), state == 4, {}
+
+
+def test_what_nobody_can_learn_from_is_not_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "_OWN", {})
+    envs.register("own/FaultyCollected", _Faulty)
+    command = ["collect", "--env", "own/FaultyCollected", "--episodes", "2", "--out", str(tmp_path / "x.npz")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "env: nobody can learn from what own/FaultyCollected gave: reward holds nan" in error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -264,6 +334,14 @@ def _broken(change, path, out):
     np.savez(out, **columns)
 
 
+def _other_about(columns, **fields):
+    return np.array(json.dumps(json.loads(str(columns["about"])) | fields))
+
+
+def _other_action(columns, **space):
+    return _other_about(columns, action={"dtype": "int32"} | space)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -275,7 +353,13 @@ def _broken(change, path, out):
         (lambda c: c.update(terminated=np.roll(c["terminated"], 1)), "every episode must end"),
         (lambda c: c.update(valid=~c["valid"]), "must be one slot that is not valid"),
         (lambda c: c.update(about=np.array("{}")), "about."),
+        (lambda c: c.update(about=_other_about(c, env="popgym/\x1b[31mRed\n")), "about.env: String should match"),
+        (lambda c: c.update(about=_other_about(c, episodes=10**400)), "about.episodes: Input should be less than"),
         (lambda c: c.update(more=c["reward"]), "unknown columns more"),
+        (lambda c: c.update(action_mask=np.ones((len(c["start"]), 3), bool)), "action_mask is bool"),
+        (lambda c: c.update(action_mask=np.ones((len(c["start"]), 4))), "action_mask is float64"),
+        (lambda c: c.update(action_mask=np.arange(4) != c["action"][:, None]), "action_mask says are not legal"),
+        (lambda c: c.update(about=_other_action(c, kind="MultiBinary", shape=[])), "is no space of a network"),
     ],
 )
 def test_damaged_files_are_told_in_one_line(change, message, repeat, tmp_path):
@@ -285,6 +369,42 @@ def test_damaged_files_are_told_in_one_line(change, message, repeat, tmp_path):
         read_episodes(out)
     assert str(out) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_actions_outside_of_their_box_are_told(pendulum, tmp_path):
+    _broken(lambda c: c.update(action=c["action"] * 2), pendulum, tmp_path / "wide.npz")
+    with pytest.raises(ValueError, match=r"action holds values from .* that are not in Box"):
+        read_episodes(tmp_path / "wide.npz")
+
+
+def test_every_flipped_bit_is_noticed(repeat, tmp_path):
+    """Also within a column that is compressed, which zlib tells."""
+    content, told = repeat.read_bytes(), 0
+    rng = np.random.default_rng(0)
+    with np.load(repeat) as data:
+        columns = {name: data[name] for name in data.files}
+    for at in rng.integers(0, len(content), 60):
+        path = tmp_path / "flipped.npz"
+        path.write_bytes(content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :])
+        try:
+            tape = read_episodes(path).episodes.tape
+        except ValueError:
+            told += 1
+        else:
+            # A byte of the zip's own, such as a date.
+            np.testing.assert_array_equal(tape.action, columns["action"])
+    assert told > 30
+
+
+def test_a_pipe_and_a_part_that_is_no_array_are_told(repeat, tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match=r"pipe.npz cannot be read: it is no plain file"):
+        read_episodes(tmp_path / "pipe.npz")
+    shutil.copy(repeat, tmp_path / "text.npz")
+    with zipfile.ZipFile(tmp_path / "text.npz", "a") as archive:
+        archive.writestr("action_mask", b"text")
+    with pytest.raises(ValueError, match="no file of episodes"):
+        read_episodes(tmp_path / "text.npz")
 
 
 def test_what_is_no_file_of_episodes_is_told_so(repeat, tmp_path):

@@ -15,6 +15,7 @@ ORDER = [
     "ops",
     "memory",
     "networks",
+    "distributed",
     "sharding",
     "rollout",
     "agents",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from memax_rl.cli import main
 from memax_rl.runs import Run, RunError
 
 MODULE = """
@@ -107,3 +108,25 @@ def test_imports_of_another_type_are_one_line(home, tmp_path, modules):
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(fields))
     with pytest.raises((RunError, ValueError)):
         Run.open(tmp_path / "run").config()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('raise ValueError("two\\nlines")', "raised ValueError: two lines (broken.py, line 1)"),
+        ("import sys\nsys.exit(3)", "raised SystemExit: 3 (broken.py, line 2)"),
+        ("def (", "raised SyntaxError: invalid syntax (broken.py, line 1)"),
+        ("import no_such_package", "no_such_package"),
+        ("from json import nothing", "cannot be imported: cannot import name 'nothing' from 'json'"),
+    ],
+    ids=["ValueError", "exit", "syntax", "package", "name"],
+)
+@pytest.mark.parametrize("form", ["--import {}", "--env jax/{}:Room", "--env gym/{}:Room-v0"])
+def test_a_module_that_raises_is_told_in_one_line(content, message, form, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["train", "--check", *form.format("broken").split()]) == 2
+    error = capsys.readouterr().err
+    assert "broken" in error
+    assert message in error
+    assert error.count("\n") == 1

@@ -20,9 +20,11 @@ from gymnasium import spaces as host_spaces
 import memax_rl
 from memax_rl import agents, envs
 from memax_rl.agents import registry
-from memax_rl.agents.acting import acting_by_policy, acting_by_values
-from memax_rl.agents.dqn import DQN, DQNConfig
-from memax_rl.agents.ppo import PPO, PPOConfig
+from memax_rl.agents.bc import BC
+from memax_rl.agents.dqn import DQN
+from memax_rl.agents.ppo import PPO
+from memax_rl.agents.pqn import PQN
+from memax_rl.agents.sac import SAC
 from memax_rl.cli import main
 from memax_rl.envs import spaces
 from memax_rl.envs.plain_spaces import from_plain
@@ -317,9 +319,13 @@ def test_a_memory_of_ones_own_needs_its_module(tmp_path, monkeypatch):
 
 
 def test_agents_act_as_they_say_they_do():
-    network = NetworkConfig()
-    assert acting_by_policy(PPOConfig(), network).evaluates_greedily is PPO.evaluates_greedily
-    assert acting_by_values(DQNConfig(), network).evaluates_greedily is DQN.evaluates_greedily
+    """A loaded policy is greedy where `evaluate` is, whatever the agent."""
+    known = {"ppo": PPO, "dqn": DQN, "pqn": PQN, "sac": SAC, "bc": BC}
+    assert known.keys() == set(agents.names())
+    for name, agent in known.items():
+        spec = agents.spec(name)
+        assert spec.acting is not None
+        assert spec.acting(spec.settings(), NetworkConfig()).evaluates_greedily is agent.evaluates_greedily, name
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "policy.md").read_text()

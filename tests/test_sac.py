@@ -106,7 +106,7 @@ def test_soft_value_of_discrete_actions_is_the_expectation(space, key):
     )
     actor = eqx.tree_at(lambda a: a.head.weight, actor, 100 * actor.head.weight)
     features = jax.random.normal(key, (2, 3, 8))
-    policy = soft_policy(actor, features, None, key)
+    policy = soft_policy(actor, features, None, jax.random.split(key, (2, 3)))
     value = policy.soft_value(critic, features, jnp.array(0.5))
     every = [(a,) for a in range(3)] if not space.shape else [(a, b) for a in range(2) for b in range(3)]
     # The least is taken of each component's outputs; with one component that is the least of the two values.
@@ -133,7 +133,7 @@ def test_targets_are_soft_values_of_the_episodes_own_next_observation(separate, 
     tape, inputs = sample.tape, replays.inputs_of(sample.tape)
     actor, target = state.network, state.target
     target = eqx.tree_at(lambda t: [out.weight for out in t.critic.out], target, replace_fn=lambda w: 20 * w)
-    policy = soft_policy(actor, unroll(actor.torso, inputs), None, key)
+    policy = soft_policy(actor, unroll(actor.torso, inputs), None, jax.random.split(key, (ROWS, SLOTS)))
     assert policy.action is not None
     soft_value = policy.soft_value(target.critic, target.unroll(inputs), jnp.array(0.3))
     targets = np.asarray(agent.targets(soft_value, tape, 2.0))
@@ -171,7 +171,8 @@ def test_each_part_is_trained_by_its_own_loss_alone(separate, key):
 
     def critic_loss(critic, torso):
         features = unroll(torso, inputs)
-        policy = soft_policy(state.network, unroll(state.network.torso, inputs), None, key)
+        keys = jax.random.split(key, (ROWS, SLOTS))
+        policy = soft_policy(state.network, unroll(state.network.torso, inputs), None, keys)
         soft = policy.soft_value(state.target.critic, state.target.unroll(inputs), jnp.exp(state.log_temperature))
         values = action_values(critic, features, sample.tape.action)
         error = values - jax.lax.stop_gradient(agent.targets(soft, sample.tape, 1.0))[..., None]

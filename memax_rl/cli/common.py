@@ -109,9 +109,53 @@ def import_own(imports: Sequence[str], trust: bool = False, *folders: Path) -> N
         import_modules(imports)
 
 
+def prepare_jax(*, trains: bool = False) -> None:
+    """Set up JAX, before anything uses it: compiled programs are kept from one start to the next (memax_rl/cache.py).
+
+    Unless it trains, no more of a GPU's memory is taken than is needed, so that a run beside it goes on.
+    """
+    if not trains:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from memax_rl import cache
+
+    cache.turn_on()
+
+
+def find_typed(env: str | None) -> str | None:
+    """Return the package or module that an environment typed here is of, which is looked for in this folder too."""
+    from memax_rl import envs
+
+    package = envs.package_of(env) if env else None
+    if package and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return package
+
+
+class EnvironmentOptionsCommand(click.Command):
+    """A command that takes `--env-options.NAME VALUE`, before or after its own arguments."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set `ctx.obj` to the arguments that are options of the environment; parse the rest."""
+        own = {option for param in self.get_params(ctx) for option in (*param.opts, *param.secondary_opts)}
+        ctx.obj, rest, queue = [], [], list(args)
+        while queue:
+            argument = queue.pop(0)
+            name, equals, _ = argument.partition("=")
+            if name.split(".")[0] == "--env-options":
+                ctx.obj.append(argument)
+                if not equals and queue and not queue[0].startswith("--"):
+                    ctx.obj.append(queue.pop(0))
+            elif name.startswith("--") and name not in {*own, "--"}:
+                hint = did_you_mean(name, own, "of the configuration only --env-options.NAME may be changed here")
+                raise click.UsageError(f"unrecognized argument {name}; {hint}")
+            else:
+                rest.append(argument)
+        return super().parse_args(ctx, rest)
+
+
 def greedy_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--greedy` and `--no-greedy`."""
-    text = "Take the best action at every step, or not (default: yes with dqn, no with ppo, which samples)."
+    text = "Take the best action at every step, or not (default: no with ppo, which samples, yes with the others)."
     return click.option("--greedy/--no-greedy", default=None, help=text)(command)
 
 

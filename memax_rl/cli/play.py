@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
+from memax_rl.cli.common import (
+    EnvironmentOptionsCommand,
+    PathType,
+    answers,
+    checkpoint_option,
+    find_typed,
+    greedy_option,
+    import_own,
+    prepare_jax,
+    report,
+    trust_options,
+)
 
 _RUN = click.argument("run", type=PathType(file_okay=False))
 _SEED = click.option("--seed", type=int, help="Seed of the episodes (default: the run's).")
@@ -26,8 +37,8 @@ def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(
     "evaluate",
+    cls=EnvironmentOptionsCommand,
     short_help="Play fresh episodes with a trained agent.",
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @_options(_RUN, click.option("--episodes", type=int, default=256, show_default=True, help="Fresh episodes a seed."))
 @_options(click.option("--env", help="Another environment, with the spaces of the trained one."))
@@ -50,19 +61,21 @@ def evaluate(
 
     --env-options.NAME VALUE changes an option of the environment, for example the length of a corridor.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl import evaluation
     from memax_rl.runs import Run
     from memax_rl.runs.config import override_env_options
 
     opened = Run.open(run, imports, trust)
+    find_typed(env)
     env_options = None
-    if ctx.args:
+    if ctx.obj:
         with opened.trusted():
             config = opened.config()
         # An environment that is typed here may be imported, as with `train`.
         with opened.trusted() if env is None else nullcontext():
-            env_options = override_env_options(evaluation.elsewhere(config, env or config.env, {}), ctx.args)
+            env_options = override_env_options(evaluation.elsewhere(config, env or config.env, {}), ctx.obj)
     result = evaluation.evaluate(
         run,
         episodes=episodes,
@@ -98,9 +111,12 @@ def icl(
 
     Writes icl.json and icl.png into the run folder.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import in_context
+    from memax_rl.runs.files import check_folder
 
+    check_folder(out or run)
     result = in_context.evaluate_in_context(
         run,
         tasks=tasks,
@@ -134,9 +150,12 @@ def inspect(
 
     Writes inspect.json, inspect.csv and inspect.png into the run folder.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import sensitivity
+    from memax_rl.runs.files import check_folder
 
+    check_folder(out or run)
     result = sensitivity.inspect(
         run, steps=steps, rows=rows, seed=seed, checkpoint=checkpoint, imports=imports, trust=trust
     )

@@ -5,7 +5,18 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, checkpoint_option, greedy_option, import_own, report, trust_options
+from memax_rl.cli.common import (
+    EnvironmentOptionsCommand,
+    PathType,
+    answers,
+    checkpoint_option,
+    find_typed,
+    greedy_option,
+    import_own,
+    prepare_jax,
+    report,
+    trust_options,
+)
 
 _RUN = click.argument("run", type=PathType(file_okay=False))
 _ONNX = "Write policy.onnx too, for ONNX Runtime (needs pip install 'memax_rl[onnx]'); a greedy policy alone."
@@ -28,6 +39,7 @@ def export(run: Path, out: Path, imports: tuple[str, ...], trust: bool, **settin
 
     docs/policy.md says how to use them.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import export as exports
 
@@ -52,17 +64,20 @@ def play(run: Path, imports: tuple[str, ...], trust: bool, as_json: bool, out: P
     Writes play.jsonl, a line a step, and where the environment renders (Gymnasium's rgb_array) play.mp4, or play.gif
     without imageio, into the run folder.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl.evaluation import playback
+    from memax_rl.runs.files import check_folder
 
+    check_folder(out or run)
     result, steps, pictures = playback.play_episodes(run, imports=imports, trust=trust, **settings)
     report(result, as_json, playback.print_playback, playback.write_playback(result, steps, pictures, out or run))
 
 
 @click.command(
     "collect",
+    cls=EnvironmentOptionsCommand,
     short_help="Write episodes of a trained agent or a scripted strategy into a file.",
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 @click.argument("run", type=PathType(file_okay=False), required=False)
 @click.option("--out", type=PathType(), required=True, help="The file to write, NAME.npz.")
@@ -85,15 +100,17 @@ def collect(
     players of what can be solved. --env-options.NAME VALUE sets an option of that environment. docs/bc.md says what the
     file holds.
     """
+    prepare_jax()
     import_own(imports, trust)
     from memax_rl import evaluation
     from memax_rl.runs.config import make_config, override_env_options
 
+    find_typed(env)
     env_options = None
-    if ctx.args:
+    if ctx.obj:
         if env is None:
-            raise ValueError(f"{ctx.args[0]}: only with --env; a run plays in the environment of its training")
-        env_options = override_env_options(make_config({"env": env}), ctx.args)
+            raise ValueError(f"{ctx.obj[0]}: only with --env; a run plays in the environment of its training")
+        env_options = override_env_options(make_config({"env": env}), ctx.obj)
     about = evaluation.collect(run, env=env, env_options=env_options, imports=imports, trust=trust, **settings)
     print(f"{about.episodes} episodes of {about.env} by {about.source}, mean return {about.mean_return:.3f}")
     print(f"written: {settings['out']}")

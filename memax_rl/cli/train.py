@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,15 @@ from typing import Any
 import click
 
 from memax_rl.cli import catalog
-from memax_rl.cli.common import PathType, answers, did_you_mean, import_own, trust_options
+from memax_rl.cli.common import (
+    PathType,
+    answers,
+    did_you_mean,
+    find_typed,
+    import_own,
+    prepare_jax,
+    trust_options,
+)
 
 # Names that are typed often, and the fields that they are short for.
 SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
@@ -19,6 +26,8 @@ SHORT = {"memory": "network.memory", "memory-options": "network.memory-options",
 _MAIN = ("env", "agent", "network.memory", "network.width", "total-steps", "seed", "num-seeds", "devices")
 # Fields whose parts have names that no model knows beforehand, as --env-options.size 7.
 _OPEN = ("env-options", "env-wrappers", "memory-options", "network.memory-options")
+# What may be typed beside --resume.
+_CHANGEABLE = ("--total-steps=", "--devices=")
 _METAVARS = {"integer": "INTEGER", "number": "NUMBER", "text": "TEXT", "list": "LIST", "options": "OPTIONS"}
 _EXAMPLES = """\
 Examples:
@@ -193,49 +202,65 @@ def _shown(default: Any) -> str:
 @click.option("--out", type=PathType(), help="The run folder to make (default: a new one in runs/).")
 @click.option("--resume", type=PathType(), help="Continue the run in this folder; with --total-steps, longer.")
 @click.option("--check", is_flag=True, help="Say what would be trained, and make nothing.")
+@click.option(
+    "--distributed",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[HOST:PORT,PROCESS,PROCESSES]",
+    help="Train together with other processes: those that Slurm, Open MPI or Kubernetes started, or at an address.",
+)
 @trust_options
 @click.option("--help-all", is_flag=True, expose_value=False, help="Show all fields, those of --agent too.")
 @click.pass_context
 @answers
 def train(
-    ctx: click.Context,
-    config: Path | None,
-    out: Path | None,
-    resume: Path | None,
-    check: bool,
-    imports: tuple[str, ...],
-    trust: bool,
-    **fields: Any,
+    ctx: click.Context, config: Path | None, resume: Path | None, check: bool, distributed: str | None, **rest: Any
 ) -> None:
     """Train an agent, and write a run folder.
 
     Every field of the configuration is an option. Without --config the fields begin with the agent's preset, or, with
     --env, with the defaults.
     """
-    typed = [*_typed(ctx.command, fields), *ctx.obj]
-    longer = [argument for argument in typed if argument.startswith("--total-steps=")]
-    if resume is not None and (config or out or check or len(longer) < len(typed)):
-        raise ValueError("--resume continues a run as it is configured; beside it only --total-steps may be given")
-    # As many CPU devices as cores, for --devices. JAX counts them when it is first used, which the next import does.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count()))
-    import_own(imports, trust, *([config.resolve().parent] if config and config.is_file() else []))
-    from memax_rl import agents, envs, training
+    own = {name: rest.pop(name) for name in ("out", "imports", "trust")}
+    typed = [*_typed(ctx.command, rest), *ctx.obj]
+    changed = dict(argument[2:].split("=", 1) for argument in typed if argument.startswith(_CHANGEABLE))
+    if resume is not None and (config or own["out"] or check or len(changed) < len(typed)):
+        raise ValueError(
+            "--resume continues a run as it is configured; beside it only --total-steps and --devices may be given"
+        )
+    # As many CPU devices as cores, for --devices; processes that train together are one each. JAX counts them when it
+    # is first used, which the next import does.
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1" if distributed else str(os.cpu_count()))
+    prepare_jax(trains=True)
+    from memax_rl.distributed import is_first, taking_part
+
+    with taking_part(distributed):
+        import_own(own["imports"], own["trust"], *([config.resolve().parent] if config and config.is_file() else []))
+        if resume is not None:
+            from memax_rl import training
+
+            more: Any = {name.replace("-", "_"): value for name, value in changed.items()}
+            trust = {name: own[name] for name in ("imports", "trust")}
+            run = training.train(resume=resume, progress=True, **trust, **more)
+        else:
+            run = _train_anew(ctx, typed, config, check, own)
+        if run is not None and is_first():
+            print(f"run folder: {run.folder}")
+
+
+def _train_anew(ctx: click.Context, typed: list[str], config: Path | None, check: bool, own: dict[str, Any]) -> Any:
+    """Return a run that was trained as typed; with `check` say what it would be, and return None."""
+    from memax_rl import agents, distributed, training
     from memax_rl.envs.trust import import_modules, only_imports
     from memax_rl.runs import load_config, make_config, override
     from memax_rl.runs.config import read_fields
 
-    if resume is not None:
-        more = {"total_steps": longer[-1].partition("=")[2]} if longer else {}
-        run = training.train(resume=resume, progress=True, imports=imports, trust=trust, **more)
-        print(f"run folder: {run.folder}")
-        return
+    imports, trust = own["imports"], own["trust"]
     env, agent = _last("--env", typed), ctx.meta["agent"]
     preset = agents.spec(agent).preset
     base = load_config(preset) if preset and not env else make_config({"agent": agent})
     # What is typed here may be imported; what a file says, only with --import or --trust.
-    package = envs.package_of(env) if env else None
-    if package and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    package = find_typed(env)
     with only_imports([*imports, *([package] if package else [])], trust=trust):
         if trust and config is not None and config.is_file():
             import_modules(read_fields(config).get("imports", ()))
@@ -243,11 +268,13 @@ def train(
             base = load_config(config)
         modules = list(dict.fromkeys([*base.imports, *imports]))
         chosen = override(base, [*([f"--imports={modules}"] if modules else []), *typed])
+        if distributed.count() > 1 and chosen.devices == 1:
+            # One would be of no use to the others.
+            chosen = override(chosen, [f"--devices={distributed.devices()}"])
         if check:
             print("\n".join(training.check(chosen)))
-            return
-        run = training.train(chosen, out=out, progress=True)
-    print(f"run folder: {run.folder}")
+            return None
+        return training.train(chosen, out=own["out"], progress=True)
 
 
 def _typed(command: click.Command, values: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from memax_rl.cli.common import PathType, answers, import_own, trust_options
+from memax_rl.cli.common import PathType, answers, import_own, prepare_jax, trust_options
 from memax_rl.cli.study import FieldsCommand
 
 _EXAMPLES = """\
@@ -36,6 +36,7 @@ def tune(
     holds for all trials, several are choices. The same command goes on with a search, and several processes may work
     on one.
     """
+    prepare_jax(trains=True)
     import_own(imports, trust, *([file.resolve().parent] if file.is_file() else []))
     from memax_rl import studies
 

@@ -29,7 +29,7 @@ from memax_rl.rollout.streams import Act, RolloutState, seed_key, start_stream, 
 from memax_rl.rollout.tape import Tape, without_log_prob
 from memax_rl.runs.build import load_agent, make_environment
 from memax_rl.runs.config import make_config
-from memax_rl.runs.files import write_atomically
+from memax_rl.runs.files import check_folder, write_atomically
 from memax_rl.runs.run import Checkpoint, Run
 
 # Environments at once, and steps in one call: enough to keep the device busy, few enough to hold all slots.
@@ -235,7 +235,8 @@ def collect(
         EnvironmentFailure: If an environment on the host fails.
     """
     path = Path(out)
-    _check_arguments(run, env, strategy, episodes, path)
+    of_run = {"trained_seed": trained_seed, "greedy": greedy, "checkpoint": checkpoint}
+    _check_arguments(run, env, env_options, strategy, episodes, path, of_run)
     if run is None:
         assert env is not None
         player = scripted_player(env, env_options or {}, strategy)
@@ -247,30 +248,51 @@ def collect(
     try:
         # Distinct from the keys of training and evaluation.
         played = play_episodes(player, jax.random.fold_in(seed_key(seed), 2**31 + 1), episodes)
-        about = About(
-            env=player.env_name,
-            source=player.source,
-            observation=to_plain(player.env.observation_space(player.params)),
-            action=to_plain(player.env.action_space(player.params)),
-            episodes=episodes,
-            mean_return=float(np.mean([np.sum(tape.reward, dtype=np.float64) for tape in played])),
-        )
+        about = _about(player, played)
     finally:
         close(player.env)
     tape = jax.tree.map(lambda *leaves: np.concatenate(leaves), *played)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, dump_episodes(Episodes(tape, about)))
+    _write(path, Episodes(tape, about))
     return about
 
 
-def _check_arguments(run: Any, env: str | None, strategy: str | None, episodes: int, path: Path) -> None:
+def _about(player: Player, played: list[Tape]) -> About:
+    return About(
+        env=player.env_name,
+        source=player.source,
+        observation=to_plain(player.env.observation_space(player.params)),
+        action=to_plain(player.env.action_space(player.params)),
+        episodes=len(played),
+        mean_return=float(np.mean([np.sum(tape.reward, dtype=np.float64) for tape in played])),
+    )
+
+
+def _write(path: Path, episodes: Episodes) -> None:
+    """Write the file. Raises `ValueError` if the environment gave what could not be read again."""
+    try:
+        content = dump_episodes(episodes)
+    except ValueError as error:
+        raise ValueError(f"env: nobody can learn from what {episodes.about.env} gave: {error}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def _check_arguments(
+    run: Any, env: str | None, env_options: Any, strategy: str | None, episodes: int, path: Path, of_run: dict[str, Any]
+) -> None:
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     if (run is None) == (env is None):
         raise ValueError("give either the folder of a run, which plays, or env, where a scripted strategy plays")
     if run is not None and strategy is not None:
         raise ValueError(f"strategy={strategy!r} plays instead of a run; leave the run out and give env")
+    if run is not None and env_options:
+        raise ValueError("env_options: only with env; a run plays in the environment of its training")
+    ignored = [name for name, value in of_run.items() if value not in (None, "newest")]
+    if run is None and ignored:
+        raise ValueError(f"{ignored[0]} says how a run plays, and with env a scripted strategy does; leave it out")
     if path.suffix != ".npz":
         raise ValueError(f"out must be a file NAME.npz, got {str(path)!r}")
     if path.is_dir():
         raise ValueError(f"out: {path} is a folder")
+    check_folder(path.parent)

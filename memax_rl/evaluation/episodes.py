@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
 from memax_rl.envs.baselines.scores import find_scores
 from memax_rl.evaluation.statistics import summarize
+from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
 from memax_rl.runs.config import TrainConfig, make_config
@@ -79,7 +80,8 @@ def evaluate_state(
     keys = jax.random.split(
         jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31), config.num_seeds
     )[np.array(seeds) - config.seed]
-    returns, lengths, ended = make_player(agent, env, env_params, episodes, greedy)(networks, keys)
+    with products_in(config.precision):
+        returns, lengths, ended = make_player(agent, env, env_params, episodes, greedy)(networks, keys)
     # A wrapper changes the task, and the known scores do not apply.
     is_plain = not config.env_wrappers and not config.env_options.get("arguments")
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)

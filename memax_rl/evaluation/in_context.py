@@ -21,6 +21,7 @@ from memax_rl import envs
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
 from memax_rl.networks import from_environment
+from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.config import TrainConfig
@@ -231,7 +232,8 @@ def evaluate_in_context(
     play = _make_play(agent, networks, greedy, key, tasks, episodes * max((1, *longer)))
 
     def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
-        played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
+        with products_in(config.precision):
+            played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
         return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
 
     # `num_tasks` limits the training tasks only.

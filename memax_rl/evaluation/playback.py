@@ -15,6 +15,7 @@ from memax_rl.envs.adapters.gymnasium import GymnasiumAdapter
 from memax_rl.envs.base import EnvironmentFailure, close, failure
 from memax_rl.envs.wrappers import layers
 from memax_rl.networks import to_environment
+from memax_rl.precision import products_in
 from memax_rl.rollout.streams import RolloutState, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
 from memax_rl.runs.config import TrainConfig
@@ -112,11 +113,11 @@ def play_episodes(
     try:
         act = agent.act(network, is_greedy)
         key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
-        steps, ended = _play(env, params, act, network.initial_state(), key, episodes)
+        with products_in(config.precision):
+            steps, ended = _play(env, params, act, network.initial_state(), key, episodes)
         pictures = [frame for copy in shown for frame in copy.frames]
-        if ended == episodes:
-            # The last one is of the episode that would follow.
-            pictures = pictures[:-1]
+        # The last one is of the episode that would follow.
+        pictures = pictures[:-1] if ended == episodes else pictures
         problem = next((copy.problem for copy in shown if copy.problem), None if shown else _NOT_ON_HOST)
     finally:
         close(env)

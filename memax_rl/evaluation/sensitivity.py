@@ -32,6 +32,7 @@ from memax_rl.envs.base import EnvironmentFailure, close, failure
 from memax_rl.evaluation.figures import BLACK, BLUE, GRAY, VERMILLION, make_figure, seeds_and, set_counts
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.networks.encoder import AgentInput, Encoder
+from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, positions, previous
 from memax_rl.runs.build import load_agent
@@ -248,7 +249,8 @@ def inspect(
     slots = min(agent.env.max_episode_steps(agent.env_params) or 256, 256) if steps is None else steps
 
     places = [s - config.seed for s in seeds]
-    policy, value, pairs, change, changes = _measure(agent, networks, places, key, rows, slots)
+    with products_in(config.precision):
+        policy, value, pairs, change, changes = _measure(agent, networks, places, key, rows, slots)
     totals, numbers = np.stack([policy, value, change]), np.stack([pairs, pairs, changes])
     lags = _entries(totals[..., 0, :], numbers[..., 0, :], np.arange(slots + 1))
     _check_lags(lags, rows)

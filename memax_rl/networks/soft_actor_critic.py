@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from memax_rl.envs import spaces
 from memax_rl.networks.actions import ActionDistribution, action_outputs, check_action_space
@@ -215,13 +215,12 @@ def soft_policy(
     actor: SoftActor,
     features: Float[Array, "rows slots width"],
     action_mask: Bool[Array, "rows slots outputs"] | None,
-    key: PRNGKeyArray,
+    keys: Key[Array, "rows slots"],
 ) -> SoftPolicy:
     """Return what the actor does in all slots; illegal values of discrete actions have a probability of 0."""
     rows, slots, _ = features.shape
     distribution = on_slots(actor.distribution, features, action_mask)
     if isinstance(distribution, SquashedNormal):
-        keys = jax.random.split(key, (rows, slots))
         action, log_prob = jax.vmap(jax.vmap(lambda d, k: d.sample(k)))(distribution, keys)
         return SoftPolicy(action.reshape(rows, slots, -1), log_prob, -log_prob)
     log_prob = on_slots(_log_probabilities, distribution)

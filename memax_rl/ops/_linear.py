@@ -50,8 +50,21 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
+def _product(x: Array, y: Array) -> Array:
+    """Return x @ y. Where JAX's `default_matmul_precision` is "bfloat16", float32 factors are rounded to that first.
+
+    By itself JAX does so on TPUs alone. The sums are float32.
+    """
+    set_to = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    if set_to != "bfloat16" or x.dtype != jnp.float32 or y.dtype != jnp.float32:
+        return x @ y
+    # XLA takes a conversion there and back for none where it may be more exact, but not this.
+    x, y = (jax.lax.reduce_precision(a, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16) for a in (x, y))
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
 def _linear(x: Array, w: Array) -> Array:
-    return (_rows(x) @ w).reshape(*x.shape[:-1], w.shape[1])
+    return _product(_rows(x), w).reshape(*x.shape[:-1], w.shape[1])
 
 
 def _outer(x: Array, y: Array) -> Array:
@@ -60,7 +73,7 @@ def _outer(x: Array, y: Array) -> Array:
     if y.shape[1] == 1:
         # As a product of a matrix and a vector, x would be copied to its transpose first.
         return jnp.sum(x * y, axis=0)[:, None]
-    return x.T @ y
+    return _product(x.T, y)
 
 
 def _outer_on_cpu(x: Array, y: Array) -> Array:
@@ -79,8 +92,8 @@ def _outer_on_cpu(x: Array, y: Array) -> Array:
     if y.shape[1] == 1:
         return _outer(x, y)
     if x.shape[1] <= y.shape[1]:
-        return barrier(turned(x) @ y)
-    return barrier(turned(y) @ x).T
+        return barrier(_product(turned(x), y))
+    return barrier(_product(turned(y), x)).T
 
 
 def _primitive(name: str, run: Callable[..., Array], on_cpu: Callable[..., Array] | None = None) -> Primitive:
@@ -114,7 +127,7 @@ def _batch_linear(args, axes):
     if len(w) == 1:
         return linear_p.bind(x[0], w[0])[None], 0
     flat = x.reshape(len(x), -1, x.shape[-1])
-    return (flat @ w).reshape(*x.shape[:-1], w.shape[-1]), 0
+    return _product(flat, w).reshape(*x.shape[:-1], w.shape[-1]), 0
 
 
 def _batch_outer(args, axes):
@@ -126,7 +139,7 @@ def _batch_outer(args, axes):
     if size == 1:
         return outer_p.bind(x[0], y[0])[None], 0
     x, y = (a.reshape(size, -1, a.shape[-1]) for a in (x, y))
-    return jnp.swapaxes(x, 1, 2) @ y, 0
+    return _product(jnp.swapaxes(x, 1, 2), y), 0
 
 
 batching.primitive_batchers[linear_p] = _batch_linear

@@ -130,8 +130,9 @@ def collect_steps(
     keys: Key[Array, "steps streams 2"],
     *,
     tape_length: int,
+    devices: int = 1,
 ) -> tuple[RolloutState, Tape, dict[str, Array]]:
-    """Take the same number of steps in all streams, for a replay.
+    """Take the same number of steps in all streams of this device, for a replay.
 
     Args:
         env, env_params: The environment.
@@ -140,6 +141,7 @@ def collect_steps(
         streams: The streams before.
         keys: Two for each step of each stream, see `step_stream`.
         tape_length: Slots of the tapes that are sampled later.
+        devices: How many devices collect at once; metrics are those of all of them.
 
     Returns:
         The streams after it, the slots [streams, steps], and metrics.
@@ -155,11 +157,12 @@ def collect_steps(
     streams, (slots, finished) = jax.lax.scan(body, streams, keys)
     # No tape from the episode's start holds such a transition with its next observation.
     beyond = slots.valid & ~slots.terminated & (finished.episode_length >= tape_length)
+    env_steps, overlong = sharding.psum((jnp.sum(slots.valid), jnp.sum(beyond)), devices)
     metrics = {
-        **episode_metrics(finished),
-        "env_steps": jnp.sum(slots.valid),
-        "tape/overlong": jnp.sum(beyond),
-        "env/unusable": first_unusable(slots, axis=0),
+        **episode_metrics(sharding.all_gather(finished, devices, axis=1)),
+        "env_steps": env_steps,
+        "tape/overlong": overlong,
+        "env/unusable": first_unusable(slots, axis=0, devices=devices),
     }
     return streams, jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), slots), metrics
 

@@ -17,19 +17,38 @@ The columns, each with a leading axis of slots (see `memax_rl.rollout.tape` for 
 import hashlib
 import io
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memax_rl.envs.plain_spaces import PlainBox, PlainDiscrete, PlainLeaf, PlainSpace, plain_leaves, structure
+from memax_rl.envs import spaces
+from memax_rl.envs.plain_spaces import (
+    PlainBox,
+    PlainDiscrete,
+    PlainLeaf,
+    PlainSpace,
+    from_plain,
+    plain_leaves,
+    structure,
+)
 from memax_rl.rollout.tape import Tape
 
+# What reading a damaged file may raise.
+_DAMAGES = (
+    *(EOFError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, RuntimeError),
+    *(LookupError, TypeError, ValueError, AttributeError, OverflowError),
+)
 _FLAGS = ("start", "terminated", "truncated", "valid")
+# Messages repeat it: no line ends, nothing that a terminal would act on.
+_Name = Annotated[str, Field(pattern=r"^\P{C}*$")]
 
 
 class About(BaseModel):
@@ -47,11 +66,11 @@ class About(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     version: Literal[1] = 1
-    env: str
-    source: str
+    env: _Name
+    source: _Name
     observation: PlainSpace
     action: PlainLeaf
-    episodes: int
+    episodes: Annotated[int, Field(ge=1, le=2**31 - 1)]
     mean_return: float
 
 
@@ -75,16 +94,17 @@ def _observation_columns(about: About) -> list[tuple[str, Any]]:
 
 
 def dump_episodes(episodes: Episodes) -> bytes:
-    """Return the content of the file."""
+    """Return the content of the file. Raises `ValueError` for what could not be read again."""
     tape, about = episodes
     names = [name for name, _ in _observation_columns(about)]
-    columns = dict(zip(names, jax.tree.leaves(tape.observation), strict=True))
+    columns: dict[str, Any] = dict(zip(names, jax.tree.leaves(tape.observation), strict=True))
     columns |= {name: getattr(tape, name) for name in ("action", "reward", *_FLAGS)}
     if tape.action_mask is not None:
         columns["action_mask"] = tape.action_mask
+    arrays: dict[str, Any] = {name: np.asarray(x) for name, x in columns.items()}
+    _tape(dict(arrays), about)
     text = json.dumps(about.model_dump(mode="json"), allow_nan=False)
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: np.asarray(x) for name, x in columns.items()}
     np.savez_compressed(buffer, about=np.array(text), **arrays)
     return buffer.getvalue()
 
@@ -96,12 +116,17 @@ def read_episodes(path: Path) -> EpisodesFile:
         ValueError: With one line that names the file, if it cannot be read, or its columns are not what it says.
     """
     try:
+        if path.exists() and not path.is_file():
+            # Reading a pipe would wait for ever.
+            raise OSError("it is no plain file")
         content = path.read_bytes()
         with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            columns = {name: data[name] for name in data.files}
+            columns = {name: _read(data.zip, f"{name}.npy") for name in data.files}
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError):
+    except MemoryError:
+        raise ValueError(f"{path} holds more than there is memory for; collect fewer episodes") from None
+    except _DAMAGES:
         raise ValueError(f"{path} is no file of episodes, or damaged; `memax-rl collect` makes one") from None
     try:
         about = About.model_validate_json(str(columns.pop("about")))
@@ -115,8 +140,16 @@ def read_episodes(path: Path) -> EpisodesFile:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    # Whole, so that its checksum is compared.
+    return np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False)
+
+
 def _tape(columns: dict[str, Any], about: About) -> Tape:
     """Return the columns as a tape, checked."""
+    # Raises for a space that no network can have.
+    from_plain(about.observation)
+    action = from_plain(about.action)
     slots = len(np.atleast_1d(columns["start"]))
     parts = [_checked(name, columns.pop(name), slots, leaf) for name, leaf in _observation_columns(about)]
     shapes = {"action": about.action} | {"reward": PlainBox(shape=(), dtype="float32", low="-inf", high="inf")}
@@ -126,6 +159,9 @@ def _tape(columns: dict[str, Any], about: About) -> Tape:
     if columns:
         raise ValueError(f"unknown columns {', '.join(sorted(columns))}")
     _check_episodes(flags, about.episodes)
+    _check_bounds(action, known["action"])
+    if mask is not None:
+        _check_mask(action, mask, known["action"], flags["valid"])
     observation = jax.tree.unflatten(jax.tree.structure(structure(about.observation)), parts)
     return Tape(**jax.tree.map(jnp.asarray, {"observation": observation, **known, **flags, "action_mask": mask}))
 
@@ -145,6 +181,29 @@ def _checked(name: str, column: np.ndarray, slots: int, leaf: Any) -> Any:
         if ((column < 0) | (column >= most)).any():
             raise ValueError(f"{name} holds values that are not in {leaf}")
     return column
+
+
+def _check_bounds(space: Any, actions: np.ndarray) -> None:
+    """Raise `ValueError` unless the actions are within the bounds of a Box, with room for rounding."""
+    if isinstance(space, spaces.Box):
+        low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape) for x in (space.low, space.high))
+        room = [1e-5 * np.maximum(1, np.abs(bound)) for bound in (low, high)]
+        if ((actions < low - room[0]) | (actions > high + room[1])).any():
+            raise ValueError(f"action holds values from {actions.min()} to {actions.max()} that are not in {space!r}")
+
+
+def _check_mask(space: Any, mask: np.ndarray, actions: np.ndarray, valid: np.ndarray) -> None:
+    """Raise `ValueError` unless the mask is one of the space, and says that what was done was legal."""
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        raise ValueError(f"action_mask is for Discrete and MultiDiscrete actions, and these are {space!r}")
+    counts = spaces.value_counts(space)
+    shape = (len(actions), sum(counts))
+    if mask.shape != shape or mask.dtype != bool:
+        raise ValueError(f"action_mask is {mask.dtype.name}{list(mask.shape)}, expected bool{list(shape)}")
+    places = actions.reshape(len(actions), -1) + np.cumsum([0, *counts[:-1]])
+    illegal = int((~np.take_along_axis(mask, places, axis=1)).any(axis=1, where=valid[:, None]).sum())
+    if illegal:
+        raise ValueError(f"action holds {illegal} actions that action_mask says are not legal")
 
 
 def _check_episodes(flags: dict[str, np.ndarray], count: int) -> None:

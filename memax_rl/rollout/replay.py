@@ -30,6 +30,10 @@ over a drawn tape is the sum of target(t) * f(t) over all stored transitions, wh
 - "transition": 1 / (number of stored transitions);
 - "episode": 1 / (number of stored episodes * transitions of t's episode);
 - "priority": none; the weight is (1 / P(t))^beta, scaled as Schaul et al. 2016 do. beta = 1 is "transition" again.
+
+With several devices (memax_rl/sharding.py) each holds the rings of its own streams. What is drawn is the same as on
+one: every device knows all streams' masses and draws all rows, the one that holds a row's stream reads it, and each
+gets its share of the rows. `size` and all that is said of a whole replay are those of all devices.
 """
 
 import math
@@ -41,6 +45,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from memax_rl import sharding
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.tape import Tape, positions, previous, segment_ids
 
@@ -113,12 +118,13 @@ def init(slot: PyTree[jax.ShapeDtypeStruct | Array], streams: int, capacity: int
     )
 
 
-def add(replay: Replay, slots: Tape, shown: AgentInput) -> Replay:
+def add(replay: Replay, slots: Tape, shown: AgentInput, devices: int = 1) -> Replay:
     """Return the replay with new slots.
 
     Args:
         slots: [streams, new], as `step_stream` writes them, in order.
         shown: [streams], what is shown after the last of them.
+        devices: How many devices hold a part of the replay, here and below.
 
     Raises:
         ValueError: If there is not room for all of them.
@@ -141,7 +147,7 @@ def add(replay: Replay, slots: Tape, shown: AgentInput) -> Replay:
     length = length.at[jnp.arange(streams)[:, None], place].add(written.valid.astype(jnp.int32), mode="drop")
 
     # An episode that nothing is known of yet is as urgent as the most urgent one.
-    highest = jnp.max(replay.priority)
+    highest = sharding.pmax(jnp.max(replay.priority), devices)
     highest = jnp.where(highest > 0, highest, 1)
     priority = replay.priority.at[:, at].set(jnp.where(written.start, highest, 0))
     count = replay.count + new
@@ -186,14 +192,14 @@ def _append(slots: Array, last: Array) -> Array:
     return jnp.concatenate([slots, jnp.asarray(last, slots.dtype)[:, None]], axis=1)
 
 
-def size(replay: Replay) -> Int[Array, ""]:
+def size(replay: Replay, devices: int = 1) -> Int[Array, ""]:
     """Return how many transitions can be drawn."""
-    return jnp.sum(replay.length)
+    return sharding.psum(jnp.sum(replay.length), devices)
 
 
-def can_sample(replay: Replay, transitions: int = 1) -> Bool[Array, ""]:
+def can_sample(replay: Replay, transitions: int = 1, devices: int = 1) -> Bool[Array, ""]:
     """Return whether so many transitions, at least one, can be drawn."""
-    return size(replay) >= max(transitions, 1)
+    return size(replay, devices) >= max(transitions, 1)
 
 
 def sample(
@@ -205,8 +211,11 @@ def sample(
     by: Literal["transition", "episode", "priority"] = "transition",
     alpha: float = 0.6,
     beta: float | Float[Array, ""] = 1.0,
+    devices: int = 1,
 ) -> Sample:
     """Return tapes drawn independently, with replacement. The module's docstring says with what probabilities.
+
+    With several devices it returns this one's share of the rows.
 
     What is returned has no meaning while `can_sample` is false.
 
@@ -224,7 +233,8 @@ def sample(
     }[by]()
     # Sums of mass in the order of the ring's places, each including its own.
     upto = jnp.cumsum(mass, axis=1)
-    stream, head = draw(key, upto, rows)
+    drawn, head = draw(key, upto, rows, devices)
+    stream, held = _local(drawn, len(upto), devices)
 
     capacity = replay.length.shape[1]
     first, live = _live(replay)
@@ -235,7 +245,7 @@ def sample(
     within = jnp.broadcast_to(jnp.arange(slots)[None, :], index.shape) < live
     tape = jax.tree.map(lambda leaf: leaf[stream[:, None], index], replay.tape)
     last = jnp.broadcast_to((jnp.arange(slots) == slots - 1)[None, :], index.shape)
-    valid = tape.valid & within & (~last | tape.terminated)
+    valid = tape.valid & within & (~last | tape.terminated) & held[:, None]
     tape = eqx.tree_at(lambda t: (t.valid, t.start), tape, (valid, tape.start | ~within))
 
     window = jnp.where(tape.terminated, slots, slots - 1)
@@ -246,9 +256,16 @@ def sample(
     covered = jnp.where(window >= live, around, covered)
     # The tape's own start is one of the terms; rounding must not lose it.
     covered = jnp.maximum(covered, mass[stream, head][:, None])
-    probability = jnp.where(valid, covered / jnp.sum(upto[:, -1]), 1)
-    weight = jnp.where(valid, _weight(replay, tape, probability, stream, index, by, beta), 0)
-    return Sample(tape, weight, probability, stream, index)
+    total = jnp.sum(sharding.all_gather(upto[:, -1], devices))
+    probability = jnp.where(valid, covered / total, 1)
+    weight = jnp.where(valid, _weight(replay, tape, probability, stream, index, by, beta, devices), 0)
+    return sharding.share_out(Sample(tape, weight, probability, drawn, index), held, devices)
+
+
+def _local(stream: Int[Array, "*rows"], count: int, devices: int) -> tuple[Int[Array, "*rows"], Bool[Array, "*rows"]]:
+    """Return the places of streams among the `count` of this device, and which it holds; the others have some place."""
+    place = stream - sharding.index(devices) * count
+    return jnp.clip(place, 0, count - 1), (place >= 0) & (place < count)
 
 
 def inputs_of(tape: Tape) -> AgentInput:
@@ -263,11 +280,12 @@ def inputs_of(tape: Tape) -> AgentInput:
 
 
 def draw(
-    key: PRNGKeyArray, upto: Float[Array, "streams capacity"], rows: int
+    key: PRNGKeyArray, upto: Float[Array, "streams capacity"], rows: int, devices: int = 1
 ) -> tuple[Int[Array, " rows"], Int[Array, " rows"]]:
     """Return streams and places drawn with probability in proportion to mass, given the sums of mass up to each place.
 
-    Independently, with replacement.
+    Independently, with replacement. With several devices streams are counted over all of them, and a place has a
+    meaning only where this one holds the stream.
     """
     uniform = jax.random.uniform(key, (2, rows))
 
@@ -275,10 +293,10 @@ def draw(
         # u * total can be rounded up to total, which is beyond the last place.
         return jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))
 
-    streams = jnp.cumsum(upto[:, -1])
+    streams = jnp.cumsum(sharding.all_gather(upto[:, -1], devices))
     stream = jnp.searchsorted(streams, below(uniform[0], streams[-1]), side="right").astype(jnp.int32)
-    stream = jnp.minimum(stream, upto.shape[0] - 1)
-    mine = upto[stream]
+    stream = jnp.minimum(stream, len(streams) - 1)
+    mine = upto[_local(stream, len(upto), devices)[0]]
     head = jax.vmap(lambda m, u: jnp.searchsorted(m, below(u, m[-1]), side="right"))(mine, uniform[1])
     return stream, head.astype(jnp.int32)
 
@@ -293,26 +311,31 @@ def _live(replay: Replay) -> tuple[Int[Array, " streams"], Int[Array, " streams"
     return first, jnp.maximum(nothing - first, 1)
 
 
-def _weight(replay: Replay, tape: Tape, probability, stream, index, by, beta) -> Float[Array, "rows slots"]:
+def _weight(replay: Replay, tape: Tape, probability, stream, index, by, beta, devices) -> Float[Array, "rows slots"]:
     rows = tape.start.shape[0]
-    ratio = 1 / (rows * jnp.maximum(size(replay), 1) * probability)
+    ratio = 1 / (rows * jnp.maximum(size(replay, devices), 1) * probability)
     if by == "transition":
         return ratio
     if by == "priority":
         # A mean over the slots, whatever beta: only how they compare is changed.
         ratio = jnp.where(tape.valid, ratio, 0)
-        return (ratio / jnp.maximum(jnp.max(ratio), 1e-30)) ** beta / jnp.maximum(jnp.sum(tape.valid), 1)
+        highest, count = sharding.pmax(jnp.max(ratio), devices), sharding.psum(jnp.sum(tape.valid), devices)
+        return (ratio / jnp.maximum(highest, 1e-30)) ** beta / jnp.maximum(count, 1)
     at = jnp.arange(tape.start.shape[1])[None, :] - jax.vmap(positions)(tape.start)
     length = replay.length[stream[:, None], jnp.take_along_axis(index, at, axis=1)]
-    return 1 / (rows * jnp.maximum(jnp.sum(replay.length > 0), 1) * jnp.maximum(length, 1) * probability)
+    episodes = sharding.psum(jnp.sum(replay.length > 0), devices)
+    return 1 / (rows * jnp.maximum(episodes, 1) * jnp.maximum(length, 1) * probability)
 
 
-def reprioritize(replay: Replay, sample: Sample, error: Float[Array, "rows slots"], eta: float = 0.9) -> Replay:
+def reprioritize(
+    replay: Replay, sample: Sample, error: Float[Array, "rows slots"], eta: float = 0.9, devices: int = 1
+) -> Replay:
     """Return the replay with the priorities of the sampled episodes set from their errors.
 
         priority(e) = eta * max |error| + (1 - eta) * mean |error|    (Kapturowski et al. 2019, section 2.3)
 
-    over the valid slots of the episode on the tape. An episode that is on several tapes gets the highest.
+    over the valid slots of the episode on the tape. An episode that is on several tapes gets the highest. With several
+    devices `sample` and `error` are this one's rows.
     """
     tape, slots = sample.tape, sample.tape.start.shape[1]
     error = jnp.where(tape.valid, jnp.abs(error), 0)
@@ -328,11 +351,14 @@ def reprioritize(replay: Replay, sample: Sample, error: Float[Array, "rows slots
 
     priority, seen = jax.vmap(of_row)(error, tape.valid, tape.start)
     # Off the ring, and so dropped, unless it is the start of an episode that was learned from.
-    index = jnp.where(tape.start & seen, sample.index, replay.length.shape[1])
-    at = replay.priority.at[sample.stream[:, None], index]
-    cleared = at.set(0, mode="drop")
+    streams, capacity = replay.length.shape
+    index = jnp.where(tape.start & seen, sample.index, capacity)
+    stream, index, priority = sharding.all_gather((sample.stream, index, priority), devices)
+    place, held = _local(stream, streams, devices)
+    index = jnp.where(held[:, None], index, capacity)
+    cleared = replay.priority.at[place[:, None], index].set(0, mode="drop")
     # Never 0, so that everything stays reachable.
-    raised = cleared.at[sample.stream[:, None], index].max(jnp.maximum(priority, 1e-6), mode="drop")
+    raised = cleared.at[place[:, None], index].max(jnp.maximum(priority, 1e-6), mode="drop")
     return eqx.tree_at(lambda r: r.priority, replay, raised)
 
 
@@ -362,14 +388,21 @@ def replay_size(
     samples_per_insert: float,
     buffer_size: int,
     learning_starts: int,
+    devices: int,
     name: str,
 ) -> ReplaySize:
     """Return the slots of a tape, chosen where `tape_length` is None, and the steps and gradient steps of an update.
 
     Raises:
-        ValueError: If an episode cannot fit onto a tape, or the replay is too small for the rest. It names the fields
-            of `name`, the agent.
+        ValueError: If an episode cannot fit onto a tape, the replay is too small for the rest, or the devices do not
+            divide what they share. It names the fields of `name`, the agent.
     """
+    for field, count in (("num_envs", num_envs), ("batch_size", batch_size)):
+        if count % devices != 0:
+            raise ValueError(
+                f"devices={devices} must divide {field}={count}, because each device has as many of them; set devices "
+                f"to a divisor of {count}, or {name}.{field} to a multiple of {devices}"
+            )
     slots = _tape_length(env, env_params, tape_length, name)
     # gradient steps in an update / steps in it, in lowest terms.
     ratio = Fraction(samples_per_insert).limit_denominator(1000) * num_envs / (batch_size * slots)

@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from memax_rl import sharding
@@ -57,7 +58,12 @@ def seed_key(seed: int, impl: str = "philox4x32") -> PRNGKeyArray:
 
     Philox (Salmon et al. 2011), not JAX's default Threefry: on a CPU each draw of that is a loop of its own, and the
     draws of a rollout took a tenth of the training time of small networks.
+
+    Raises:
+        ValueError: If it is no whole number of 64 bits.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected a whole number from -2**63 to 2**63 - 1, got {str(seed)[:100]!r}")
     return jax.random.key(seed, impl=impl)
 
 

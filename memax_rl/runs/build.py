@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memax_rl import agents, envs
+from memax_rl import agents, distributed, envs
 from memax_rl.agents import Agent
 from memax_rl.agents.acting import Acting
 from memax_rl.envs.base import close, host_of
@@ -40,9 +40,16 @@ def make_agent(config: TrainConfig, sizes: Mapping[str, Any] | None = None) -> A
     if sizes:
         given = {name: value for name, value in config.settings.model_dump().items() if value is not None}
         config = make_config(config.model_dump() | {config.agent: dict(sizes) | given})
-    return agents.make(
-        config.agent, config.settings, config.network, env, env_params, config.total_steps, config.devices
-    )
+    rows = config.devices // seed_devices(config)
+    return agents.make(config.agent, config.settings, config.network, env, env_params, config.total_steps, rows)
+
+
+def seed_devices(config: TrainConfig) -> int:
+    """Return how many devices share the seeds: all of a process where they divide them, because that costs nothing.
+
+    Otherwise it is 1, and the devices share the rows of every seed.
+    """
+    return config.devices if config.num_seeds % config.devices == 0 and distributed.count() == 1 else 1
 
 
 def chosen_sizes(config: TrainConfig, agent: Agent[Any]) -> dict[str, Any]:
@@ -62,9 +69,13 @@ def seeds_of(config: TrainConfig) -> range:
 
 def seed_keys(config: TrainConfig) -> jax.Array:
     """Return one key a seed; it depends on the seed alone, not on how many train together."""
+    return jnp.stack([seed_key(config.seed + i, key_impl(config.devices)) for i in range(config.num_seeds)])
+
+
+def key_impl(devices: int) -> str:
+    """Return the kind of a run's random keys."""
     # JAX 0.10 cannot compile Philox's high product for several devices ("failed to legalize mhlo.unknown").
-    impl = "philox4x32" if config.devices == 1 else "threefry2x32"
-    return jnp.stack([seed_key(config.seed + i, impl) for i in range(config.num_seeds)])
+    return "philox4x32" if devices == 1 else "threefry2x32"
 
 
 def is_shape(leaf: Any) -> bool:

@@ -24,6 +24,7 @@ from memax_rl.envs.ids import SUITES
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
+from memax_rl.precision import Precision
 
 
 class EarlyStoppingConfig(BaseModel):
@@ -66,7 +67,11 @@ class TrainConfig(BaseModel):
     num_seeds: int = Field(default=1, ge=1, le=4096)
     """How many runs, of seeds seed, seed + 1, ..., train together."""
     devices: int = Field(default=1, ge=1, le=4096)
-    """Devices that share the rows of each update; on a CPU they are threads. Another number is another random run."""
+    """Devices that share the seeds, where they divide num_seeds, or else the rows of each update; on a CPU they are
+    threads. Another number is another random run."""
+    precision: Precision = "tensorfloat32"
+    """How exactly matrices are multiplied: highest is float32; tensorfloat32 is JAX's own choice on NVIDIA GPUs, and
+    float32 elsewhere; bfloat16 rounds the factors of products with weights. States and sums are float32."""
     total_steps: int = Field(default=260_000, ge=1, le=10**15)
     """Environment steps of each seed; the run ends with the first update that reaches them."""
     on_divergence: Literal["continue", "stop"] = "continue"

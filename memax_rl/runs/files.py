@@ -25,6 +25,24 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
+def check_folder(folder: Path) -> None:
+    """Look whether files can be written into a folder, or it can be made, before what they are to hold is computed.
+
+    Raises:
+        ValueError: If not.
+    """
+    there = folder
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+    except OSError as error:
+        raise ValueError(f"out: {str(folder)[:200]}: {error.strerror}") from None
+    if not there.is_dir():
+        raise ValueError(f"out: {there} is a file, expected a folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"out: nothing can be written into {there}; choose another place")
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was renamed in a folder last beyond a loss of power, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)

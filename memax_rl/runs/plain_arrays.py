@@ -13,6 +13,18 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def rekey(state: PyTree, impl: str) -> PyTree:
+    """Return a state with random keys of another implementation, drawn from those that it has."""
+
+    def new(leaf):
+        if not _is_key(leaf) or str(jax.random.key_impl(leaf)) == impl:
+            return leaf
+        bits = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(leaf.reshape(-1))
+        return jax.vmap(lambda seed: jax.random.key(seed, impl=impl))(bits).reshape(leaf.shape)
+
+    return jax.tree.map(new, state)
+
+
 def array_name(path: Any) -> str:
     """Return the name of an array in a checkpoint, from its path in a pytree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -31,7 +31,7 @@ from memax_rl.runs.spaces_file import SpacesFile, dump_spaces, read_spaces
 # What of a run's configuration may be changed before it is resumed.
 CHANGEABLE = (
     *("total_steps", "checkpoint_interval", "keep_every_n_steps", "eval_interval", "eval_episodes", "early_stopping"),
-    *("tensorboard", "wandb", "on_divergence"),
+    *("tensorboard", "wandb", "on_divergence", "devices"),
 )
 
 # Which checkpoint: the newest, the best by evaluation, or that of an update.
@@ -472,9 +472,16 @@ class Run:
         sizes = self._about(saved[-1]).get("sizes") if saved else None
         return sizes if isinstance(sizes, dict) else {}
 
-    def change_total_steps(self, total_steps: int) -> None:
-        """Write another `total_steps` into the run's configuration. Raises `RunError` if it cannot be written."""
-        fields = self.fields() | {"total_steps": total_steps}
+    def saved_devices(self) -> int:
+        """Return on how many devices the newest checkpoint was made. Raises `RunError` as `stopped` does."""
+        saved = self.saved_updates()
+        config = self._about(saved[-1]).get("config") if saved else None
+        devices = (config if isinstance(config, dict) else self.fields()).get("devices")
+        return devices if isinstance(devices, int) else 1
+
+    def change(self, **changed: int) -> None:
+        """Write other values of fields into the run's configuration. Raises `RunError` if it cannot be written."""
+        fields = self.fields() | changed
         try:
             write_atomically(self.config_path, yaml.safe_dump(fields, sort_keys=False))
         except OSError as error:

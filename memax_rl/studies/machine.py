@@ -12,6 +12,11 @@ from contextlib import contextmanager
 _MEMORY = 0.9
 
 
+def part_of_gpu(part: float) -> dict[str, str]:
+    """Return the environment variables of a process that has so much of a GPU; JAX takes three quarters by itself."""
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY * part:.3f}"} if 0 < part < 1 else {}
+
+
 def cores() -> list[int]:
     """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -40,8 +45,7 @@ def variables(worker: int, workers: int, devices: Sequence[str]) -> dict[str, st
     if not devices:
         return {}
     sharing = math.ceil(workers / len(devices))
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_MEMORY / sharing:.3f}"} if sharing > 1 else {}
-    return {"CUDA_VISIBLE_DEVICES": devices[worker % len(devices)], **share}
+    return {"CUDA_VISIBLE_DEVICES": devices[worker % len(devices)], **part_of_gpu(1 / sharing)}
 
 
 def share_of(worker: int, workers: int, available: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memax_rl.runs.run import RunError
+from memax_rl.studies.machine import part_of_gpu
 from memax_rl.studies.remote import GRACE, Engine, Job, run_job
 
 # How often a cell is begun again where its process or machine is lost.
@@ -103,6 +104,7 @@ class _Tasks:
         count = sum(node["Alive"] for node in ray.nodes())
         self.name = f"Ray ({count} machine{'s' if count > 1 else ''})"
         self._ray, self._limit = ray, limit
+        self._variables = part_of_gpu(gpus)
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": _RETRIES, "retry_exceptions": False}
         self._task = ray.remote(**options)(run_job)
         self._left: list[Job] = []
@@ -111,7 +113,7 @@ class _Tasks:
     def submit(self, jobs: Sequence[Job], variables: Mapping[str, str]) -> None:
         """Have all jobs run; Ray decides which of them runs where and when."""
         self._left += jobs
-        self._task = self._task.options(runtime_env={"env_vars": dict(variables)})
+        self._task = self._task.options(runtime_env={"env_vars": {**variables, **self._variables}})
         self._begin()
 
     def _begin(self) -> None:

@@ -33,10 +33,11 @@ def run_cell(folder: Any, cell: Any, imports: Sequence[str] = (), trust: bool = 
     Raises:
         KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
     """
-    from memax_rl import probes
+    from memax_rl import cache, probes
     from memax_rl.envs.trust import only_imports
     from memax_rl.training import train
 
+    cache.turn_on()
     with folder.lock(cell.name) as held:
         if not held:
             return {"outcome": "busy"}

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from memax_rl import sharding
 from memax_rl.agents import Agent
 from memax_rl.evaluation import make_player
 from memax_rl.rollout.step_count import StepCount
@@ -119,8 +120,7 @@ def make_evaluation(config: TrainConfig, agent: Agent[Any], static: Any) -> Eval
     player = make_player(agent, agent.env, agent.env_params, episodes, agent.evaluates_greedily)
 
     def evaluate(arrays: Any, sound: Bool[np.ndarray, " seeds"], update: int) -> tuple[Rows, np.ndarray]:
-        # With several devices the networks are the same on each of them.
-        network = jax.device_put(arrays.network, jax.devices()[0]) if agent.devices > 1 else arrays.network
+        network = sharding.on_one(arrays.network) if config.devices > 1 else arrays.network
         returns, lengths, ended = player(eqx.combine(network, static.network), evaluation_keys(config, update))
         mean = np.where(sound, returns.mean(axis=1), np.nan).astype(np.float32)
         steps = arrays.env_steps.to_numpy()

@@ -2,10 +2,11 @@
 
 import datetime
 import functools
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,22 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from memax_rl import sharding
+from memax_rl import distributed, sharding
 from memax_rl._version import __version__
 from memax_rl.agents import Agent
 from memax_rl.envs.base import EnvironmentFailure, close, failure, host_of
 from memax_rl.evaluation import evaluate_state, print_table
 from memax_rl.networks.encoder import describe_inputs
+from memax_rl.precision import describe, products_in
 from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.streams import LARGEST
-from memax_rl.runs.build import is_shape, make_agent, seed_keys, seeds_of, sound_networks
-from memax_rl.runs.config import TrainConfig, make_config
+from memax_rl.runs.build import is_shape, key_impl, make_agent, seed_devices, seed_keys, seeds_of, sound_networks
+from memax_rl.runs.config import TrainConfig, dump_config, make_config
 from memax_rl.runs.loggers import check_logs, open_logs
+from memax_rl.runs.plain_arrays import rekey
 from memax_rl.runs.run import Run, RunError
 from memax_rl.runs.spaces_file import spaces_of
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.training.callbacks import Callback, TrainingProgress, callbacks_of
-from memax_rl.training.evaluations import Goals, restore_best, slowest
+from memax_rl.training.evaluations import Best, Goals, restore_best, slowest
 from memax_rl.training.session import Session, TrainingError, saved_part, update_of
 from memax_rl.training.sizes import describe_sizes
 from memax_rl.training.start_from import Taken, starting_from, weights_of
@@ -41,6 +44,8 @@ _SECONDS_A_CALL = 1.0
 _MOST_UPDATES_A_CALL = 256
 # A reward scale that falls by more than this within an update is worth a word.
 _LARGEST_FALL = 1_000
+# How the messages of a collective that failed begin: with a status of absl's, as JAX hands it on.
+_OF_THE_RUNTIME = re.compile("(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 # The axis of rows in the arrays of a state, behind that of seeds.
 _ROWS = 1
 
@@ -92,7 +97,7 @@ def init_state(
     static = eqx.filter(shapes, is_shape, inverse=True)
     taken = Taken({}, ()) if resumes else weights_of(config, eqx.filter(shapes.network, is_shape))
     for line in taken.lines:
-        print(line, file=sys.stderr)
+        _say(line)
 
     def arrays_of(keys, weights):
         def arrays(key, weights):
@@ -123,7 +128,7 @@ def train(
             `train(env="popgym/RepeatFirstEasy", network={"memory": "gru"}, total_steps=500_000)`.
         out: The run folder to make; by default a new one under runs/.
         resume: The folder of a run to continue, instead of all of the above. Beside it only `total_steps` may be given,
-            to go on longer than the run was made for.
+            to go on longer than the run was made for, and `devices`.
         progress: Show a progress bar.
         callbacks: Called after updates, after evaluations and at the end (`memax_rl.training.callbacks`).
         imports, trust: Modules of one's own, imported first; also packages that a resumed run may import, or whether it
@@ -137,13 +142,13 @@ def train(
         KeyboardInterrupt: After the state was saved because of Ctrl-C or SIGTERM.
     """
     if resume is not None:
-        if config is not None or fields.keys() - {"total_steps"} or out is not None:
-            raise RunError("resume continues a run as it is configured; give nothing but total_steps beside it")
+        if config is not None or fields.keys() - {"total_steps", "devices"} or out is not None:
+            raise RunError("resume continues a run as configured; give nothing but total_steps and devices beside it")
         run = Run.open(resume, imports, trust)
-        with run.lock(), run.trusted():
+        with run.lock() if distributed.is_first() else nullcontext(), run.trusted():
             config = run.config()
-            if "total_steps" in fields:
-                config = make_config(config.model_dump() | {"total_steps": fields["total_steps"]})
+            if fields:
+                config = make_config(config.model_dump() | fields)
             return _train(config, run, None, progress, callbacks)
     if config is None:
         config = make_config(fields | ({"imports": list(imports)} if imports else {}))
@@ -170,6 +175,7 @@ def check(config: TrainConfig) -> list[str]:
             f"{config.agent} on {config.env}, memory {config.network.memory}, {config.total_steps:,} steps a seed",
             *(f"observation {line}" for line in lines),
             f"a network of {weights:,} numbers",
+            describe(config.precision),
             describe_sizes(config, agent, shapes),
             *weights_of(config, eqx.filter(shapes.network, is_shape)).lines,
         ]
@@ -177,20 +183,44 @@ def check(config: TrainConfig) -> list[str]:
         close(agent.env)
 
 
+@contextmanager
+def _with_the_others() -> Iterator[None]:
+    """Raise `TrainingError` where a process that trains together with this one is gone."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        # What a collective raises is a ValueError where the array is read on the host.
+        if distributed.count() == 1 or not _OF_THE_RUNTIME.match(str(error)):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"this is process {jax.process_index()} of {distributed.count()}, and another one is gone ({reason}). The "
+            "run goes on from its last checkpoint with --resume, on as many processes or others"
+        ) from None
+
+
+@_with_the_others()
 def _train(
     config: TrainConfig, resumed: Run | None, out: str | Path | None, progress: bool, own: Sequence[Callback]
 ) -> Run:
-    """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried."""
+    """Train a new run, or the resumed one. Nothing is made before all that can fail at the start was tried.
+
+    Of several processes the first alone makes and writes the folder; all others return where it is.
+    """
     sharding.require(config.devices)
-    check_logs(config)
-    callbacks = callbacks_of(config, own)
-    peaks = watch()
+    first = distributed.is_first()
+    if first:
+        check_logs(config)
+    callbacks, progress, peaks = callbacks_of(config, own) if first else [], progress and first, watch()
+    distributed.check_same(dump_config(config), "configuration")
     agent = make_agent(config) if resumed is None else make_agent(config, resumed.sizes())
     if progress:
         for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
             print(f"observation {line}", file=sys.stderr)
+        print(describe(config.precision), file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
+        stack.enter_context(products_in(config.precision))
         spaces = spaces_of(agent.env, agent.env_params)
         arrays, static = init_state(config, agent, progress, resumes=resumed is not None)
         _check_host(agent, arrays, "this was before the first update")
@@ -198,24 +228,33 @@ def _train(
             run = resumed
             arrays, seconds = _resume(config, run, agent, arrays, static, progress)
         else:
-            run, seconds = Run.create(out or default_folder(config), config), 0.0
-            stack.enter_context(run.lock())
-        run.write_spaces(spaces)
-        best = restore_best(run, arrays.network, config.num_seeds)
-        arrays = place(agent, arrays)
+            folder = out or default_folder(config)
+            run, seconds = Run.create(folder, config) if first else Run(folder), 0.0
+            stack.enter_context(run.lock() if first else nullcontext())
+        if first:
+            run.write_spaces(spaces)
+        seeds = config.num_seeds
+        best = restore_best(run, arrays.network, seeds) if first else Best.none(arrays.network, seeds)
         with ExitStack() as inner:
-            logs = [inner.enter_context(log) for log in open_logs(config, run, progress)]
+            logs = [inner.enter_context(log) for log in (open_logs(config, run, progress) if first else ())]
             interrupted = inner.enter_context(stop_signals())
             session = Session(config, agent, run, static, logs, callbacks, best, seconds)
             arrays, taken = _loop(session, arrays, interrupted)
         if progress and session.stopped:
             print(f"stopped at update {update_of(arrays)}: {session.stopped}", file=sys.stderr)
-        arrays = jax.device_put(arrays, jax.devices()[0])
-        state = eqx.combine(arrays, static)
-        _finish(config, run, session.seconds, agent, state, {"update_bytes": taken} | peaks(), progress)
-        for callback in callbacks:
-            callback.on_end(TrainingProgress(run, config, update_of(arrays), [], state))
+        arrays = jax.device_put(sharding.gather(arrays, config.devices), jax.local_devices()[0])
+        if first:
+            state = eqx.combine(arrays, static)
+            _finish(config, run, session.seconds, agent, state, {"update_bytes": taken} | peaks(), progress)
+            for callback in callbacks:
+                callback.on_end(TrainingProgress(run, config, update_of(arrays), [], state))
     return run
+
+
+def _say(line: str) -> None:
+    """Print a line to standard error, of several processes in the first alone."""
+    if distributed.is_first():
+        print(line, file=sys.stderr)
 
 
 def _resume(
@@ -223,32 +262,46 @@ def _resume(
 ) -> tuple[PyTree, float]:
     """Return the arrays and the seconds of a run that goes on; `arrays` are those before training.
 
-    `config` is the run's, but for `total_steps`, which is written into it here.
+    `config` is the run's, but for `total_steps` and `devices`, which are written into it here.
     """
-    run.clean()
-    before = run.config().total_steps
-    if not run.saved_updates() and not run.summary_path.exists():
-        # It was killed before its first checkpoint, and begins again.
-        if config.total_steps != before:
-            run.change_total_steps(config.total_steps)
-        run.drop_metrics_after(0)
-        run.drop_evaluations_after(0)
-        return arrays, 0.0
-    arrays, seconds = restore(run, agent, arrays)
-    if config.total_steps != before:
-        made = int(arrays.env_steps.to_numpy().max())
-        if config.total_steps <= made:
-            raise RunError(
-                f"total_steps: the run {run.folder} has made {made:,} steps already, so it can go on to more, got "
-                f"{config.total_steps:,}"
-            )
-        _warn_of_schedules(config, before, made)
-        run.change_total_steps(config.total_steps)
-    if agent.transient_fields and agent.transient_hint:
-        print(agent.transient_hint, file=sys.stderr)
-    run.drop_metrics_after(update_of(arrays))
-    run.drop_evaluations_after(update_of(arrays))
+    before, begins_again = run.config(), not run.saved_updates() and not run.summary_path.exists()
+    changed = {name: getattr(config, name) for name in ("total_steps", "devices")}
+    changed = {name: value for name, value in changed.items() if value != getattr(before, name)}
+    seconds, saved_devices = 0.0, config.devices
+    # Where it was killed before its first checkpoint, it begins again.
+    if not begins_again:
+        saved_devices = run.saved_devices()
+        arrays, seconds = restore(run, agent, arrays, config.devices)
+        _check_total_steps(config, run, before.total_steps, int(arrays.env_steps.to_numpy().max()))
+        if agent.transient_fields and agent.transient_hint:
+            _say(agent.transient_hint)
+    if config.devices != saved_devices:
+        _say(
+            f"the run goes on with {config.devices} devices, and was on {saved_devices}: from here on it is another "
+            "random run than one left alone"
+        )
+    update = 0 if begins_again else update_of(arrays)
+    if len(set(distributed.gather([update])[:, 0].tolist())) > 1:
+        raise RunError(f"the processes do not see the same checkpoints in {run.folder}; put it where all of them do")
+    if distributed.is_first():
+        run.clean()
+        if changed:
+            run.change(**changed)
+        run.drop_metrics_after(update)
+        run.drop_evaluations_after(update)
     return _reopen(agent, arrays, static, progress), seconds
+
+
+def _check_total_steps(config: TrainConfig, run: Run, before: int, made: int) -> None:
+    """Raise `RunError` if a run is to go on to fewer steps than it has made; say which schedules change."""
+    if config.total_steps == before:
+        return
+    if config.total_steps <= made:
+        raise RunError(
+            f"total_steps: the run {run.folder} has made {made:,} steps already, so it can go on to more, got "
+            f"{config.total_steps:,}"
+        )
+    _warn_of_schedules(config, before, made)
 
 
 def _warn_of_schedules(config: TrainConfig, before: int, made: int) -> None:
@@ -260,23 +313,24 @@ def _warn_of_schedules(config: TrainConfig, before: int, made: int) -> None:
         if name == "epsilon_decay_steps" and value is None:
             changed.append("epsilon")
     if changed:
-        print(
+        _say(
             f"{' and '.join(changed)} of this run runs over total_steps: from step {made:,} on it is that of a run of "
             f"{config.total_steps:,} steps, where so far it was that of one of {before:,}. To have it where it was, "
-            "start a new run with --start-from and a schedule of its own",
-            file=sys.stderr,
+            "start a new run with --start-from and a schedule of its own"
         )
 
 
-def restore(run: Run, agent: Agent[Any], arrays: PyTree) -> tuple[PyTree, float]:
+def restore(run: Run, agent: Agent[Any], arrays: PyTree, devices: int = 1) -> tuple[PyTree, float]:
     """Return the arrays of the newest checkpoint, and the seconds trained so far.
 
-    What the agent leaves out of checkpoints is taken from `arrays`, a state before training.
+    What the agent leaves out of checkpoints is taken from `arrays`, a state before training. Where the run goes on with
+    other `devices` than it had, its random keys may become such of another kind.
 
     Raises:
         RunError: See `Run.restore`.
     """
-    saved, seconds = run.restore(saved_part(agent, arrays))
+    saved, seconds = run.restore(rekey(saved_part(agent, arrays), key_impl(run.saved_devices())))
+    saved = rekey(saved, key_impl(devices))
     for name in agent.transient_fields:
         saved = eqx.tree_at(lambda s, n=name: getattr(s, n), saved, getattr(arrays, name), is_leaf=lambda x: x is None)
     return saved, seconds
@@ -316,7 +370,7 @@ def default_folder(config: TrainConfig) -> Path:
 
 
 def make_many_updates(
-    agent: Updates, static: PyTree, total_steps: int, *, stop_at_divergence: bool = False
+    agent: Updates, static: PyTree, total_steps: int, *, stop_at_divergence: bool = False, seed_devices: int = 1
 ) -> Callable[..., tuple[PyTree, Bool[Array, " seeds"], Any]]:
     """Return (arrays, n, sound, until) -> (arrays, sound, metrics [_MOST_UPDATES_A_CALL, seeds]), for up to n updates.
 
@@ -325,7 +379,7 @@ def make_many_updates(
 
     It stops early at the first update by which every sound seed has made `until` steps, a `StepCount` that is by
     default `total_steps`, no seed is sound or, with `stop_at_divergence`, one is not. The arrays are donated; they must
-    be where `place` puts them.
+    be where `place` puts them, or, where `seed_devices` share the seeds, `sharding.place_seeds`.
     """
 
     def update(arrays, sound):
@@ -353,9 +407,10 @@ def make_many_updates(
 
         def goes_on(carry):
             i, arrays, sound, _ = carry
-            trains = sound & ~arrays.env_steps.reached(until)
-            wanted = jnp.all(sound) if stop_at_divergence else True
-            return (i < n) & jnp.any(trains) & wanted
+            trains = jnp.any(sound & ~arrays.env_steps.reached(until))
+            unwanted = ~jnp.all(sound) if stop_at_divergence else jnp.zeros((), bool)
+            trains, unwanted = sharding.any_of(jnp.stack([trains, unwanted]), seed_devices)
+            return (i < n) & trains & ~unwanted
 
         def body(carry):
             i, arrays, sound, log = carry
@@ -368,6 +423,8 @@ def make_many_updates(
 
     if agent.devices > 1:
         many = sharding.shard_map(many, agent.devices, agent.sharded_fields, _ROWS)
+    if seed_devices > 1:
+        many = sharding.shard_seeds(many, seed_devices)
     return jax.jit(many, donate_argnums=0)
 
 
@@ -402,11 +459,20 @@ def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> t
     """
     config, agent, run = session.config, session.agent, session.run
     stop_at_divergence = config.on_divergence == "stop"
-    many = make_many_updates(agent, session.static, config.total_steps, stop_at_divergence=stop_at_divergence)
-    known = run.diverged_seeds()
+    count, known = seed_devices(config), run.diverged_seeds() if distributed.is_first() else []
+    many = make_many_updates(
+        agent, session.static, config.total_steps, stop_at_divergence=stop_at_divergence, seed_devices=count
+    )
     sound = jnp.array([seed not in known for seed in seeds_of(config)])
+    if count > 1:
+        arrays, sound = sharding.place_seeds((arrays, sound), count)
+    else:
+        # At every call alike, or the updates are compiled again.
+        arrays, sound = place(agent, arrays), sharding.replicate(sound, agent.devices)
     n, first, scales, taken = 1, True, {}, None
-    if not session.stopped and _has_to_train(config, arrays, sound):
+    # What the first process read of the run's folder counts.
+    session.agree(0, False, n)
+    if not session.stopped and _has_to_train(config, arrays, sound) and distributed.is_first():
         # It would tell of another state.
         run.summary_path.unlink(missing_ok=True)
     while not session.stopped and _has_to_train(config, arrays, sound):
@@ -430,12 +496,13 @@ def _loop(session: Session, arrays: PyTree, interrupted: Callable[[], int]) -> t
         _warn_of_scale(config, rows, scales)
         session.look(arrays, np.asarray(sound), goals, rows)
         keep = goals.are_reached(goals.checkpoint, arrays, np.asarray(sound))
-        if keep or session.is_due() or interrupted():
-            session.save(arrays, keep)
-        if interrupted():
-            raise Stopped(f"stopped at update {after}; continue with --resume {run.folder}", interrupted())
         # The first call compiled, so its time says nothing.
         n = 1 if session.every_update or (before == 0 and n == 1 and after == 1) else updates_a_call(took)
+        number, saves, n = session.agree(interrupted(), keep, n)
+        if saves or number:
+            session.save(arrays, keep)
+        if number:
+            raise Stopped(f"stopped at update {after}; continue with --resume {run.folder}", number)
     session.save(arrays)
     return arrays, taken
 
@@ -450,11 +517,10 @@ def _warn_of_scale(config: TrainConfig, rows: list[dict[str, float]], scales: di
         before = scales.get(seed, scale)
         scales[seed] = scale
         if scale < before / _LARGEST_FALL:
-            print(
+            _say(
                 f"{config.env}: reward_scale fell from {before:.3g} to {scale:.3g} at update {row['update']:.0f} of "
                 f"seed {seed:.0f}: a return was {before / scale:.0e} times as large as those before, which the agent "
-                "hardly sees any more. Bound the rewards, or set ppo.reward_scale",
-                file=sys.stderr,
+                "hardly sees any more. Bound the rewards, or set ppo.reward_scale"
             )
 
 
@@ -529,6 +595,8 @@ def _finish(
         "memax_rl": __version__,
         "jax": jax.__version__,
         "device": str(jax.devices()[0]),
+        "processes": distributed.count(),
+        "precision": config.precision,
         "env": config.env,
         "agent": config.agent,
         "memory": config.network.memory,

@@ -8,6 +8,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, PyTree
 
+from memax_rl import distributed, sharding
 from memax_rl.agents import Agent
 from memax_rl.envs.base import EnvironmentFailure
 from memax_rl.runs.build import chosen_sizes
@@ -24,6 +25,8 @@ class TrainingError(RuntimeError):
 
 class Session:
     """A training in progress, but for the state itself: the loop holds that, and gives its arrays away.
+
+    Of several processes that train together, the first alone writes, evaluates and calls callbacks.
 
     Args:
         static: What of the state is no array.
@@ -44,10 +47,11 @@ class Session:
     ):
         self.config, self.agent, self.run, self.static = config, agent, run, static
         self.logs, self.callbacks, self.best = logs, callbacks, best
-        self.stopped = run.stopped()
+        self._is_first = distributed.is_first()
+        self.stopped = run.stopped() if self._is_first else ""
         self._evaluate = make_evaluation(config, agent, static)
         self._began, self._saved_at = time.monotonic() - seconds, time.monotonic()
-        self._sizes = chosen_sizes(config, agent) if not run.saved_updates() else run.sizes()
+        self._sizes = run.sizes() if self._is_first and run.saved_updates() else chosen_sizes(config, agent)
 
     @property
     def kept(self) -> str:
@@ -67,6 +71,8 @@ class Session:
 
     def write(self, rows: Rows) -> None:
         """Write the rows of some updates into metrics.csv and the logs."""
+        if not self._is_first:
+            return
         self.run.append_metrics(rows)
         for log in self.logs:
             log.write(rows)
@@ -79,6 +85,8 @@ class Session:
         Raises:
             TrainingError: If an environment on the host fails in the evaluation.
         """
+        if not self._is_first:
+            return
         begun = time.monotonic()
         state = eqx.combine(arrays, self.static)
         progress = TrainingProgress(self.run, self.config, update_of(arrays), rows, state)
@@ -110,10 +118,30 @@ class Session:
 
     def save(self, arrays: PyTree, keep: bool = False) -> None:
         """Save a checkpoint, with the best so far in it. Raises `RunError` if it cannot be written."""
+        part = sharding.gather(saved_part(self.agent, arrays), self.config.devices)
+        self._saved_at = time.monotonic()
+        if not self._is_first:
+            return
         best = self.best._asdict() if self.best.update.any() else None
         more: dict[str, Any] = {"best": best, "keep": keep, "stopped": self.stopped, "sizes": self._sizes}
-        self.run.save(update_of(arrays), saved_part(self.agent, arrays), self.seconds, **more)
+        self.run.save(update_of(arrays), part, self.seconds, **more)
         self._saved_at = time.monotonic()
+
+    def agree(self, interrupted: int, saves: bool, updates: int) -> tuple[int, bool, int]:
+        """Return what all processes do next, where they differ in their clocks and signals.
+
+        The first decides whether to save, after how many updates to look again, and whether a callback has stopped the
+        run; a signal to any of them is one to all.
+
+        Returns:
+            The signal or 0, whether to save, and the number of updates.
+        """
+        mine = [interrupted, saves or self.is_due(), updates, bool(self.stopped)]
+        everyone = distributed.gather(mine)
+        _, save, count, stopped = everyone[0].tolist()
+        if stopped and not self.stopped:
+            self.stopped = "the first process stopped it"
+        return int(everyone[:, 0].max()), bool(save), count
 
 
 def saved_part(agent: Agent[Any], arrays: PyTree) -> PyTree:

@@ -34,7 +34,7 @@ def _bits(x: jax.Array) -> jax.Array:
 
 def device_bytes() -> int:
     """Return the memory of the device: an accelerator's own, or the machine's."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,0 +1,46 @@
+"""Compiled programs are kept from one start to the next: JAX's persistent compilation cache, in a folder of ours."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+# Programs that were compiled faster than this, in seconds, are not kept.
+_WORTH_IT = 0.2
+
+
+def folder() -> Path:
+    """Return where programs are kept: one folder for each kind of machine, because they are made for its processor."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    return base / "memax_rl" / f"jax-{jax.__version__}-{_processor()}"
+
+
+def _processor() -> str:
+    """Return a short name of what the processor can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    able = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(able.encode()).hexdigest()[:8]}"
+
+
+def turn_on() -> None:
+    """Have JAX keep compiled programs, unless the user has said where (JAX_COMPILATION_CACHE_DIR) or not to.
+
+    JAX_ENABLE_COMPILATION_CACHE=false turns it off. Where the folder cannot be made, nothing is kept. For programs, not
+    for libraries: it is set for the whole process.
+    """
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
+        return
+    try:
+        # What is kept is loaded and run, so nobody else may write there.
+        folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_IT)

@@ -1,0 +1,122 @@
+"""Several processes that train one run together, on one machine or on many, through `jax.distributed`.
+
+Each runs the same program with the same configuration, and holds its devices' share of the rows (memax_rl/sharding.py).
+Process 0 alone writes the run folder, evaluates, logs, and decides what depends on the clock. What the others need of
+that it sends them by a collective of JAX's own. In a process that is alone every function here has nothing to do.
+"""
+
+import atexit
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Int
+
+# Seconds without a sign of life after which a process counts as lost, and ends the others.
+_HEARTBEAT = 30
+# Seconds that a process waits at its end for the others, which may be evaluating or saving.
+_PATIENCE = 24 * 3600
+
+
+def count() -> int:
+    """Return how many processes train together."""
+    return jax.process_count()
+
+
+def devices() -> int:
+    """Return how many devices all processes have together."""
+    return jax.device_count()
+
+
+def is_first() -> bool:
+    """Return whether this is process 0, or alone."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def taking_part(where: str | None) -> Iterator[None]:
+    """Take part in a run of several processes, before JAX is used for the first time; None: this process is alone.
+
+    Where an error ends this process, it does not wait for the others, so that they learn of it at once.
+
+    Args:
+        where: "auto", to find the others as Slurm, Open MPI or Kubernetes tell; or HOST:PORT,PROCESS,PROCESSES: the
+            address of process 0, which of them this is, and how many there are.
+
+    Raises:
+        ValueError: If `where` is something else, or nothing tells where the others are.
+    """
+    if where is None:
+        yield
+        return
+    _initialize(where)
+    try:
+        yield
+    except KeyboardInterrupt:
+        jax.distributed.shutdown()
+        raise
+    except BaseException:
+        # Registered last, and so called first: JAX's own handler would wait for the others.
+        atexit.register(_exit_at_once, 2)
+        raise
+    jax.distributed.shutdown()
+
+
+def _exit_at_once(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _initialize(where: str) -> None:
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT, "shutdown_timeout_seconds": _PATIENCE}
+    # It would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    if where == "auto":
+        try:
+            jax.distributed.initialize(**options)
+        except ValueError as error:
+            raise ValueError(
+                "distributed: neither Slurm, Open MPI nor Kubernetes tells where the other processes are "
+                f"({str(error).rstrip('.')}); start it by srun or mpirun, or give HOST:PORT,PROCESS,PROCESSES"
+            ) from None
+        return
+    address, index, processes = _parse(where)
+    jax.distributed.initialize(address, processes, index, cluster_detection_method="deactivate", **options)
+
+
+def _parse(where: str) -> tuple[str, int, int]:
+    address, *numbers = where.split(",")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and len(numbers) == 2 and all(n.isdecimal() for n in numbers)):
+        raise ValueError(
+            "distributed: expected nothing, or HOST:PORT,PROCESS,PROCESSES such as 10.0.0.1:9911,0,2 for the first of "
+            f"two processes, got {where[:100]!r}"
+        )
+    index, processes = map(int, numbers)
+    if index >= processes:
+        raise ValueError(f"distributed: {processes} processes are numbered from 0, so there is none of number {index}")
+    return address, index, processes
+
+
+def gather(values: Sequence[int]) -> Int[np.ndarray, "processes n"]:
+    """Return the numbers of all processes, all of which call this at the same point of the program."""
+    mine = np.asarray(values, np.int32)
+    return mine[None] if count() == 1 else np.asarray(multihost_utils.process_allgather(mine))
+
+
+def from_first(array: Array | np.ndarray) -> np.ndarray:
+    """Return the array of process 0. All processes call this, with arrays of one shape."""
+    return np.asarray(array) if count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(array)))
+
+
+def check_same(text: str, what: str) -> None:
+    """Raise `ValueError` in every process if they do not all have the same text."""
+    if len(set(gather([zlib.crc32(text.encode()) & 0x7FFFFFFF])[:, 0].tolist())) > 1:
+        raise ValueError(f"distributed: the processes do not have the same {what}; start all of them alike")

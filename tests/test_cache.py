@@ -1,0 +1,70 @@
+"""Compiled programs are kept between starts, where the user wants that. Each start is a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from memax_rl import cache
+
+ROOT = Path(__file__).parent.parent
+# The start of a command, and a program that is kept however fast it was compiled.
+PROGRAM = """
+import jax, jax.numpy as jnp
+from memax_rl.cli.common import prepare_jax
+prepare_jax(trains=True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+def f(x):
+    return jnp.sort(jnp.sin(x) @ x)
+print(float(jax.jit(f)(jnp.eye(8)).sum()))
+"""
+
+
+def start(base: Path, **more: str) -> "subprocess.Popen[str]":
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
+    environment = kept | {"XDG_CACHE_HOME": str(base), "PYTHONPATH": str(ROOT)} | more
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: "subprocess.Popen[str]") -> str:
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    return out
+
+
+def test_programs_are_kept_and_two_processes_may_write_at_once(tmp_path):
+    results = [end(process) for process in [start(tmp_path), start(tmp_path)]]
+    (folder,) = (tmp_path / "memax_rl").iterdir()
+    kept = sorted(path for path in folder.iterdir() if path.name.startswith("jit_f"))
+    assert kept
+    assert folder.stat().st_mode & 0o077 == 0, "nobody else writes what will be run"
+    before = [path.stat().st_mtime_ns for path in kept]
+    results.append(end(start(tmp_path)))
+    assert [path.stat().st_mtime_ns for path in kept] == before, "it was found there"
+    assert len(set(results)) == 1
+
+
+def test_the_user_decides(tmp_path):
+    end(start(tmp_path / "off", JAX_ENABLE_COMPILATION_CACHE="false"))
+    assert not (tmp_path / "off").exists()
+    end(start(tmp_path / "default", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")))
+    assert not (tmp_path / "default").exists()
+    assert any(path.name.startswith("jit_f") for path in (tmp_path / "own").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    end(start(tmp_path / "file"))
+
+
+def test_the_folder_is_of_the_machine_and_the_version(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.folder().is_relative_to(Path.home() / ".cache/memax_rl")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.folder().parent == Path("/somewhere/memax_rl")
