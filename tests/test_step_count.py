@@ -55,7 +55,7 @@ def test_a_run_goes_on_beyond_what_int32_counts(settings):
     many = loop.make_many_updates(agent, static, total)
     arrays, _, metrics = many(arrays, 256, jnp.ones(1, bool))
     made = int(arrays.updates[0])
-    rows = loop._rows(config, metrics, 0, made, 1.0)
+    rows = loop.metric_rows(config, metrics, 0, made, 1.0)
     steps = [row["env_steps"] for row in rows]
     assert all(b > a for a, b in zip([NEAR, *steps], steps, strict=False))
     assert steps[-1] == int(arrays.env_steps.to_numpy()[0]) >= total > steps[-2], "it stopped at the first update"

@@ -161,12 +161,12 @@ class Cell:
     Attributes:
         name: Where its run folder is inside the study's, such as popgym-RepeatFirstEasy/gru/seed0.
         group: The name without the seed.
-        config: Its configuration.
+        config: Its configuration, a `TrainConfig` or a `ProbeConfig`.
     """
 
     name: str
     group: str
-    config: TrainConfig | ProbeConfig
+    config: Any
 
 
 def make_study(fields: Mapping[str, Any]) -> Study:
