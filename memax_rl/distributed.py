@@ -8,6 +8,7 @@ that it sends them by a collective of JAX's own. In a process that is alone ever
 import atexit
 import os
 import sys
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from jaxtyping import Array, Int
 _HEARTBEAT = 30
 # Seconds that a process waits at its end for the others, which may be evaluating or saving.
 _PATIENCE = 24 * 3600
+# How long the first process waits for the others to find a mistake that it has found.
+_GRACE = 5
 
 
 def count() -> int:
@@ -43,7 +46,8 @@ def is_first() -> bool:
 def taking_part(where: str | None) -> Iterator[None]:
     """Take part in a run of several processes, before JAX is used for the first time; None: this process is alone.
 
-    Where an error ends this process, it does not wait for the others, so that they learn of it at once.
+    Where an error ends this process, it does not wait for the others, so that they learn of it at once; only the first
+    one gives them seconds to find a mistake of the user's too.
 
     Args:
         where: "auto", to find the others as Slurm, Open MPI or Kubernetes tell; or HOST:PORT,PROCESS,PROCESSES: the
@@ -61,7 +65,11 @@ def taking_part(where: str | None) -> Iterator[None]:
     except KeyboardInterrupt:
         jax.distributed.shutdown()
         raise
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, ValueError) and is_first():
+            # A mistake that every process finds. The others are aborted, with a message of JAX's, where the first one
+            # is gone before they have told it.
+            time.sleep(_GRACE)
         # Registered last, and so called first: JAX's own handler would wait for the others.
         atexit.register(_exit_at_once, 2)
         raise
