@@ -242,7 +242,7 @@ def test_a_run_goes_on_longer_with_the_sizes_that_it_began_with(tmp_path, capsys
 
 
 def test_only_the_total_may_be_given_beside_a_run_to_resume(finished):
-    with pytest.raises(RunError, match="nothing but total_steps beside it"):
+    with pytest.raises(RunError, match="nothing but total_steps and devices beside it"):
         train(resume=finished.folder, seed=3)
     with pytest.raises(ValueError, match=r"total_steps: .*integer"):
         train(resume=finished.folder, total_steps="more")
