@@ -27,7 +27,8 @@ def rate(fields: dict, seconds: float) -> float:
     from memax_rl.precision import products_in
     from memax_rl.runs import make_config
     from memax_rl.runs.build import make_agent
-    from memax_rl.training.loop import init_state, make_many_updates, place
+    from memax_rl.training.loop import init_state
+    from memax_rl.training.updates import make_many_updates, place
 
     config = make_config({"env": "gymnax/CartPole-v1", "total_steps": 10**9, **fields})
     agent = make_agent(config)

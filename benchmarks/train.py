@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from memax_rl import sharding
 from memax_rl.runs import make_config
 from memax_rl.runs.build import make_agent
-from memax_rl.training.loop import init_state, make_many_updates, place
+from memax_rl.training.loop import init_state
+from memax_rl.training.updates import make_many_updates, place
 
 MODES = ("truncated_bptt", "whole_episodes")
 

@@ -128,3 +128,9 @@ def check_same(text: str, what: str) -> None:
     """Raise `ValueError` in every process if they do not all have the same text."""
     if len(set(gather([zlib.crc32(text.encode()) & 0x7FFFFFFF])[:, 0].tolist())) > 1:
         raise ValueError(f"distributed: the processes do not have the same {what}; start all of them alike")
+
+
+def say(line: str) -> None:
+    """Print a line to standard error, of several processes in the first alone."""
+    if is_first():
+        print(line, file=sys.stderr)

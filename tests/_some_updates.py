@@ -27,7 +27,8 @@ def make(updates: int, folder: str, name: str, fields: dict) -> None:
     from memax_rl.runs import make_config
     from memax_rl.runs.build import make_agent
     from memax_rl.runs.plain_arrays import to_plain
-    from memax_rl.training.loop import init_state, make_many_updates, place
+    from memax_rl.training.loop import init_state
+    from memax_rl.training.updates import make_many_updates, place
 
     config = make_config(fields)
     agent = make_agent(config)

@@ -295,7 +295,7 @@ MISTAKES = (
     Mistake(
         14,
         "the log holds the mean of the seeds",
-        "memax_rl/training/loop.py",
+        "memax_rl/training/rows.py",
         "{name: float(m[i, s]) for name, m in metrics.items()}",
         "{name: float(m[i].mean()) for name, m in metrics.items()}",
         ("tests/test_training.py::test_a_run_leaves_what_it_should",),

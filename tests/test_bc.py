@@ -21,7 +21,8 @@ from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout.episodes_file import dump_episodes, read_episodes
 from memax_rl.rollout.tape import unpack
 from memax_rl.runs import Run, RunError, build, make_config
-from memax_rl.training.loop import init_state, make_many_updates, place
+from memax_rl.training.loop import init_state
+from memax_rl.training.updates import make_many_updates, place
 
 SMALL: dict[str, Any] = {
     "agent": "bc",

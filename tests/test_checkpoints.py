@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +18,9 @@ from memax_rl.training import Callback, EarlyStopping, TrainingProgress, train
 from memax_rl.training.callbacks import evaluations_since_best
 from memax_rl.training.evaluations import Best, evaluation_keys
 from memax_rl.training.loop import init_state
+from memax_rl.training.resuming import _warn_of_schedules
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "total_steps": 4 * 51 * 6,
     "network": {"memory": "min_gru", "width": 8},
     "ppo": {"num_envs": 4, "rollout_length": 51, "update_epochs": 1, "num_minibatches": 2},
@@ -230,7 +232,7 @@ def test_a_run_goes_on_longer_with_the_sizes_that_it_began_with(tmp_path, capsys
     assert run.config_path.read_text() == before
     assert main(["train", "--resume", str(run.folder), "--total-steps", "20k"]) == 0
     error = capsys.readouterr().err
-    assert error.count("the learning rate (linear) of this run runs over total_steps: from step 1,224 on") == 1
+    assert error.count("(the learning rate: linear) is from step 1,224 on as in a run of 20,000 steps") == 1
     rows = run.metrics()
     assert run.config().total_steps == 20_000
     assert rows[-1]["env_steps"] >= 20_000
@@ -239,6 +241,14 @@ def test_a_run_goes_on_longer_with_the_sizes_that_it_began_with(tmp_path, capsys
     update = next(i for i, row in enumerate(rows) if row["env_steps"] > 1224)
     assert rates[update] == pytest.approx(0.0015 * (1 - 1224 / 20_000), rel=1e-3), "that of a run of 20,000 steps"
     np.testing.assert_equal(train(resume=run.folder).metrics(), rows, "what is complete stays so")
+
+
+def test_every_schedule_over_the_run_is_told_of_where_it_goes_on_longer(capsys):
+    ppo = {"lr_schedule": "constant", "clip_schedule": "linear", "entropy_schedule": "cosine"}
+    _warn_of_schedules(make_config(SMALL | {"total_steps": 2_000, "ppo": SMALL["ppo"] | ppo}), 1_000, 1_200)
+    assert "(clip: linear, entropy: cosine) is from step 1,200 on" in capsys.readouterr().err
+    _warn_of_schedules(make_config(SMALL | {"ppo": SMALL["ppo"] | {"lr_schedule": "constant"}}), 1_000, 1_200)
+    assert not capsys.readouterr().err
 
 
 def test_only_the_total_may_be_given_beside_a_run_to_resume(finished):

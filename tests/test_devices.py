@@ -11,7 +11,8 @@ from memax_rl.runs import make_config
 from memax_rl.runs.build import make_agent
 from memax_rl.runs.config import dump_config
 from memax_rl.training import train
-from memax_rl.training.loop import init_state, make_many_updates, place
+from memax_rl.training.loop import init_state
+from memax_rl.training.updates import make_many_updates, place
 
 SMALL = {
     "env": "popgym/PositionOnlyCartPoleEasy",

@@ -20,6 +20,7 @@ from memax_rl.rollout.tape import Tape
 from memax_rl.runs import Run, make_config
 from memax_rl.runs.build import load_agent, make_agent
 from memax_rl.training import TrainingError, loop
+from memax_rl.training.updates import make_many_updates
 
 PPO: dict[str, Any] = {
     "network": {"memory": "min_gru", "width": 8},
@@ -188,7 +189,7 @@ def test_what_a_diverged_seed_had_learned_stays_as_it_was_before(monkeypatch):
     update = _broken(agent, lambda state: state.updates >= 3)
     monkeypatch.setattr(agent, "update", update)
     arrays, static = loop.init_state(config, agent)
-    many = loop.make_many_updates(agent, static, config.total_steps)
+    many = make_many_updates(agent, static, config.total_steps)
     before = jax.tree.map(jnp.copy, many(jax.tree.map(jnp.copy, arrays), 3, jnp.ones(2, bool))[0])
     after, sound, metrics = many(arrays, 50, jnp.ones(2, bool))
     assert not np.any(sound)

@@ -14,6 +14,8 @@ from memax_rl.rollout.step_count import StepCount
 from memax_rl.runs import make_config
 from memax_rl.runs.build import make_agent
 from memax_rl.training import loop
+from memax_rl.training.rows import metric_rows
+from memax_rl.training.updates import make_many_updates
 
 NEAR = 2**31 - 40
 PPO_FIELDS: dict[str, Any] = {"ppo": {"num_envs": 4, "rollout_length": 102, "num_minibatches": 1, "update_epochs": 1}}
@@ -52,10 +54,10 @@ def test_a_run_goes_on_beyond_what_int32_counts(settings):
     arrays, static = loop.init_state(config, agent)
     near = jax.tree.map(lambda leaf: leaf[None], StepCount.of(NEAR))
     arrays = eqx.tree_at(lambda s: s.env_steps, arrays, near)
-    many = loop.make_many_updates(agent, static, total)
+    many = make_many_updates(agent, static, total)
     arrays, _, metrics = many(arrays, 256, jnp.ones(1, bool))
     made = int(arrays.updates[0])
-    rows = loop.metric_rows(config, metrics, 0, made, 1.0)
+    rows = metric_rows(config, metrics, 0, made, 1.0)
     steps = [row["env_steps"] for row in rows]
     assert all(b > a for a, b in zip([NEAR, *steps], steps, strict=False))
     assert steps[-1] == int(arrays.env_steps.to_numpy()[0]) >= total > steps[-2], "it stopped at the first update"

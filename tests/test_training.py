@@ -26,7 +26,8 @@ from memax_rl.runs import Run, RunError, load_config, make_config, override, pre
 from memax_rl.runs.build import make_agent
 from memax_rl.runs.config import TrainConfig, dump_config
 from memax_rl.training import TrainingError, train
-from memax_rl.training.loop import init_state, restore
+from memax_rl.training.loop import init_state
+from memax_rl.training.resuming import restore
 
 SMALL = {
     "total_steps": 4 * 51 * 6,
@@ -99,9 +100,9 @@ _DRIVER = """
 import sys
 from memax_rl.runs import make_config
 from memax_rl.training import train
-import memax_rl.training.loop as loop
+import memax_rl.training.updates as updates
 import yaml
-loop._MOST_UPDATES_A_CALL = 2
+updates._MOST_UPDATES_A_CALL = 2
 fields = yaml.safe_load(sys.argv[1])
 if sys.argv[3] == "resume":
     train(resume=sys.argv[2])

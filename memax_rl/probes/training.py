@@ -24,8 +24,9 @@ from memax_rl.runs.build import is_shape
 from memax_rl.runs.loggers import Logger, check_logs, open_logs
 from memax_rl.runs.run import Run, RunError
 from memax_rl.signals import Stopped, ready, stop_signals
-from memax_rl.training.loop import make_many_updates, metric_rows, until_divergence, updates_a_call
+from memax_rl.training.rows import metric_rows, until_divergence
 from memax_rl.training.session import TrainingError, update_of
+from memax_rl.training.updates import make_many_updates, updates_a_call
 from memax_rl.training.usage import program_bytes, watch
 
 
