@@ -288,14 +288,26 @@ def test_what_a_task_lacks_is_told_in_one_line(pictures, module, says, monkeypat
         (struct.pack(">4I", 0x803, 20, 28, 28), "cannot reshape"),
         (struct.pack(">4I", 0x803, 2**31, 28, 28), "its header is not"),
         (struct.pack(">4I", 0x801, 20, 28, 28), "its header is not"),
+        (struct.pack(">4I", 0x803, 1_000_000, 1_000, 1_000), "its header is not"),
         (struct.pack(">4I", 0x803, 2, 3, 3) + bytes(18), "needs as many pictures of 28 x 28 as labels"),
     ],
-    ids=["empty", "short", "huge", "magic", "small"],
+    ids=["empty", "short", "many", "magic", "huge", "small"],
 )
 def test_a_damaged_file_of_pictures_is_told(folder, content, says):
     (folder / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(ValueError, match=says):
         tasks.make("sequential_digits", {"pictures": str(folder)}).data("train")
+
+
+@pytest.mark.parametrize("place", range(10, 30))
+def test_a_damaged_compressed_file_of_pictures_is_told(folder, place):
+    path = folder / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^pictures: .*cannot be read") as error:
+        tasks.make("sequential_digits", {"pictures": str(folder)}).data("test")
+    assert "\n" not in str(error.value)
 
 
 def test_pictures_of_hugging_face(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import struct
 import sys
 
 import equinox as eqx
@@ -212,6 +213,21 @@ def test_a_run_says_what_it_is_and_is_no_agents(tmp_path):
         run.config()
 
 
+@pytest.mark.parametrize("chunk", [4, 5, 10])
+def test_norms_are_those_after_each_trained_length_whatever_the_chunk(chunk):
+    """Neither a chunk that ends elsewhere nor one that does not divide the length changes which states are measured."""
+    fields = {"task": "parity", "task_options": {"length": 10}} | SMALL
+    whole, parts = (
+        Learner(make_probe_config(fields | {"learner": {"batch_size": 8, "chunk": size}})) for size in (None, chunk)
+    )
+    network, key = whole.init(jax.random.key(0)).network, jax.random.key(1)
+    sums, norms = make_test(whole, 3, norms=True)(network, key)
+    chunked, found = make_test(parts, 3, norms=True)(network, key)
+    assert found.shape == (3, 1)
+    np.testing.assert_allclose(found, norms, rtol=1e-5)
+    np.testing.assert_allclose(chunked.loss, sums.loss, rtol=1e-5)
+
+
 def test_other_lengths_are_tested_with_the_norm_of_the_state(tmp_path):
     fields = {"task": "parity", "task_options": {"length": 6}, "total_updates": 1, "test_lengths": [1, 4]} | SMALL
     run = probes.train(**fields, out=tmp_path / "run")
@@ -282,6 +298,9 @@ def test_several_memories_are_a_study_that_compare_reads(tmp_path, capsys):
         (["--task", "parity", "--test-lengths", "x"], "--test-lengths takes whole numbers with commas"),
         (["--task", "parity", "--memory", "gru"], "a new study needs a folder; name one with --out"),
         (["nowhere.yaml"], "'nowhere.yaml' is no file"),
+        (["--task", "parity", "--length", "5", "--task-options.length", "7"], "--length and --task-options.length are"),
+        (["--task", "parity", "--memory", "gru", "--network.memory", "lru"], "--memory and --network.memory are the"),
+        (["--task", "parity", "--eval-interval", "2", "--eval_interval", "3"], "--eval-interval and --eval_interval"),
         (["--task", "sequential_digits", "--out", "x"], "scikit-learn, which is not installed"),
     ],
     ids=str,
@@ -295,6 +314,21 @@ def test_a_mistake_is_one_line_and_makes_nothing(arguments, says, tmp_path, monk
     assert says in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_tests_have_no_pictures_makes_nothing(tmp_path, monkeypatch, capsys):
+    """Pictures to train on alone are not enough."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 2, 28, 28) + bytes(2 * 784))
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes(2))
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "sequential_digits", "--task-options.pictures", "pictures", "--out", "out"]
+    assert main(["probe", *options]) == 2
+    assert "pictures has no file t10k-images-idx3-ubyte" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has no file t10k-images-idx3-ubyte"):
+        probes.train(task="sequential_digits", task_options={"pictures": "pictures"}, out="out", **SMALL)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_the_cells_of_a_file_are_listed(tmp_path, capsys):

@@ -53,6 +53,11 @@ def _optuna():
         ({"space": {"memory": ["gru", "gruu"]}}, "unknown memory 'gruu'"),
         ({"space": {"seed": [1, 2]}}, "seed is set by tune itself"),
         ({"base": {"width": 8}, "space": {"width": [8, 16]}}, "network.width stands in base and in space"),
+        ({"space": {"width": [8, 16], "network.width": [4, 32]}}, "network.width is given twice"),
+        (
+            {"base": {"memory": "gru", "network.memory": "lru"}, "space": {"width": [8]}},
+            "network.memory is given twice",
+        ),
         ({"space": {"width": [8, 16]}, "sampler": "cma"}, "sampler: "),
         ({"space": {"width": [8, 16]}, "trails": 3}, "trails: there is no such part; there are base, space, trials"),
     ],

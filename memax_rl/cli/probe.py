@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from memax_rl.cli.common import PathType, answers, import_option, import_own
-from memax_rl.cli.study import FieldsCommand, make_grid
+from memax_rl.cli.study import FieldsCommand, by_field, make_grid
 
 _EXAMPLES = """\
 Examples:
@@ -60,9 +60,7 @@ def probe(
     from memax_rl import studies
     from memax_rl.studies import runner
 
-    fields: dict[str, Sequence[str]] = dict(ctx.obj)
-    if "length" in fields:
-        fields["task_options.length"] = fields.pop("length")
+    fields = by_field(ctx.obj, {"length": "task_options.length"})
     if file is not None and file.is_dir():
         if fields or seeds or test_lengths:
             raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
@@ -99,7 +97,8 @@ def _lengths(text: str) -> list[int]:
 def _check_data(cells: Sequence[Any]) -> None:
     """Raise `ValueError` where a task lacks its data or a package, before anything is made."""
     for config in {repr(cell.config.task_options) + cell.config.task: cell.config for cell in cells}.values():
-        config.make_task().data("train")
+        for split in ("train", "test"):
+            config.make_task().data(split)
 
 
 def _print(folder: Path) -> None:

@@ -168,6 +168,27 @@ def _engine(ray: str | None, cpus: float | None, gpus: float | None, slurm: dict
     return studies.Slurm(slurm) if slurm is not None else None
 
 
+def by_field(fields: Mapping[str, Sequence[str]], short: Mapping[str, str] | None = None) -> dict[str, Sequence[str]]:
+    """Return the values that were typed by the full name of their field.
+
+    Args:
+        fields: Values by names as they were typed.
+        short: Other names that are short for a field.
+
+    Raises:
+        ValueError: If two of the names are of the same field.
+    """
+    from memax_rl.studies.grid import canonical
+
+    names: dict[str, str] = {}
+    for typed in fields:
+        name = canonical((short or {}).get(typed, typed))
+        if name in names:
+            raise ValueError(f"--{names[name]} and --{typed} are the same field; give one of them")
+        names[name] = typed
+    return {name: fields[typed] for name, typed in names.items()}
+
+
 def make_grid(
     file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None, more: Mapping[str, Any] | None = None
 ) -> Any:
@@ -177,16 +198,14 @@ def make_grid(
     """
     from memax_rl import studies
     from memax_rl.runs.config import parse_value
-    from memax_rl.studies.grid import canonical
 
     whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
     base, grid = dict(whole.get("base", {})) | dict(more or {}), dict(whole.get("grid", {}))
-    for typed, texts in fields.items():
-        name = canonical(typed)
+    for name, texts in by_field(fields).items():
         if name in whole.get("zip", {}):
-            raise ValueError(f"--{typed} is zipped with other fields in {file}; change it there")
+            raise ValueError(f"--{name} is zipped with other fields in {file}; change it there")
         if any(name in case for case in whole.get("cases", ())):
-            raise ValueError(f"--{typed} stands in the cases of {file}; change it there")
+            raise ValueError(f"--{name} stands in the cases of {file}; change it there")
         base.pop(name, None)
         # A name of a preset may look like anything else.
         values = [text if name == "preset" else parse_value(text) for text in texts]

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from memax_rl.cli.common import PathType, answers, import_own, prepare_jax, trust_options
-from memax_rl.cli.study import FieldsCommand
+from memax_rl.cli.study import FieldsCommand, by_field
 
 _EXAMPLES = """\
 Examples:
@@ -59,12 +59,10 @@ def _space(file: Path, fields: dict[str, list[str]]) -> Any:
     """Return the space of a file, with the fields that were typed: one value for all trials, several as choices."""
     from memax_rl import studies
     from memax_rl.runs.config import parse_value
-    from memax_rl.studies.grid import canonical
 
     whole = studies.load_space(file).model_dump(exclude_defaults=True)
     base, space = dict(whole.get("base", {})), dict(whole["space"])
-    for typed, texts in fields.items():
-        name = canonical(typed)
+    for name, texts in by_field(fields).items():
         base.pop(name, None)
         space.pop(name, None)
         values = [text if name == "preset" else parse_value(text) for text in texts]

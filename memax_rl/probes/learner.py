@@ -116,7 +116,7 @@ class Learner:
         self.input_space = self.task.input_space
         self.optimizer = make_optimizer(settings)
         self.schedule = make_schedule(settings.lr_schedule, settings.learning_rate)
-        self.data = self.task.data("train")
+        self.data, self.test_data = self.task.data("train"), self.task.data("test")
 
     def init(self, key: PRNGKeyArray) -> LearnerState:
         """Return the state before training."""
@@ -160,7 +160,8 @@ class Learner:
 
         def mean_loss(params):
             network = eqx.combine(params, static)
-            sums, _ = run_through(self.task, network, batch, settings.chunk, truncate=settings.truncate)
+            state = first_states(network, len(batch.start))
+            _, sums = run_through(self.task, network, state, batch, settings.chunk, truncate=settings.truncate)
             return sums.loss / jnp.maximum(sums.count, 1), sums
 
         return jax.grad(mean_loss, has_aux=True)(params)
@@ -182,30 +183,30 @@ def sample_batch(task: Task, key: PRNGKeyArray, sequences: int, pack: int, data:
 
 
 def run_through(
-    task: Task, network: ProbeNetwork, batch: Batch, chunk: int | None, *, truncate: bool = False, norms: bool = False
-) -> tuple[Sums, Float[Array, "chunks blocks"]]:
-    """Return the sums of a batch, from the initial state on, and the norms of the states after each chunk.
+    task: Task, network: ProbeNetwork, state: Any, batch: Batch, chunk: int | None, *, truncate: bool = False
+) -> tuple[Any, Sums]:
+    """Return the states after the last slots of a batch, and its sums.
 
     With a chunk, the memory runs over so many slots at a time from the state that it had; the activations within a
     chunk are computed again for the gradient, so that those of one chunk are in memory at a time.
 
     Args:
+        task: What is asked.
+        network: The network.
+        state: Its states before the batch, of each row, as `first_states` returns.
+        batch: The sequences, or a part of them.
+        chunk: Slots of a chunk; the last one has what is left. None: all at once.
         truncate: Whether the gradient is cut between chunks.
-        norms: Whether norms are computed; else they are zero.
     """
-    rows, slots = batch.start.shape
-    chunk = slots if chunk is None else min(chunk, slots)
-    chunks = -(-slots // chunk)
-    state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), network.initial_state())
+    slots = batch.start.shape[1]
     arrays, static = eqx.partition(network, eqx.is_array)
 
     def through(arrays, state, part: Batch):
         state, outputs = eqx.combine(arrays, static).scan(state, part.inputs, part.start)
         return state, add_up(task, outputs, part)
 
-    if chunks == 1:
-        state, sums = through(arrays, state, batch)
-        return sums, (block_norms(state) if norms else jnp.zeros(len(state)))[None]
+    if chunk is None or chunk >= slots:
+        return through(arrays, state, batch)
     through = jax.checkpoint(through)
 
     def body(carry, part: Batch):
@@ -213,19 +214,24 @@ def run_through(
         if truncate:
             state = jax.lax.stop_gradient(state)
         state, more = through(arrays, state, part)
-        found = block_norms(state) if norms else jnp.zeros(len(state))
-        return (state, jax.tree.map(jnp.add, sums, more)), found
+        return (state, jax.tree.map(jnp.add, sums, more)), None
 
-    parts = jax.tree.map(lambda leaf: _cut(leaf, chunk, chunks), batch)
-    (_, sums), found = jax.lax.scan(body, (state, Sums.none(task.outputs)), parts)
-    return sums, found
+    whole = slots // chunk * chunk
+    carry, _ = jax.lax.scan(body, (state, Sums.none(task.outputs)), cut(Batch(*(x[:, :whole] for x in batch)), chunk))
+    if whole < slots:
+        # A part of its own, because what would fill a chunk up would change the state.
+        carry, _ = body(carry, Batch(*(x[:, whole:] for x in batch)))
+    return carry
 
 
-def _cut(leaf: Array, chunk: int, chunks: int) -> Array:
-    """Return an array [rows, slots, ...] as [chunks, rows, chunk, ...]; what is added at the end is zero."""
-    rows, slots, *rest = leaf.shape
-    padding = [(0, 0), (0, chunk * chunks - slots), *((0, 0) for _ in rest)]
-    return jnp.moveaxis(jnp.pad(leaf, padding).reshape(rows, chunks, chunk, *rest), 1, 0)
+def first_states(network: ProbeNetwork, rows: int) -> Any:
+    """Return the states before the first slot of each row."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), network.initial_state())
+
+
+def cut(batch: Batch, slots: int) -> Batch:
+    """Return a batch [rows, ...] as parts of so many slots, which divide its own: [parts, rows, slots, ...]."""
+    return Batch(*(jnp.moveaxis(x.reshape(len(x), -1, slots, *x.shape[2:]), 1, 0) for x in batch))
 
 
 def add_up(task: Task, outputs: Float[Array, "rows slots outputs"], batch: Batch) -> Sums:

@@ -14,33 +14,55 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from memax_rl.probes.learner import Learner, ProbeNetwork, Sums, run_through, sample_batch, score
+from memax_rl.probes.learner import (
+    Batch,
+    Learner,
+    ProbeNetwork,
+    Sums,
+    block_norms,
+    cut,
+    first_states,
+    run_through,
+    sample_batch,
+    score,
+)
 from memax_rl.probes.tasks import Task
 from memax_rl.rollout.streams import seed_key
 
-# No other key of a seed is folded with these numbers.
-_TEST, _LONGER = 2**31 + 1, 2**31 + 2
+# No other key of a seed is folded with this number.
+_TEST = 2**31 + 1
 
 # (network, key) -> (sums, norms of the states).
-Test = Callable[[ProbeNetwork, PRNGKeyArray], tuple[Sums, Float[Array, "chunks blocks"]]]
+Test = Callable[[ProbeNetwork, PRNGKeyArray], tuple[Sums, Float[Array, "times blocks"]]]
 
 
 def make_test(learner: Learner, times: int = 1, *, norms: bool = False) -> Test:
     """Return a compiled test of one network, on at least `eval_sequences` sequences `times` as long as the trained.
 
     The memory runs over the trained length at a time, from the state that it had, so that its norm is known in between
-    and no more memory is needed than in training.
+    and no more memory is needed than in training; within that by chunks, where it was trained by them.
+
+    Args:
+        learner: What was trained.
+        times: How many trained lengths a sequence has.
+        norms: Whether norms are computed; else they are zero.
     """
     config, length = learner.config, learner.task.length
     task: Task = learner.task if times == 1 else learner.task.at_length(times * length)
-    data = learner.task.data("test")
+    data = learner.test_data
     # One row of a batch is as long as one in training, where that had several sequences in a row.
     size = max(1, config.learner.batch_size // times)
     batches = -(-config.eval_sequences // size)
-    chunk = min(length, config.learner.chunk or length)
 
-    def one(network: ProbeNetwork, key: PRNGKeyArray) -> tuple[Sums, Float[Array, "chunks blocks"]]:
-        return run_through(task, network, sample_batch(task, key, size, 1, data), chunk, norms=norms)
+    def one(network: ProbeNetwork, key: PRNGKeyArray) -> tuple[Sums, Float[Array, "times blocks"]]:
+        def body(carry, part: Batch):
+            state, more = run_through(task, network, carry[0], part, config.learner.chunk)
+            found = block_norms(state) if norms else jnp.zeros(len(state))
+            return (state, jax.tree.map(jnp.add, carry[1], more)), found
+
+        parts = cut(sample_batch(task, key, size, 1, data), length)
+        (_, sums), found = jax.lax.scan(body, (first_states(network, size), Sums.none(task.outputs)), parts)
+        return sums, found
 
     @eqx.filter_jit
     def test(network: ProbeNetwork, key: PRNGKeyArray):

@@ -57,13 +57,13 @@ class Study(BaseModel):
     @field_validator("base", "grid", "zip", mode="before")
     @classmethod
     def _read_fields(cls, fields: Any) -> Any:
-        return dict(flatten(fields)) if isinstance(fields, Mapping) else fields
+        return once(flatten(fields)) if isinstance(fields, Mapping) else fields
 
     @field_validator("exclude", "cases", mode="before")
     @classmethod
     def _read_combinations(cls, value: Any) -> Any:
         value = [value] if isinstance(value, Mapping) else value
-        return [dict(flatten(v)) if isinstance(v, Mapping) else v for v in value] if _is_list(value) else value
+        return [once(flatten(v)) if isinstance(v, Mapping) else v for v in value] if _is_list(value) else value
 
     @field_validator("grid", "zip", mode="after")
     @classmethod
@@ -231,6 +231,16 @@ def flatten(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{name}.")
         else:
             yield name, value
+
+
+def once(fields: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+    """Return names and values as a dict. Raises `ValueError` where a name comes twice, of two spellings of a field."""
+    found: dict[str, Any] = {}
+    for name, value in fields:
+        if name in found:
+            raise ValueError(f"{name} is given twice, in two spellings; leave one")
+        found[name] = value
+    return found
 
 
 def read_config(fields: Mapping[str, Any]) -> TrainConfig | ProbeConfig:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memax_rl.runs.config import TrainConfig, find_shipped, parse_value, read_fields
-from memax_rl.studies.grid import canonical, configure, flatten, in_one_line
+from memax_rl.studies.grid import canonical, configure, flatten, in_one_line, once
 
 # Trials have these seeds, which no run has by default, so that what is reported was not tuned on.
 FIRST_SEED = 1_000_000
@@ -111,12 +111,12 @@ class Space(BaseModel):
     @field_validator("base", mode="before")
     @classmethod
     def _read_base(cls, fields: Any) -> Any:
-        return dict(flatten(fields)) if isinstance(fields, Mapping) else fields
+        return once(flatten(fields)) if isinstance(fields, Mapping) else fields
 
     @field_validator("space", mode="before")
     @classmethod
     def _read_space(cls, fields: Any) -> Any:
-        return dict(_ranges(fields)) if isinstance(fields, Mapping) else fields
+        return once(_ranges(fields)) if isinstance(fields, Mapping) else fields
 
     @model_validator(mode="after")
     def _check(self) -> "Space":

@@ -8,6 +8,7 @@ import functools
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ _CLASSES = 10
 _FIFTH = 5
 # More than MNIST and its like hold; a header that says more is damage.
 _MOST_IMAGES = 1_000_000
+_MOST_BYTES = _MOST_IMAGES * 28 * 28
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -259,9 +261,9 @@ def _read_idx(folder: Path, name: str, axes: int) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4 * (1 + axes))
             magic, *shape = struct.unpack(f">{1 + axes}I", head)
-            if magic != 0x800 + axes or shape[0] > _MOST_IMAGES or any(side > 1_000 for side in shape[1:]):
+            if magic != 0x800 + axes or shape[0] > _MOST_IMAGES or math.prod(shape) > _MOST_BYTES:
                 raise ValueError("its header is not that of such a file")
             content = file.read(math.prod(shape) + 1)
         return np.frombuffer(content, np.uint8).reshape(shape)
-    except (OSError, EOFError, struct.error, ValueError) as error:
+    except (OSError, EOFError, struct.error, zlib.error, ValueError) as error:
         raise ValueError(f"pictures: {path} cannot be read: {error}") from None
