@@ -6,8 +6,11 @@ that it sends them by a collective of JAX's own. In a process that is alone ever
 """
 
 import atexit
+import errno
 import os
+import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +26,10 @@ from jaxtyping import Array, Int
 _HEARTBEAT = 30
 # Seconds that a process waits at its end for the others, which may be evaluating or saving.
 _PATIENCE = 24 * 3600
+# Seconds that a process waits at its start for all to be there, and after which it says that it does.
+_JOINING, _LONG = 300, 10
+# More processes are a slip of the keyboard.
+_MOST_PROCESSES = 1_000_000
 # How long the first process waits for the others to find a mistake that it has found.
 _GRACE = 5
 
@@ -54,7 +61,7 @@ def taking_part(where: str | None) -> Iterator[None]:
             address of process 0, which of them this is, and how many there are.
 
     Raises:
-        ValueError: If `where` is something else, or nothing tells where the others are.
+        ValueError: If `where` is something else, another program listens there, or nothing tells where the others are.
     """
     if where is None:
         yield
@@ -82,13 +89,45 @@ def _exit_at_once(status: int) -> None:
     os._exit(status)
 
 
+@contextmanager
+def _joining(who: str, where: str) -> Iterator[None]:
+    """End this process with one line if the others do not come. JAX would end it with a trace of its own instead."""
+
+    def say_so() -> None:
+        print(f"distributed: {who} waits for the others at {where}, at most {_JOINING} s", file=sys.stderr, flush=True)
+
+    def give_up() -> None:
+        print(
+            f"memax-rl: error: distributed: not all processes came to {where} within {_JOINING} s, as {who} sees it; "
+            "check the address, that this machine reaches it, and that as many are started as each is told",
+            file=sys.stderr,
+        )
+        _exit_at_once(2)
+
+    timers = [threading.Timer(_LONG, say_so), threading.Timer(_JOINING, give_up)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
 def _initialize(where: str) -> None:
-    options: dict[str, Any] = {"heartbeat_timeout_seconds": _HEARTBEAT, "shutdown_timeout_seconds": _PATIENCE}
+    options: dict[str, Any] = {
+        "heartbeat_timeout_seconds": _HEARTBEAT,
+        "shutdown_timeout_seconds": _PATIENCE,
+        # Later than this process gives up by itself.
+        "initialization_timeout": _JOINING + 60,
+    }
     # It would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
     if where == "auto":
         try:
-            jax.distributed.initialize(**options)
+            with _joining("one of them", "the address that their starter gave"):
+                jax.distributed.initialize(**options)
         except ValueError as error:
             raise ValueError(
                 "distributed: neither Slurm, Open MPI nor Kubernetes tells where the other processes are "
@@ -96,7 +135,29 @@ def _initialize(where: str) -> None:
             ) from None
         return
     address, index, processes = _parse(where)
-    jax.distributed.initialize(address, processes, index, cluster_detection_method="deactivate", **options)
+    if index == 0:
+        _check_free(int(address.rpartition(":")[2]))
+    with _joining(f"process {index} of {processes}", address):
+        jax.distributed.initialize(address, processes, index, cluster_detection_method="deactivate", **options)
+
+
+def _check_free(port: int) -> None:
+    """Raise `ValueError` if process 0 cannot listen at the port; JAX would crash, or share it with another run."""
+    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as tried:
+                # What a run left that has ended does not count.
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                tried.bind((everywhere, port))
+        except OSError as error:
+            # Others tell that there is no such family here.
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise ValueError(
+                    f"distributed: process 0 cannot listen at port {port}: {os.strerror(error.errno)}; choose another "
+                    "for all processes"
+                ) from None
 
 
 def _parse(where: str) -> tuple[str, int, int]:
@@ -108,6 +169,10 @@ def _parse(where: str) -> tuple[str, int, int]:
             f"two processes, got {where[:100]!r}"
         )
     index, processes = map(int, numbers)
+    if not 1 <= int(port) <= 65535:
+        raise ValueError(f"distributed: the port must be 1 to 65535, got {port[:20]}")
+    if not 1 <= processes <= _MOST_PROCESSES:
+        raise ValueError(f"distributed: PROCESSES must be 1 to {_MOST_PROCESSES:,}, got {numbers[1][:20]}")
     if index >= processes:
         raise ValueError(f"distributed: {processes} processes are numbered from 0, so there is none of number {index}")
     return address, index, processes

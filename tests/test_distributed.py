@@ -162,10 +162,46 @@ def test_an_address_is_checked():
     for where, message in [
         ("here", r"expected nothing, or HOST:PORT,PROCESS,PROCESSES .* got 'here'"),
         ("10.0.0.1:99,1", r"expected nothing"),
+        ("10.0.0.1:0,0,2", r"the port must be 1 to 65535, got 0"),
+        ("10.0.0.1:99999,0,2", r"the port must be 1 to 65535, got 99999"),
+        ("10.0.0.1:99,0,0", r"PROCESSES must be 1 to 1,000,000, got 0"),
+        ("10.0.0.1:99,0,99999999999", r"PROCESSES must be 1 to 1,000,000, got 99999999999"),
         ("10.0.0.1:99,2,2", r"2 processes are numbered from 0, so there is none of number 2"),
     ]:
         with pytest.raises(ValueError, match=message), distributed.taking_part(where):
             pass
+
+
+@pytest.mark.parametrize("listens", ["0.0.0.0", "127.0.0.1", "::"])
+def test_a_port_that_is_taken_is_said(listens, tmp_path):
+    """JAX crashes there, or where the other is JAX too, shares the port with it."""
+    with socket.socket(socket.AF_INET6 if ":" in listens else socket.AF_INET) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind((listens, 0))
+        other.listen()
+        where = f"127.0.0.1:{other.getsockname()[1]},0,2"
+        process = start(["-m", "memax_rl", "train", "--distributed", where, "--out", str(tmp_path / "run")])
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    assert "cannot listen at port" in text
+    assert text.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_whose_others_do_not_come_says_so(index):
+    program = f"""
+from memax_rl import distributed
+distributed._LONG, distributed._JOINING = 1, 3
+with distributed.taking_part("127.0.0.1:{free_port()},{index},2"):
+    pass
+"""
+    process = start(["-c", program])
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    assert f"process {index} of 2 waits for the others at 127.0.0.1:" in text
+    assert "memax-rl: error: distributed: not all processes came to 127.0.0.1:" in text
+    assert text.count("\n") == 2, text
 
 
 def test_one_process_has_nothing_to_do():
