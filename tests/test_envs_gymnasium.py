@@ -26,7 +26,7 @@ from memax_rl.envs.adapters.gymnasium_options import HostOptions
 from memax_rl.evaluation import evaluate
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.runs import Run, make_config
-from memax_rl.runs.config import override
+from memax_rl.runs.overrides import override
 from memax_rl.training import TrainingError, train
 
 COUNTER = "gym/memax_test/Counter-v0"
