@@ -15,6 +15,8 @@ from memax_rl.agents.dqn import DQN, DQNConfig
 from memax_rl.agents.ppo import PPO, PPOConfig, evaluate_rows
 from memax_rl.envs import base, spaces, wrappers
 from memax_rl.envs.registry import _OWN
+from memax_rl.envs.wrappers.observations import SelectKeysConfig
+from memax_rl.envs.wrappers.steps import StickyActions
 from memax_rl.networks import NetworkConfig, make_actor_critic, make_q_network
 from memax_rl.networks.encoder import NormalizedBox, RunningNormalizer
 from memax_rl.runs import make_config, override
@@ -179,7 +181,7 @@ class Echo(Counter):
 
 
 def test_sticky_actions():
-    env = wrappers.StickyActions(Echo(50), 0.25)
+    env = StickyActions(Echo(50), 0.25)
     params = env.default_params
     # Every action differs from the two before, so that a repetition shows.
     outs = [roll(env, params, steps=200, action=lambda t: (t % 3).astype(jnp.int32), seed=s) for s in range(5)]
@@ -269,7 +271,7 @@ class Two(Counter):
 @pytest.mark.parametrize("options", [{"keep": ["time"]}, {"drop": ["number"]}], ids=str)
 def test_keys_that_are_left_out_are_not_seen(options):
     inner = Two()
-    env, params = wrappers.SelectKeysConfig(**options).wrap(inner, inner.default_params, "own/Two")
+    env, params = SelectKeysConfig(**options).wrap(inner, inner.default_params, "own/Two")
     assert list(env.observation_space(params).spaces) == ["time"]
     observation, state = env.reset(jax.random.key(0), params)
     assert observation == {"time": 0}
@@ -291,7 +293,7 @@ def test_keys_that_are_left_out_are_not_seen(options):
 )
 def test_keys_that_cannot_be_selected_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        wrappers.SelectKeysConfig(**options).wrap(Two(), Two().default_params, "own/Two")
+        SelectKeysConfig(**options).wrap(Two(), Two().default_params, "own/Two")
 
 
 def test_wrappers_on_the_command_line():

@@ -148,7 +148,7 @@ def test_mistakes_are_one_line_and_leave_nothing(runs, tmp_path, capsys, monkeyp
     assert "file exists" in fails(run, "--out", tmp_path / "file").lower()
     assert "cannot be made" in fails(run, "--out", tmp_path / "file" / "below")
     # A wrapper that only its environment can apply.
-    monkeypatch.setattr("memax_rl.envs.wrappers.MaskObservation.show", lambda self, obs, params: obs)
+    monkeypatch.setattr("memax_rl.envs.wrappers.observations.MaskObservation.show", lambda self, obs, params: obs)
     assert "(TimeLimit, MaskObservation, RewardScaling) cannot be applied outside" in fails(run, "--out", out).replace(
         "GymnaxAdapter, ", ""
     )

@@ -24,8 +24,9 @@ from memax_rl.evaluation import evaluate
 from memax_rl.runs import Run, RunError, load_config, make_config, override
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from memax_rl.runs.config import TrainConfig, dump_config, parse_yaml
+from memax_rl.runs.config import TrainConfig, dump_config
 from memax_rl.runs.files import write_atomically
+from memax_rl.runs.yaml_text import parse_yaml
 from memax_rl.training import train
 
 SMALL = {

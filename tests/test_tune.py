@@ -14,7 +14,7 @@ import pytest
 import memax_rl
 from memax_rl.cli import main
 from memax_rl.runs import Run, load_config
-from memax_rl.runs.config import parse_yaml
+from memax_rl.runs.yaml_text import parse_yaml
 from memax_rl.studies import load_space, make_space, make_study
 from memax_rl.studies.space import FIRST_SEED, dump_space
 from memax_rl.studies.tuning import _Pruned, _Reports, score

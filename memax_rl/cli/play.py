@@ -65,7 +65,7 @@ def evaluate(
     import_own(imports, trust)
     from memax_rl import evaluation
     from memax_rl.runs import Run
-    from memax_rl.runs.config import override_env_options
+    from memax_rl.runs.overrides import override_env_options
 
     opened = Run.open(run, imports, trust)
     find_typed(env)

@@ -103,7 +103,8 @@ def collect(
     prepare_jax()
     import_own(imports, trust)
     from memax_rl import evaluation
-    from memax_rl.runs.config import make_config, override_env_options
+    from memax_rl.runs.config import make_config
+    from memax_rl.runs.overrides import override_env_options
 
     find_typed(env)
     env_options = None

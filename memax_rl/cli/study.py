@@ -142,7 +142,7 @@ def study(
 
 def _slurm_options(fields: dict[str, list[str]]) -> dict[str, Any]:
     """Take the options of Slurm out of the fields that were typed."""
-    from memax_rl.runs.config import parse_value
+    from memax_rl.runs.yaml_text import parse_value
 
     options = {}
     for name in [name for name in fields if name.startswith(_SLURM)]:
@@ -197,7 +197,7 @@ def make_grid(
     `more`: values of fields for all cells.
     """
     from memax_rl import studies
-    from memax_rl.runs.config import parse_value
+    from memax_rl.runs.yaml_text import parse_value
 
     whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
     base, grid = dict(whole.get("base", {})) | dict(more or {}), dict(whole.get("grid", {}))

@@ -253,7 +253,7 @@ def _train_anew(ctx: click.Context, typed: list[str], config: Path | None, check
     from memax_rl import agents, distributed, training
     from memax_rl.envs.trust import import_modules, only_imports
     from memax_rl.runs import load_config, make_config, override
-    from memax_rl.runs.config import read_fields
+    from memax_rl.runs.yaml_text import read_fields
 
     imports, trust = own["imports"], own["trust"]
     env, agent = _last("--env", typed), ctx.meta["agent"]

@@ -58,7 +58,7 @@ def tune(
 def _space(file: Path, fields: dict[str, list[str]]) -> Any:
     """Return the space of a file, with the fields that were typed: one value for all trials, several as choices."""
     from memax_rl import studies
-    from memax_rl.runs.config import parse_value
+    from memax_rl.runs.yaml_text import parse_value
 
     whole = studies.load_space(file).model_dump(exclude_defaults=True)
     base, space = dict(whole.get("base", {})), dict(whole["space"])

@@ -7,7 +7,7 @@ from memax_rl.runs.config import EarlyStoppingConfig as EarlyStoppingConfig
 from memax_rl.runs.config import TrainConfig as TrainConfig
 from memax_rl.runs.config import load_config as load_config
 from memax_rl.runs.config import make_config as make_config
-from memax_rl.runs.config import override as override
 from memax_rl.runs.config import presets as presets
+from memax_rl.runs.overrides import override as override
 from memax_rl.runs.run import Run as Run
 from memax_rl.runs.run import RunError as RunError

@@ -1,7 +1,7 @@
 """The configuration of a run: read from YAML, overridden field by field, written back complete."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +25,7 @@ from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
 from memax_rl.precision import Precision
+from memax_rl.runs.yaml_text import read_fields
 
 
 class EarlyStoppingConfig(BaseModel):
@@ -165,7 +166,7 @@ class TrainConfig(BaseModel):
                 envs.check(name)
         elif name not in envs.names():
             own = "" if name.partition("/")[0] in SUITES else "; one of your own needs --import MODULE"
-            raise ValueError(f"unknown environment {name!r}; {_close(name, envs.names())}{own}")
+            raise ValueError(f"unknown environment {name!r}; {close_to(name, envs.names())}{own}")
         return name
 
     @field_validator("env_options")
@@ -196,7 +197,8 @@ def read_count(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _close(name: str, known: Iterable[str]) -> str:
+def close_to(name: str, known: Iterable[str]) -> str:
+    """Return a question with the known names that are like `name`, or what is known."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
@@ -226,18 +228,18 @@ def _explain(error: Any) -> str:
     name = ".".join(path)
     if error["type"] == "union_tag_invalid":
         tag = error["ctx"]["tag"]
-        return f"unknown wrapper {_short(tag)} in {name}; {_close(tag, CONFIGS)}"
+        return f"unknown wrapper {short(tag)} in {name}; {close_to(tag, CONFIGS)}"
     if error["type"] == "extra_forbidden":
-        return f"unknown configuration key {name!r}; {_close(path[-1], _keys(path[:-1]))}"
+        return f"unknown configuration key {name!r}; {close_to(path[-1], _keys(path[:-1]))}"
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if error["type"] == "value_error":
         says_it = not name or message.startswith(f"{name}: ") or "unknown" in message or "option" in message
         return message if says_it else f"{name}: {message}"
-    return f"{name}: {message}, got {_short(error['input'])}"
+    return f"{name}: {message}, got {short(error['input'])}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Return a value as in a program, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
@@ -254,64 +256,8 @@ def _keys(path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-# What is more than this is no configuration.
+# A value that a message repeats is cut here.
 _LONGEST_VALUE = 100
-_LARGEST_FILE = 1_000_000
-_DEEPEST = 20
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of plain values: no aliases, which can stand for more than any memory holds, and no dates or deep nests."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise yaml.YAMLError(f"it is nested deeper than {_DEEPEST} levels")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-for _letter, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
-    _Loader.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers | {
-        _letter: [(tag, pattern) for tag, pattern in _resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    }
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(_cut(" ".join(str(error).split()))) from None
-    except (ValueError, TypeError, AttributeError, KeyError):
-        # PyYAML's constructors raise these, in no words for a person, for a tag that its value does not fit.
-        raise ValueError("a value is not of the type that its tag (!!type) says; leave the tag out") from None
-
-
-def _cut(text: str, longest: int = 300) -> str:
-    return text if len(text) <= longest else text[:longest] + "..."
-
-
-def read_fields(path: Path) -> dict[str, Any]:
-    """Return the fields in a YAML file. Raises `ValueError` that names the file if it holds anything else."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ValueError(f"{path} is larger than {_LARGEST_FILE} bytes, and no configuration")
-        fields = parse_yaml(path.read_text())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid YAML: {error}") from None
-    if fields is not None and not isinstance(fields, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(fields).__name__}")
-    return fields or {}
 
 
 def load_config(name: str | Path) -> TrainConfig:
@@ -323,7 +269,7 @@ def load_config(name: str | Path) -> TrainConfig:
     path = Path(name)
     if not path.is_file():
         if str(name) not in presets():
-            raise ValueError(f"no configuration file or preset {str(name)!r}; {_close(str(name), presets())}")
+            raise ValueError(f"no configuration file or preset {str(name)!r}; {close_to(str(name), presets())}")
         path = preset_path(str(name))
     try:
         # Reading a file imports nothing, whoever wrote it. Making its environment may, where the user allows it.
@@ -362,7 +308,7 @@ def find_shipped(kind: str, path: Path) -> Path:
     folder = _preset_folder() / kind
     known = {found.stem: found for found in sorted(folder.glob("*.yaml"))}
     if str(path) not in known:
-        raise ValueError(f"{str(path)!r} is no file, nor one that is shipped; {_close(str(path), known)}")
+        raise ValueError(f"{str(path)!r} is no file, nor one that is shipped; {close_to(str(path), known)}")
     return known[str(path)]
 
 
@@ -374,146 +320,3 @@ def preset_path(name: str) -> Path:
 def dump_config(config: BaseModel) -> str:
     """Return the complete configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-# Overriding fields from the command line
-
-# Names that are typed often, and what they are short for.
-SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
-
-
-def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
-    """Return the configuration with fields replaced by command-line arguments.
-
-    `--a.b-c VALUE` or `--a.b-c=VALUE` sets field b_c of part a; a switch is also set by `--a.b` and cleared by
-    `--no-a.b`.
-
-    Raises:
-        ValueError: That names the argument, for an unknown field or a value of the wrong type or range.
-    """
-    fields, pairs = config.model_dump(), list(_pairs(arguments))
-    for name, value in pairs:
-        if value is _NO_VALUE and name in ("agent", "env"):
-            raise ValueError(f"--{name} needs a value")
-    asked = [str(value).lower() for name, value in pairs if name == "agent"]
-    if asked and asked[-1] != config.agent:
-        # The settings of the agent of before are of no use to another.
-        fields.pop(config.agent)
-        fields |= {"agent": asked[-1], asked[-1]: agents.spec(asked[-1]).settings().model_dump()}
-    if any(name == "env" and value != config.env for name, value in pairs):
-        # What nobody chose for the old environment is not asked of the new one.
-        defaults = envs.complete_options(config.env, {})
-        fields["env_options"] = {name: x for name, x in config.env_options.items() if x != defaults[name]}
-    _choose_stack(fields, [name.replace("-", "_") for name, _ in pairs])
-    for name, value in pairs:
-        _set(fields, name, value)
-    return make_config(fields)
-
-
-def _choose_stack(fields: dict[str, Any], typed: list[str]) -> None:
-    """Forget a memory where blocks are typed, and blocks where a memory is: a network is made of either."""
-    network = fields["network"]
-    if "network.blocks" in typed and not {"memory", "network.memory"} & set(typed):
-        network |= {"memory": "", "memory_options": {}, "depth": 1}
-    elif {"memory", "network.memory"} & set(typed) and "network.blocks" not in typed:
-        network["blocks"] = []
-
-
-def override_env_options(config: TrainConfig, arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the environment's options with those in command-line arguments such as `--env-options.length 10`.
-
-    Raises:
-        ValueError: For any other argument, and for a wrong option.
-    """
-    for name, _ in _pairs(arguments):
-        if name.partition(".")[0] != "env-options":
-            raise ValueError(f"unrecognized argument --{name}; only options of the environment may be changed here")
-    return override(config, arguments).env_options
-
-
-def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) for each argument."""
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("--") or argument == "--":
-            raise ValueError(f"expected a field such as --seed, got {argument!r}")
-        name, equals, value = argument[2:].partition("=")
-        if equals:
-            yield name, parse_value(value)
-        elif rest and not rest[0].startswith("--"):
-            yield name, parse_value(rest.pop(0))
-        elif name.startswith("no-"):
-            yield name.removeprefix("no-"), False
-        else:
-            yield name, _NO_VALUE
-
-
-# What stands for the value of a field that was typed without one.
-_NO_VALUE = object()
-
-
-def parse_value(text: str) -> Any:
-    """Return a number where the text is one (YAML reads 1e-3 as a string), else what YAML makes of it."""
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        # 1e3 is a whole number, 1000.0 is not.
-        whole = isinstance(value, float) and value.is_integer() and "." not in text
-        return int(value) if whole else value
-    try:
-        return parse_yaml(text)
-    except ValueError:
-        return text
-
-
-def _set(fields: dict[str, Any], name: str, value: Any) -> None:
-    head, _, tail = name.partition(".")
-    full = (SHORT.get(head, head) + (f".{tail}" if tail else "")).replace("-", "_")
-    *path, last = full.split(".")
-    part: Any = fields
-    in_env_options = path[:1] == ["env_options"]
-    for key in path:
-        if isinstance(part, list | tuple):
-            # An item of a list, such as --env-wrappers.0.probability.
-            part = part[int(key)] if key.isdigit() and int(key) < len(part) else None
-        else:
-            if in_env_options and part.get(key) is None:
-                # An option that holds options, such as --env-options.arguments.length, and was not given yet.
-                part[key] = {}
-            part = part.get(key)
-        if not isinstance(part, dict | list | tuple):
-            raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-    if not isinstance(part, dict):
-        raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-    if last in ("memory_options", "env_options") and not path[1:] and not isinstance(value, dict):
-        raise ValueError(f"--{name} needs the name of an option, as --{name}.NAME VALUE, got {_short(value)}")
-    is_option = in_env_options or path[-1:] == ["memory_options"]
-    is_mapping = last in ("memory_options", "env_options") and isinstance(value, dict)
-    if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):
-        raise ValueError(f"unknown field --{name}; {_close(name, _field_names())}")
-    if not is_option and not isinstance(part[last], bool) and (value is _NO_VALUE or isinstance(value, bool)):
-        got = "" if value is _NO_VALUE else f", got {str(value).lower()}"
-        raise ValueError(f"--{name} needs a value{got}")
-    part[last] = True if value is _NO_VALUE else value
-
-
-def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the command-line name and the description of every field."""
-    for key, field in model.model_fields.items():
-        kind: Any = field.annotation
-        name = prefix + key.replace("_", "-")
-        if kind is AgentSettings:
-            for agent in agents.names():
-                yield from _walk(agents.spec(agent).settings, f"{agent}.")
-            continue
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _walk(kind, f"{name}.")
-        else:
-            yield name, field
-
-
-def _field_names() -> list[str]:
-    return [*SHORT, *(name for name, _ in _walk(TrainConfig))]

@@ -21,12 +21,13 @@ from pydantic import BaseModel
 
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
-from memax_rl.runs.config import TrainConfig, dump_config, is_probe, load_config, make_config, read_fields
+from memax_rl.runs.config import TrainConfig, dump_config, is_probe, load_config, make_config
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.plain_arrays import expected_arrays, from_plain, to_plain
 from memax_rl.runs.rows import RunError as RunError
 from memax_rl.runs.rows import append_rows, cut, drop_rows_after, last_cells, read_rows, write_rows
 from memax_rl.runs.spaces_file import SpacesFile, dump_spaces, read_spaces
+from memax_rl.runs.yaml_text import read_fields
 
 # What of a run's configuration may be changed before it is resumed.
 CHANGEABLE = (

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memax_rl.runs.config import read_fields
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
+from memax_rl.runs.yaml_text import read_fields
 from memax_rl.studies import locks
 from memax_rl.studies.grid import Cell, Study, differing, dump_study, load_study
 

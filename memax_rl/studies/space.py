@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from memax_rl.runs.config import TrainConfig, find_shipped, parse_value, read_fields
+from memax_rl.runs.config import TrainConfig, find_shipped
+from memax_rl.runs.yaml_text import parse_value, read_fields
 from memax_rl.studies.grid import canonical, configure, flatten, in_one_line, once
 
 # Trials have these seeds, which no run has by default, so that what is reported was not tuned on.

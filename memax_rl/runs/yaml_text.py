@@ -1,0 +1,80 @@
+"""YAML that a person or a stranger wrote: read as plain values, within bounds, every fault told in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What is more than this is no configuration.
+_LARGEST_FILE = 1_000_000
+_DEEPEST = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: no aliases, which can stand for more than any memory holds, and no dates or deep nests."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested deeper than {_DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _letter, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
+    _Loader.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers | {
+        _letter: [(tag, pattern) for tag, pattern in _resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    }
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(_cut(" ".join(str(error).split()))) from None
+    except (ValueError, TypeError, AttributeError, KeyError):
+        # PyYAML's constructors raise these, in no words for a person, for a tag that its value does not fit.
+        raise ValueError("a value is not of the type that its tag (!!type) says; leave the tag out") from None
+
+
+def _cut(text: str, longest: int = 300) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Return the fields in a YAML file. Raises `ValueError` that names the file if it holds anything else."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"{path} is larger than {_LARGEST_FILE} bytes, and no configuration")
+        fields = parse_yaml(path.read_text())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid YAML: {error}") from None
+    if fields is not None and not isinstance(fields, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(fields).__name__}")
+    return fields or {}
+
+
+def parse_value(text: str) -> Any:
+    """Return a number where the text is one (YAML reads 1e-3 as a string), else what YAML makes of it."""
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        # 1e3 is a whole number, 1000.0 is not.
+        whole = isinstance(value, float) and value.is_integer() and "." not in text
+        return int(value) if whole else value
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        return text
