@@ -39,7 +39,7 @@ MISTAKES = (
     Mistake(
         15,
         "bool('False')",
-        "memax_rl/runs/config.py",
+        "memax_rl/runs/yaml_text.py",
         "    for kind in (int, float):\n",
         '    if text in ("True", "False", "true", "false"):\n        return bool(text)\n'
         "    for kind in (int, float):\n",

@@ -483,8 +483,9 @@ def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, c
         SMALL | {"total_steps": 10_000, "env_options": {"arguments": {"length": 5, "ending": "truncated"}}}
     )
     import memax_rl.training.loop as loop
+    import memax_rl.training.updates as updates
 
-    monkeypatch.setattr(loop, "_MOST_UPDATES_A_CALL", 1)
+    monkeypatch.setattr(updates, "_MOST_UPDATES_A_CALL", 1)
     agents, make_agent = [], loop.make_agent
     monkeypatch.setattr(loop, "make_agent", lambda config: agents.append(make_agent(config)) or agents[-1])
     save = Run.save

@@ -1,4 +1,4 @@
-"""What surrounds the recurrences of several models: the short convolution, and row-wise parts formed again backward."""
+"""What surrounds the recurrences of several models: the short convolution, and rematerialized row-wise parts."""
 
 import functools
 

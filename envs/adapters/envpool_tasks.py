@@ -13,7 +13,8 @@ import numpy as np
 from gymnasium import spaces
 
 from memax_rl.envs.adapters.gymnasium import HostAdapter
-from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, HostError, Transition
+from memax_rl.envs.adapters.gymnasium_copy import RESET, STEP, WAIT
+from memax_rl.envs.adapters.gymnasium_host import Host, HostError, Transition
 from memax_rl.envs.adapters.gymnasium_options import EnvPoolOptions
 from memax_rl.envs.adapters.gymnasium_spaces import encode, encoded, simple_spaces
 

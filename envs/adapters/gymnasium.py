@@ -22,7 +22,8 @@ from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 from memax_rl.envs import ids, spaces
-from memax_rl.envs.adapters.gymnasium_host import RESET, STEP, WAIT, Host, Maker
+from memax_rl.envs.adapters.gymnasium_copy import RESET, STEP, WAIT, Maker
+from memax_rl.envs.adapters.gymnasium_host import Host
 from memax_rl.envs.adapters.gymnasium_options import HostOptions
 from memax_rl.envs.adapters.gymnasium_spaces import encoded
 from memax_rl.envs.base import Environment, EnvParams, Step

@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memax_rl.probes.config import ProbeConfig, make_probe_config, nested
-from memax_rl.runs.config import SHORT, TrainConfig, find_shipped, is_probe, load_config, make_config
-from memax_rl.runs.overrides import override
+from memax_rl.runs.config import TrainConfig, find_shipped, is_probe, load_config, make_config
+from memax_rl.runs.overrides import SHORT, override
 from memax_rl.runs.yaml_text import read_fields
 
 # What the study itself says, in its own words.

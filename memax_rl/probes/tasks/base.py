@@ -81,6 +81,20 @@ class Task(BaseModel):
         return type(self)(**(self.model_dump() | {"length": length}))
 
 
+class Classification(Task):
+    """A task whose targets are classes."""
+
+    @property
+    @abc.abstractmethod
+    def classes(self) -> int:
+        """How many classes a target has."""
+
+    @property
+    def outputs(self) -> int:
+        """A logit for each class."""
+        return self.classes
+
+
 def at_least(task: Task, needed: int, why: str) -> None:
     """Raise `ValueError` unless the sequences of a task have as many slots as needed."""
     if task.length < needed:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from pydantic import Field, model_validator
 
 from memax_rl.envs import spaces
-from memax_rl.probes.tasks.base import LONGEST, Sequence, Task
+from memax_rl.probes.tasks.base import LONGEST, Classification, Sequence
 
 _SMALL, _HUB = "digits", "hf:"
 _SIDES = {True: 8, False: 28}
@@ -41,7 +41,7 @@ class Digits(NamedTuple):
     labels: Int[Array | np.ndarray, " count"]
 
 
-class SequentialDigits(Task):
+class SequentialDigits(Classification):
     """Say at the last pixel which digit a picture shows (sequential MNIST)."""
 
     known: ClassVar[str] = "All memories with a state that lasts over a picture; on MNIST the best are above 0.98."
@@ -71,10 +71,6 @@ class SequentialDigits(Task):
     def classes(self) -> int:
         return _CLASSES
 
-    @property
-    def outputs(self) -> int:
-        return _CLASSES
-
     def data(self, split: Literal["train", "test"]) -> Digits:
         return Digits(*map(jnp.asarray, load_digits(self.pictures, split)))
 
@@ -83,7 +79,7 @@ class SequentialDigits(Task):
         return _pixels(data.images[index], data.labels[index])
 
 
-class DigitMath(Task):
+class DigitMath(Classification):
     """Say at the last pixel in which tenth of all results a sum of digits with plus and minus lies (MNIST Math).
 
     Pictures of digits and of operators take turns; with an even number of pictures the first is an operator. The
@@ -111,7 +107,7 @@ class DigitMath(Task):
         _check_length(self, self.pictures, self.images)
         return self
 
-    def at_length(self, length: int) -> Task:
+    def at_length(self, length: int) -> Classification:
         images = length // _pixel_count(self.pictures)
         return type(self)(pictures=self.pictures, images=images, length=length)
 
@@ -121,10 +117,6 @@ class DigitMath(Task):
 
     @property
     def classes(self) -> int:
-        return _CLASSES
-
-    @property
-    def outputs(self) -> int:
         return _CLASSES
 
     @property
@@ -163,7 +155,7 @@ def _with_length(fields: Any, images: Any) -> Any:
     return fields | {"length": images * _pixel_count(pictures)}
 
 
-def _check_length(task: Task, pictures: str, images: int) -> None:
+def _check_length(task: Classification, pictures: str, images: int) -> None:
     needed = images * _pixel_count(pictures)
     if task.length != needed:
         raise ValueError(f"length is {needed} with these pictures, got {task.length}; leave it out")

@@ -8,13 +8,13 @@ from jaxtyping import PRNGKeyArray
 from pydantic import Field, model_validator
 
 from memax_rl.envs import spaces
-from memax_rl.probes.tasks.base import Sequence, Task, at_least
+from memax_rl.probes.tasks.base import Classification, Sequence, at_least
 
 # Tokens of copying: nothing, and the request to say the next symbol. The symbols follow.
 _BLANK, _RECALL, _FIRST = 0, 1, 2
 
 
-class Copying(Task):
+class Copying(Classification):
     """Say the first symbols again, in order, at the end."""
 
     known: ClassVar[str] = (
@@ -41,10 +41,6 @@ class Copying(Task):
 
     @property
     def classes(self) -> int:
-        return self.alphabet
-
-    @property
-    def outputs(self) -> int:
         return self.alphabet
 
     def positions(self, key: PRNGKeyArray) -> jax.Array:
@@ -74,7 +70,7 @@ class SelectiveCopying(Copying):
         return jnp.sort(jax.random.permutation(key, self.length - self.symbols)[: self.symbols])
 
 
-class FirstSymbol(Task):
+class FirstSymbol(Classification):
     """Say the first of many random symbols at the end."""
 
     known: ClassVar[str] = "Memories that can keep a value while they ignore inputs; a gate or a decay near one."
@@ -93,16 +89,12 @@ class FirstSymbol(Task):
     def classes(self) -> int:
         return self.alphabet
 
-    @property
-    def outputs(self) -> int:
-        return self.alphabet
-
     def sample(self, key, data=()) -> Sequence:
         inputs = jax.random.randint(key, (self.length,), 0, self.alphabet).at[-1].set(self.alphabet)
         return _asked_at_the_end(inputs, inputs[0])
 
 
-class InductionHeads(Task):
+class InductionHeads(Classification):
     """Say what followed the special symbol the first time, when it comes again at the end."""
 
     known: ClassVar[str] = (
@@ -123,10 +115,6 @@ class InductionHeads(Task):
     def classes(self) -> int:
         return self.alphabet
 
-    @property
-    def outputs(self) -> int:
-        return self.alphabet
-
     def sample(self, key, data=()) -> Sequence:
         key_symbols, key_place = jax.random.split(key)
         place = jax.random.randint(key_place, (), 0, self.length - 2)
@@ -135,7 +123,7 @@ class InductionHeads(Task):
         return _asked_at_the_end(inputs, inputs[place + 1])
 
 
-class AssociativeRecall(Task):
+class AssociativeRecall(Classification):
     """See pairs of a key and a value, then say the value of each key that is shown (multi-query)."""
 
     known: ClassVar[str] = (
@@ -166,10 +154,6 @@ class AssociativeRecall(Task):
     def classes(self) -> int:
         return self.values
 
-    @property
-    def outputs(self) -> int:
-        return self.values
-
     def sample(self, key, data=()) -> Sequence:
         keys = jax.random.split(key, 3)
         shown = jax.random.permutation(keys[0], self.keys)[: self.pairs]
@@ -182,7 +166,7 @@ class AssociativeRecall(Task):
         return Sequence(inputs, nothing.at[queries].set(values), nothing.at[queries].set(1) > 0)
 
 
-class Needle(Task):
+class Needle(Classification):
     """Say at the end which symbol stood, flagged, somewhere in noise of real numbers."""
 
     known: ClassVar[str] = "Memories whose update depends on the input; a longer sequence needs a sharper gate."
@@ -201,10 +185,6 @@ class Needle(Task):
 
     @property
     def classes(self) -> int:
-        return self.alphabet
-
-    @property
-    def outputs(self) -> int:
         return self.alphabet
 
     def sample(self, key, data=()) -> Sequence:

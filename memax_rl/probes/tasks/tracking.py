@@ -10,14 +10,31 @@ import numpy as np
 from pydantic import Field
 
 from memax_rl.envs import spaces
-from memax_rl.probes.tasks.base import Sequence, Task
+from memax_rl.probes.tasks.base import Classification, Sequence, Task
 
 _BITS = 2
 # Tokens of the flip-flop language, after the two bits.
 _WRITE, _READ, _IGNORE = 2, 3, 4
 
 
-class ModularCounting(Task):
+class _RunningSum(Classification):
+    """The sum of all numbers so far, modulo the classes."""
+
+    length: int = Field(default=64, ge=1, le=10**7)
+    """Slots of a sequence."""
+    every: bool = True
+    """Ask at every slot; else at the last one alone."""
+
+    @property
+    def input_space(self) -> spaces.Discrete:
+        return spaces.Discrete(self.classes)
+
+    def sample(self, key, data=()) -> Sequence:
+        inputs = jax.random.randint(key, (self.length,), 0, self.classes)
+        return Sequence(inputs, jnp.cumsum(inputs) % self.classes, _asked(self.length, self.every))
+
+
+class ModularCounting(_RunningSum):
     """Say the sum of all numbers so far, modulo m."""
 
     known: ClassVar[str] = (
@@ -26,31 +43,15 @@ class ModularCounting(Task):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2411.12537"
 
-    length: int = Field(default=64, ge=1, le=10**7)
-    """Slots of a sequence."""
     modulus: int = Field(default=5, ge=2, le=1_000)
     """m; the numbers are 0 to m - 1."""
-    every: bool = True
-    """Ask at every slot; else at the last one alone."""
-
-    @property
-    def input_space(self) -> spaces.Discrete:
-        return spaces.Discrete(self.classes)
 
     @property
     def classes(self) -> int:
         return self.modulus
 
-    @property
-    def outputs(self) -> int:
-        return self.classes
 
-    def sample(self, key, data=()) -> Sequence:
-        inputs = jax.random.randint(key, (self.length,), 0, self.classes)
-        return Sequence(inputs, jnp.cumsum(inputs) % self.classes, _asked(self.length, self.every))
-
-
-class Parity(Task):
+class Parity(_RunningSum):
     """Say whether the number of ones so far is odd."""
 
     known: ClassVar[str] = (
@@ -59,29 +60,12 @@ class Parity(Task):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2411.12537 and https://arxiv.org/abs/2405.17394"
 
-    length: int = Field(default=64, ge=1, le=10**7)
-    """Slots of a sequence."""
-    every: bool = True
-    """Ask at every slot; else at the last one alone."""
-
-    @property
-    def input_space(self) -> spaces.Discrete:
-        return spaces.Discrete(_BITS)
-
     @property
     def classes(self) -> int:
         return _BITS
 
-    @property
-    def outputs(self) -> int:
-        return _BITS
 
-    def sample(self, key, data=()) -> Sequence:
-        inputs = jax.random.randint(key, (self.length,), 0, _BITS)
-        return Sequence(inputs, jnp.cumsum(inputs) % _BITS, _asked(self.length, self.every))
-
-
-class Permutations(Task):
+class Permutations(Classification):
     """Say the product of all permutations so far: with five points, state tracking in S5."""
 
     known: ClassVar[str] = (
@@ -105,10 +89,6 @@ class Permutations(Task):
     def classes(self) -> int:
         return math.factorial(self.points)
 
-    @property
-    def outputs(self) -> int:
-        return self.classes
-
     def table(self) -> np.ndarray:
         """Return all permutations, [classes, points], in the order of their numbers."""
         return np.array(list(itertools.permutations(range(self.points))))
@@ -126,7 +106,7 @@ class Permutations(Task):
         return Sequence(inputs, targets, _asked(self.length, self.every))
 
 
-class FlipFlop(Task):
+class FlipFlop(Classification):
     """Say the bit that was last written, at every read, and ignore the rest (flip-flop language)."""
 
     known: ClassVar[str] = (
@@ -145,10 +125,6 @@ class FlipFlop(Task):
 
     @property
     def classes(self) -> int:
-        return _BITS
-
-    @property
-    def outputs(self) -> int:
         return _BITS
 
     def sample(self, key, data=()) -> Sequence:
