@@ -316,7 +316,8 @@ def _with_rows(tape: Tape, count: int) -> Tape:
     """Return the rows and, where they are fewer than `count`, as many without an episode: no slot of these is valid."""
     missing = max(count - len(tape.start), 0)
     more = jax.tree.map(lambda leaf: np.concatenate([leaf, np.zeros((missing, *leaf.shape[1:]), leaf.dtype)]), tape)
-    return more._replace(start=np.concatenate([tape.start, np.ones((missing, tape.start.shape[1]), bool)]))
+    # An empty slot is a start, so that nothing is carried into it, as behind the last episode of a row.
+    return eqx.tree_at(lambda t: t.start, more, more.start | (np.arange(len(more.start)) >= len(tape.start))[:, None])
 
 
 def _row_length(lengths: list[int]) -> int:
