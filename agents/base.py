@@ -102,5 +102,13 @@ class Agent(Protocol[S]):
         ...
 
 
+@runtime_checkable
+class Taught(Protocol):
+    """What an agent has beside that learns from the episodes of a file."""
+
+    played_in: str | None
+    """The environment that they were played in, as the file says; None before `init`."""
+
+
 # How an agent is made: (settings, network settings, environment, its parameters, total steps, devices) -> agent.
 MakeAgent = Callable[[Any, Any, Any, Any, int, int], Agent[Any]]

@@ -30,6 +30,7 @@ from memax_rl.agents.optimizer import OptimizerSettings, clip, make_optimizer, m
 from memax_rl.envs import spaces
 from memax_rl.envs.plain_spaces import to_plain
 from memax_rl.networks import ActorCritic, NetworkConfig, from_environment
+from memax_rl.paths import expanded
 from memax_rl.rollout.episodes_file import Episodes, read_episodes
 from memax_rl.rollout.replay import inputs_of
 from memax_rl.rollout.step_count import StepCount, check_counts
@@ -61,7 +62,7 @@ class BCConfig(OptimizerSettings):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         # So that the run can be continued from another folder.
-        return None if path is None else str(Path(path).expanduser().absolute())
+        return None if path is None else str(expanded(path).absolute())
 
 
 class Rows(NamedTuple):
@@ -130,6 +131,7 @@ class BC:
         self.schedule = make_schedule(config.lr_schedule, config.learning_rate)
         self.optimizer = make_optimizer(config)
         self._rows: Rows | None = None
+        self.played_in: str | None = None
 
     def init(self, key: PRNGKeyArray) -> BCState:
         """Return the state before training. Reads the data, at the first call."""
@@ -161,7 +163,8 @@ class BC:
                 f"{config.data_sha256}"
             )
         self._check(episodes, path)
-        rows = _pack(config, unpack(_as_learner(self.action_space, episodes.tape)))
+        rows = _pack(config, unpack(_as_learner(self.action_space, episodes.tape)), self.devices)
+        self.played_in = episodes.about.env
         count, slots = rows.train.start.shape
         batch_size = config.batch_size or _batch_size(count, slots, self.devices)
         if batch_size > count or batch_size % self.devices:
@@ -285,8 +288,11 @@ def _as_learner(space: Any, tape: Tape) -> Tape:
     return eqx.tree_at(lambda t: t.action, tape, np.asarray(action))
 
 
-def _pack(config: BCConfig, episodes: list[Tape]) -> Rows:
-    """Return the episodes in rows, the last ones held out. Raises `ValueError` if they do not fit the settings."""
+def _pack(config: BCConfig, episodes: list[Tape], devices: int) -> Rows:
+    """Return the episodes in rows, the last ones held out. Raises `ValueError` if they do not fit the settings.
+
+    Where the batch size is open, there is a row at least for each of the devices, if need be one without an episode.
+    """
     lengths = [len(episode.start) for episode in episodes]
     slots = config.tape_length or _row_length(lengths)
     if slots < max(lengths):
@@ -300,7 +306,18 @@ def _pack(config: BCConfig, episodes: list[Tape]) -> Rows:
             "collect more, or set bc.validation_fraction to 0"
         )
     validation = pack(episodes[learned:], slots) if learned < len(episodes) else None
-    return jax.tree.map(np.asarray, Rows(pack(episodes[:learned], slots), validation))
+    train = pack(episodes[:learned], slots)
+    if config.batch_size is None:
+        train = _with_rows(train, devices)
+    return jax.tree.map(np.asarray, Rows(train, validation))
+
+
+def _with_rows(tape: Tape, count: int) -> Tape:
+    """Return the rows and, where they are fewer than `count`, as many without an episode: no slot of these is valid."""
+    missing = max(count - len(tape.start), 0)
+    more = jax.tree.map(lambda leaf: np.concatenate([leaf, np.zeros((missing, *leaf.shape[1:]), leaf.dtype)]), tape)
+    # An empty slot is a start, so that nothing is carried into it, as behind the last episode of a row.
+    return eqx.tree_at(lambda t: t.start, more, more.start | (np.arange(len(more.start)) >= len(tape.start))[:, None])
 
 
 def _row_length(lengths: list[int]) -> int:

@@ -198,21 +198,72 @@ def test_a_resumed_run_learns_as_one_left_alone_and_from_no_other_file(repeat, t
         memax_rl.train(resume=half.folder, total_steps=30_000)
 
 
-def test_two_devices_make_the_update_of_one(repeat):
-    def after(on):
-        bc = {"batch_size": 2, "tape_length": 60}
-        config = _config(repeat, bc=bc, devices=on, total_steps=10**6)
-        agent = _make(config)
-        start, static = init_state(config.model_copy(update={"devices": 2}), agent)
-        many = make_many_updates(agent, static, config.total_steps)
-        arrays, _, metrics = many(place(agent, start), 3, jnp.ones(1, bool))
-        return arrays.network, {name: np.asarray(metrics[name])[:3] for name in ("loss", "accuracy", "grad_norm")}
+def test_a_teacher_in_another_environment_is_told(repeat, changing, tmp_path, capsys):
+    """It may be meant, where the spaces are the same; a wrong name of a file is not."""
+    told = "were played in popgym/RepeatPreviousEasy, and this run is of popgym/RepeatFirstEasy"
+    command = ["train", "--agent", "bc", "--env", "popgym/RepeatFirstEasy", "--bc.tape-length", "60", "--memory", "mlp"]
+    assert main([*command, "--bc.data", str(changing), "--check"]) == 0
+    assert told in capsys.readouterr().out
+    short: dict[str, Any] = {"total_steps": 100, "eval_episodes": 0}
+    memax_rl.train(_config(changing, **short), out=tmp_path / "other")
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    memax_rl.train(_config(repeat, **short), out=tmp_path / "same")
+    assert "played" not in capsys.readouterr().err
 
-    (one, one_metrics), (two, two_metrics) = after(1), after(2)
+
+def test_one_row_is_enough_for_two_devices(changing):
+    """What has no episode in it is learned from by none."""
+    fields: dict[str, Any] = {"env": "popgym/RepeatPreviousEasy", "bc": {"validation_fraction": 0}}
+    (one, one_metrics), (two, two_metrics) = (_after_updates(changing, on, **fields) for on in (1, 2))
+    assert one_metrics["env_steps"].tolist() == two_metrics["env_steps"].tolist() == [4 * 4 * 51 * n for n in (1, 2, 3)]
+    _assert_same_update(one, one_metrics, two, two_metrics)
+
+
+def test_a_mistake_of_sizes_is_told_alone(repeat, tmp_path, capsys):
+    command = ["train", "--agent", "bc", "--env", "popgym/RepeatFirstEasy", "--bc.data", str(repeat)]
+    assert main([*command, "--bc.batch-size", "3", "--devices", "2", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "set bc.batch_size to at most the rows, and to a multiple of the devices" in error
+    assert error.count("\n") == 1
+
+
+def test_progress_tells_of_imitation_what_there_is(repeat, pendulum, tmp_path, capsys):
+    """No episode is played, so there is no return."""
+    for data, env, error in (
+        (repeat, "popgym/RepeatFirstEasy", "accuracy"),
+        (pendulum, "gymnax/Pendulum-v1", "action_error"),
+    ):
+        config = _config(data, env=env, total_steps=100, eval_episodes=0, num_seeds=2, bc={"validation_fraction": 0})
+        rows = memax_rl.train(config, out=tmp_path / error, progress=True).metrics()
+        loss, shown = (sum(row[name] for row in rows) / 2 for name in ("loss", error))
+        line = next(line for line in capsys.readouterr().err.splitlines() if " steps  " in line)
+        assert f"steps  loss {loss:.3f}  {error} {shown:.3f}" in line
+
+
+def _after_updates(data, on, **fields):
+    """Return the network and the metrics after three updates on so many devices, from the same start."""
+    config = _config(data, devices=on, **(fields | {"total_steps": 10**6}))
+    agent = _make(config)
+    # The keys are of the kind that two devices can use.
+    start, static = init_state(config.model_copy(update={"devices": 2}), agent)
+    many = make_many_updates(agent, static, config.total_steps)
+    arrays, _, metrics = many(place(agent, start), 3, jnp.ones(1, bool))
+    kept = {name: np.asarray(metrics[name])[:3] for name in ("loss", "accuracy", "grad_norm")}
+    return arrays.network, kept | {"env_steps": metrics["env_steps"].to_numpy()[:3, 0]}
+
+
+def _assert_same_update(one, one_metrics, two, two_metrics):
     for name, value in one_metrics.items():
         np.testing.assert_allclose(two_metrics[name], value, rtol=1e-3, err_msg=name)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+
+
+def test_two_devices_make_the_update_of_one(repeat):
+    bc = {"batch_size": 2, "tape_length": 60}
+    _assert_same_update(*_after_updates(repeat, 1, bc=bc), *_after_updates(repeat, 2, bc=bc))
 
 
 def test_a_trained_agent_is_a_teacher_too(repeat, tmp_path, capsys):
@@ -353,9 +404,19 @@ def _other_action(columns, **space):
         (lambda c: c.update(start=np.roll(c["start"], 1)), "start flags"),
         (lambda c: c.update(terminated=np.roll(c["terminated"], 1)), "every episode must end"),
         (lambda c: c.update(valid=~c["valid"]), "must be one slot that is not valid"),
-        (lambda c: c.update(about=np.array("{}")), "about."),
-        (lambda c: c.update(about=_other_about(c, env="popgym/\x1b[31mRed\n")), "about.env: String should match"),
-        (lambda c: c.update(about=_other_about(c, episodes=10**400)), "about.episodes: Input should be less than"),
+        (lambda c: c.update(about=np.array("{}")), "the column about, env: Field required"),
+        (lambda c: c.update(about=np.array("{")), "the column about: Invalid JSON"),
+        (
+            lambda c: c.update(about=_other_about(c, **{"\x1b[31m\n": 1})),
+            r"the column about: unknown key '\\x1b\[31m\\n'",
+        ),
+        (lambda c: c.update(about=_other_about(c, env="popgym/\x1b[31mRed\n")), "about, env: String should match"),
+        (lambda c: c.update(about=_other_about(c, episodes=10**400)), "about, episodes: Input should be less than"),
+        (lambda c: c.update(about=_other_action(c, kind="Discrete", n=-3)), "not hold a space as its action: Input sh"),
+        (
+            lambda c: c.update(about=_other_about(c, observation={"kind": "Dict", "spaces": {"a": 3}})),
+            "its observation",
+        ),
         (lambda c: c.update(more=c["reward"]), "unknown columns more"),
         (lambda c: c.update(action_mask=np.ones((len(c["start"]), 3), bool)), "action_mask is bool"),
         (lambda c: c.update(action_mask=np.ones((len(c["start"]), 4))), "action_mask is float64"),
@@ -369,7 +430,10 @@ def test_damaged_files_are_told_in_one_line(change, message, repeat, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         read_episodes(out)
     assert str(out) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    # Names of the models that read it are no user's.
+    assert "Plain" not in str(caught.value)
+    assert "function-" not in str(caught.value)
 
 
 def test_actions_outside_of_their_box_are_told(pendulum, tmp_path):

@@ -294,7 +294,7 @@ def test_mistakes_in_the_settings_are_explained(key):
         def action_space(self, params):
             return spaces.Box(-jnp.inf, jnp.inf, (2,))
 
-    with pytest.raises(ValueError, match=r"sac cannot act in .*squashed between bounds.* set agent to 'ppo'"):
+    with pytest.raises(ValueError, match=r"sac cannot act in .*squashed between bounds.* set agent to 'ppo' or 'bc'"):
         _agent(Unbounded())
     with pytest.raises(ValueError, match=r"tape_length=4 is shorter than the longest episode, 5 slots; set sac.tape"):
         _agent(Probe(), tape_length=4)

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from memax_rl.paths import expanded
+
 # What is longer echoes a value that was longer still.
 _LONGEST_MESSAGE = 1_000
 
@@ -20,8 +22,11 @@ class PathType(click.Path):
     """A path, which the command itself looks at; a shell completes it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path."""
-        return Path(value)
+        """Return the path; a `~` that no shell has expanded is the home folder here too."""
+        try:
+            return expanded(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def answers(command: Callable[..., None]) -> Callable[..., int]:

@@ -24,6 +24,7 @@ from memax_rl.envs.meta.trials import Trials
 from memax_rl.envs.plain_spaces import to_plain
 from memax_rl.evaluation.in_context import trained_episodes
 from memax_rl.networks import from_environment, to_environment
+from memax_rl.paths import expanded
 from memax_rl.rollout.episodes_file import About, Episodes, dump_episodes
 from memax_rl.rollout.streams import Act, RolloutState, seed_key, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, without_log_prob
@@ -234,7 +235,7 @@ def collect(
         ValueError: If an argument is wrong, or an episode does not end.
         EnvironmentFailure: If an environment on the host fails.
     """
-    path = Path(out)
+    path = expanded(out)
     of_run = {"trained_seed": trained_seed, "greedy": greedy, "checkpoint": checkpoint}
     _check_arguments(run, env, env_options, strategy, episodes, path, of_run)
     if run is None:

@@ -26,6 +26,7 @@ from jax.extend.core import jaxpr_as_fun
 from memax_rl._version import __version__
 from memax_rl.evaluation.policy import PolicyStep, choose
 from memax_rl.ops import kernels, plain_products
+from memax_rl.paths import expanded
 from memax_rl.rollout.streams import seed_key
 from memax_rl.runs.build import Trained
 from memax_rl.runs.run import Checkpoint, RunError
@@ -104,7 +105,7 @@ def export(
     """
     trained, chosen, is_greedy = choose(run, seed, checkpoint, batch_size, greedy, imports, trust)
     return export_trained(
-        trained, chosen, Path(out), greedy=is_greedy, batch_size=batch_size, wrapped=wrapped, onnx=onnx
+        trained, chosen, expanded(out), greedy=is_greedy, batch_size=batch_size, wrapped=wrapped, onnx=onnx
     )
 
 

@@ -87,7 +87,7 @@ def check_discrete(space: Any, agent: str) -> None:
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         raise ValueError(
             f"{agent} cannot act in the action space {space!r}; expected Discrete or MultiDiscrete. "
-            "For continuous actions set agent to 'ppo'"
+            "For continuous actions set agent to 'ppo', 'sac' or 'bc'"
         )
 
 

@@ -146,7 +146,7 @@ def check_soft_action_space(space: Any) -> None:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError(
                 f"sac cannot act in the action space {space!r}: its policy is squashed between bounds, and some of "
-                "these are infinite; set agent to 'ppo', or give the environment finite bounds"
+                "these are infinite; set agent to 'ppo' or 'bc', or give the environment finite bounds"
             )
 
 

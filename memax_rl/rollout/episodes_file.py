@@ -133,11 +133,22 @@ def read_episodes(path: Path) -> EpisodesFile:
         return EpisodesFile(Episodes(_tape(columns, about), about), hashlib.sha256(content).hexdigest())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ValueError(f"{path}: about.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(f"{path}: {_of_about(first)}; `memax-rl collect` makes such files") from None
     except KeyError as error:
         raise ValueError(f"{path} has no column {error}; `memax-rl collect` makes such files") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _of_about(error: Any) -> str:
+    """Return in words what is wrong with `about`; of a space only whose it is, as its parts have no plain names."""
+    known = [str(part) for part in error["loc"][:1] if part in About.model_fields]
+    what = error["msg"].removeprefix("Value error, ")
+    if not known:
+        what = f"unknown key {str(error['loc'][0])[:50]!r}" if error["loc"] else what
+    if known and len(error["loc"]) > 1:
+        return f"the column about does not hold a space as its {known[0]}: {what}"
+    return f"the column about{', ' + known[0] if known else ''}: {what}"
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:

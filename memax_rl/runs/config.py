@@ -24,6 +24,7 @@ from memax_rl.envs.ids import SUITES
 from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.envs.wrappers import CONFIGS, AnyWrapper
 from memax_rl.networks import NetworkConfig
+from memax_rl.paths import expanded
 from memax_rl.precision import Precision
 from memax_rl.runs.yaml_text import read_fields
 
@@ -266,7 +267,7 @@ def load_config(name: str | Path) -> TrainConfig:
     Raises:
         ValueError: If there is no such file or preset, or it does not hold a valid configuration.
     """
-    path = Path(name)
+    path = expanded(name)
     if not path.is_file():
         if str(name) not in presets():
             raise ValueError(f"no configuration file or preset {str(name)!r}; {close_to(str(name), presets())}")

@@ -17,6 +17,8 @@ from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
 
 Row = Mapping[str, float]
+# Metrics that tell, beside the loss, how an agent does that plays no episodes (docs/bc.md).
+_OF_IMITATION = ("accuracy", "action_error")
 
 
 @runtime_checkable
@@ -115,6 +117,16 @@ class _Display(Logger):
         self.config = config
         self.first: Row | None = None
         self.episode_return = math.nan
+        self.score = ""
+
+    def _score(self, rows: Sequence[Row]) -> str:
+        """Return how well it goes, in words: the return or, where no episode is played, what imitation is judged by."""
+        taught = [name for name in _OF_IMITATION if name in rows[-1]]
+        if not taught or not math.isnan(self.episode_return):
+            return f"{self.config.scored_by} {self.episode_return:.3f}"
+        # Of the sound seeds: one that diverged has no number.
+        of = {name: [row[name] for row in rows if not math.isnan(row[name])] for name in ("loss", *taught)}
+        return "  ".join(f"{name} {sum(x) / len(x) if x else math.nan:.3f}" for name, x in of.items())
 
     def _figures(self, rows: Sequence[Row]) -> tuple[float, float]:
         """Return the steps of the slowest seed and the steps a second of all seeds."""
@@ -123,6 +135,7 @@ class _Display(Logger):
         returns = [row["episode/return"] for row in rows if not math.isnan(row["episode/return"])]
         if returns:
             self.episode_return = sum(returns) / len(returns)
+        self.score = self._score(rows)
         if self.first is None:
             self.first = last[0]
         seconds = last[0]["seconds"] - self.first["seconds"]
@@ -165,8 +178,7 @@ class Progress(_Display):
             return
         steps, speed = self._figures(rows)
         rate = "" if math.isnan(speed) else f"  {speed:,.0f} steps/s"
-        figures = f"{self.config.scored_by} {self.episode_return:.3f}{rate}"
-        self.bar.update(self.task, completed=steps, description="training", figures=figures)
+        self.bar.update(self.task, completed=steps, description="training", figures=f"{self.score}{rate}")
 
     def _print(self, text: str) -> None:
         self.bar.console.print(text, highlight=False)
@@ -192,8 +204,7 @@ class ConsoleLogger(_Display):
             self.printed = time.monotonic()
             rate = "" if math.isnan(speed) else f"  {speed:,.0f} steps/s"
             print(
-                f"{steps:>12,.0f} of {self.config.total_steps:,} steps  {self.config.scored_by} "
-                f"{self.episode_return:.3f}{rate}",
+                f"{steps:>12,.0f} of {self.config.total_steps:,} steps  {self.score}{rate}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 from pydantic import BaseModel
 
 from memax_rl.envs.trust import import_modules, may_import, only_imports
+from memax_rl.paths import expanded
 from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, is_probe, load_config, make_config
 from memax_rl.runs.files import write_atomically
@@ -43,7 +44,7 @@ class Run:
     """Access to the files of a run folder."""
 
     def __init__(self, folder: str | Path, imports: Iterable[str] = (), trust: bool = False):
-        self.folder = Path(folder)
+        self.folder = expanded(folder)
         self._imports, self._trust = tuple(imports), trust
         self.config_path = self.folder / "config.yaml"
         self.spaces_path = self.folder / "spaces.json"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memax_rl.paths import expanded
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
 from memax_rl.runs.yaml_text import read_fields
@@ -23,7 +24,7 @@ class Folder:
     """Access to the files of a study's folder."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = expanded(path)
         self.study_path = self.path / "study.yaml"
 
     def study(self) -> Study:

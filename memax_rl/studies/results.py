@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from memax_rl.paths import expanded
 from memax_rl.runs.config import is_probe
 from memax_rl.runs.run import Run, RunError
 
@@ -34,7 +35,7 @@ def find_runs(*folders: str | Path) -> list[Path]:
         RunError: If a folder does not exist, or no run is found.
     """
     found: set[Path] = set()
-    for folder in map(Path, folders):
+    for folder in map(expanded, folders):
         if not folder.is_dir():
             raise RunError(f"{folder} is no folder; name a study's folder or run folders")
         for path, names, files in os.walk(folder, followlinks=False):

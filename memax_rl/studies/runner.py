@@ -17,6 +17,7 @@ from typing import Any
 
 import memax_rl
 from memax_rl.envs.trust import import_modules, only_imports
+from memax_rl.paths import expanded
 from memax_rl.runs.run import RunError
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.studies import machine
@@ -53,7 +54,7 @@ def _find(study: "Study | Mapping[str, Any] | str | Path", out: str | Path | Non
     """Return the folder of a study, which may not be there yet, and the study."""
     folder = Folder(out) if out is not None else None
     if isinstance(study, str | Path):
-        path = Path(study)
+        path = expanded(study)
         if path.is_dir():
             if folder is not None:
                 raise RunError("the folder of a study says itself where it is; leave out --out")

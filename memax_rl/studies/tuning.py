@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from memax_rl.envs.trust import import_modules, only_imports
+from memax_rl.paths import expanded
 from memax_rl.runs.config import TrainConfig, dump_config
 from memax_rl.runs.files import write_atomically
 from memax_rl.runs.run import Run, RunError
@@ -106,15 +107,16 @@ def _find(
 ) -> tuple[Folder, Space]:
     """Return the folder of a search, which may not be there yet, and the space with the number of trials asked for."""
     folder = Folder(out) if out is not None else None
-    if isinstance(space, str | Path) and Path(space).is_dir():
+    space = expanded(space) if isinstance(space, str | Path) else space
+    if isinstance(space, Path) and space.is_dir():
         if folder is not None:
             raise RunError("the folder of a search says itself where it is; leave out --out")
         folder = Folder(space)
         if not (folder.path / "tune.yaml").is_file():
             raise RunError(f"{folder.path} is not the folder of a search: it has no tune.yaml")
         space = load_space(folder.path / "tune.yaml")
-    elif isinstance(space, str | Path):
-        space = load_space(Path(space))
+    elif isinstance(space, Path):
+        space = load_space(space)
     elif not isinstance(space, Space):
         space = make_space(space)
     if folder is None:

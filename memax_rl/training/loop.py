@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, PyTree
 from memax_rl import distributed, sharding
 from memax_rl._version import __version__
 from memax_rl.agents import Agent
+from memax_rl.agents.base import Taught
 from memax_rl.envs.base import EnvironmentFailure, close
 from memax_rl.evaluation import evaluate_state, print_table
 from memax_rl.networks.encoder import describe_inputs
@@ -58,11 +59,14 @@ def init_state(
     keys = seed_keys(config)
     shapes = eqx.filter_eval_shape(agent.init, keys[0])
     sizes = describe_sizes(config, agent, shapes)
-    if progress:
-        print(sizes, file=sys.stderr)
     static = eqx.filter(shapes, is_shape, inverse=True)
     taken = Taken({}, ()) if resumes else weights_of(config, eqx.filter(shapes.network, is_shape))
-    for line in taken.lines:
+    # A mistake of the configuration is told by now, alone.
+    if progress:
+        for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
+            print(f"observation {line}", file=sys.stderr)
+        print(describe(config.precision), sizes, sep="\n", file=sys.stderr)
+    for line in [*taken.lines, *_of_teacher(config, agent)]:
         distributed.say(line)
 
     def arrays_of(keys, weights):
@@ -74,6 +78,17 @@ def init_state(
     # It runs once, so compiling it is all the cost: with the least effort it takes half the time.
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(arrays_of, compiler_options=options)(keys, taken.arrays), static
+
+
+def _of_teacher(config: TrainConfig, agent: Agent[Any]) -> list[str]:
+    """Return a line if an agent that has read its data learns from a teacher in another environment; else none."""
+    played_in = agent.played_in if isinstance(agent, Taught) else None
+    if played_in in (None, config.env):
+        return []
+    return [
+        f"the episodes of the data were played in {played_in}, and this run is of {config.env}, which has the same "
+        "spaces: it learns what was done there, and is evaluated here"
+    ]
 
 
 def train(
@@ -144,6 +159,7 @@ def check(config: TrainConfig) -> list[str]:
             describe(config.precision),
             describe_sizes(config, agent, shapes),
             *weights_of(config, eqx.filter(shapes.network, is_shape)).lines,
+            *_of_teacher(config, agent),
         ]
     finally:
         close(agent.env)
@@ -180,10 +196,6 @@ def _train(
     callbacks, progress, peaks = callbacks_of(config, own) if first else [], progress and first, watch()
     distributed.check_same(dump_config(config), "configuration")
     agent = make_agent(config) if resumed is None else make_agent(config, resumed.sizes())
-    if progress:
-        for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
-            print(f"observation {line}", file=sys.stderr)
-        print(describe(config.precision), file=sys.stderr)
     with ExitStack() as stack:
         stack.callback(close, agent.env)
         stack.enter_context(products_in(config.precision))
