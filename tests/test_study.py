@@ -14,6 +14,7 @@ from memax_rl.cli import main
 from memax_rl.runs import Run, make_config, presets
 from memax_rl.runs.config import dump_config
 from memax_rl.studies import Folder, Study, load_study, machine, make_study, runner, study
+from memax_rl.studies.progress import Progress
 
 ENV = "popgym/RepeatPreviousEasy"
 SMALL = {
@@ -306,3 +307,16 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(arguments, says,
     assert main(["study", *arguments, "--out", str(tmp_path / "x")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+def test_the_line_about_a_finished_cell_has_the_return_of_its_evaluation(tmp_path):
+    """And where it was not evaluated, that of the last update."""
+    (cell,) = make_study({"grid": {"env": ["popgym/RepeatFirstEasy"]}, "seeds": 1}).cells()
+    run = tmp_path / cell.name
+    run.mkdir(parents=True)
+    (run / "metrics.csv").write_text("env_steps,episode/return\n10,-0.5\n20,0.25\n")
+    progress = Progress(Folder(tmp_path), [cell], set())
+    progress.finish(cell, 3.0)
+    assert progress.describe(cell, 3.0).endswith(f"{cell.name} in 3 s, return 0.25")
+    (run / "summary.json").write_text('{"evaluation": {"mean_return_per_seed": [0.75]}}')
+    assert progress.describe(cell, 3.0).endswith(", return 0.75")

@@ -1,5 +1,6 @@
 """What is said while a study runs: a live table on a terminal, else a line whenever a cell ends."""
 
+import json
 import math
 import sys
 import time
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from memax_rl.studies.folder import Folder
 from memax_rl.studies.grid import Cell
@@ -60,12 +63,20 @@ class Progress:
         except (KeyError, ValueError):
             return 0.0, math.nan
 
+    def _evaluated(self, cell: Cell) -> float:
+        """Return the mean of a finished cell's evaluation, and where it had none, what training told last."""
+        try:
+            summary = json.loads((self.folder.path / cell.name / "summary.json").read_text())
+            return float(np.mean(summary["evaluation"]["mean_return_per_seed"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return self.last[cell.name][1]
+
     def describe(self, cell: Cell, seconds: float) -> str:
         """Return a line about a finished cell."""
         ended = len(self.done) + len(self.failed)
         left = self.seconds_left()
         rest = f", about {_duration(left)} left" if left else ""
-        value = self.last[cell.name][1]
+        value = self._evaluated(cell)
         shown = "" if math.isnan(value) else f", {cell.config.scored_by} {value:.3g}"
         return f"{ended}/{len(self.cells)} finished: {cell.name} in {_duration(seconds)}{shown}{rest}"
 
