@@ -1,5 +1,6 @@
 """Paths as a user writes them."""
 
+import os
 from pathlib import Path
 
 
@@ -9,8 +10,9 @@ def expanded(path: str | Path) -> Path:
     Raises:
         ValueError: If there is no such user.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        text = str(path)[:200]
-        raise ValueError(f"{text!r} is in the home folder of a user that there is not; write ./{text}") from None
+    # As text: pathlib makes `~x` of `./~x`, and would take it for a user's home.
+    text = os.fspath(path)
+    whole = os.path.expanduser(text)
+    if text.startswith("~") and whole == text:
+        raise ValueError(f"{text[:200]!r} is in the home folder of a user that there is not; write ./{text[:200]}")
+    return Path(whole)

@@ -242,9 +242,9 @@ def test_progress_tells_of_imitation_what_there_is(repeat, pendulum, tmp_path, c
         assert f"steps  loss {loss:.3f}  {error} {shown:.3f}" in line
 
 
-def _after_updates(data, on, **fields):
+def _after_updates(data, on, **fields: Any):
     """Return the network and the metrics after three updates on so many devices, from the same start."""
-    config = _config(data, devices=on, **(fields | {"total_steps": 10**6}))
+    config = _config(data, **fields | {"devices": on, "total_steps": 10**6})
     agent = _make(config)
     # The keys are of the kind that two devices can use.
     start, static = init_state(config.model_copy(update={"devices": 2}), agent)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import memax_rl
-from memax_rl import studies
 from memax_rl.cli import main
 from memax_rl.paths import expanded
 from memax_rl.runs import Run, RunError, make_config
+from memax_rl.studies.results import find_runs
 
 _SMALL = ["--env", "popgym/RepeatFirstEasy", "--memory", "mlp", "--total-steps", "1", "--eval-episodes", "0"]
 
@@ -34,9 +34,11 @@ def test_what_is_written_lands_in_the_home_folder(home, capsys):
 
 def test_from_python_too(home):
     memax_rl.collect(env="popgym/RepeatFirstEasy", episodes=2, out="~/x.npz")
+    memax_rl.train(env="popgym/RepeatFirstEasy", network={"memory": "mlp"}, total_steps=1, eval_episodes=0, out="~/run")
     assert Run("~/run").folder == home / "run"
+    assert find_runs("~") == [home / "run"]
     with pytest.raises(RunError, match=str(home)):
-        studies.find_runs("~")
+        find_runs("~/none")
     data = make_config({"agent": "bc", "bc": {"data": "~/x.npz"}}).settings.model_dump()["data"]
     assert data == str(home / "x.npz")
 
