@@ -439,7 +439,7 @@ MISTAKES = (
     Mistake(
         24,
         "a joint action is legal where one of its components is",
-        "memax_rl/envs/wrappers/actions.py",
+        "envs/wrappers/actions.py",
         "(joint[:, None] & part[None, :])",
         "(joint[:, None] | part[None, :])",
         ("tests/test_action_masks.py::test_of_joint_actions_those_are_legal_whose_components_all_are",),

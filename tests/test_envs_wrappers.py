@@ -158,7 +158,8 @@ def test_reward_scaling_and_mask(make):
 
 def test_every_joint_action_is_one_combination():
     env, params = envs.make("popgym/BattleshipEasy")
-    joint, params = wrappers.wrap(env, params, "popgym/BattleshipEasy", [wrappers.CONFIGS["joint_action"]()])
+    configs = make_config({"env_wrappers": [{"name": "joint_action"}]}).env_wrappers
+    joint, params = wrappers.wrap(env, params, "popgym/BattleshipEasy", configs)
     space = joint.action_space(params)
     assert isinstance(space, spaces.Discrete)
     assert space.n == 64
