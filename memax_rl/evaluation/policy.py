@@ -27,6 +27,7 @@ from memax_rl.envs.spaces import Discrete, MultiDiscrete, usable_mask, value_cou
 from memax_rl.envs.wrappers import Spaces, layers, wrap
 from memax_rl.networks import ActorCritic, to_environment
 from memax_rl.networks.encoder import AgentInput
+from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key
 from memax_rl.runs.build import Trained, load_to_act
 from memax_rl.runs.run import Checkpoint, Run
@@ -63,7 +64,7 @@ class PolicyStep:
         arrays, self._static = eqx.partition(network, eqx.is_array)
         leaves, self._network_tree = jax.tree.flatten(arrays)
         self.leaves = tuple(leaves)
-        self._acting, self._greedy = trained.acting, greedy
+        self._acting, self._greedy, self._precision = trained.acting, greedy, trained.config.precision
         self.needs_reward = trained.config.network.previous_reward
         spaces = trained.spaces
         self.action_space = from_plain(spaces.network.action)
@@ -114,7 +115,8 @@ class PolicyStep:
             action_mask=None if action_mask is None else self._show_mask(action_mask),
         )
         act: Act = self._acting.act(network, self._greedy)
-        carry, action, _ = act(jax.tree.unflatten(self._carry_tree, state.carry), inputs, key)
+        with products_in(self._precision):
+            carry, action, _ = act(jax.tree.unflatten(self._carry_tree, state.carry), inputs, key)
         # Strong dtypes, so that the state of every step is like the first one.
         carry = tuple(x.astype(old.dtype) for x, old in zip(jax.tree.leaves(carry), self.initial.carry, strict=True))
         given = _from_learner(self.spaces.action, self._inner_action(to_environment(self.action_space, action)))
