@@ -8,7 +8,7 @@ long. Here all leading axes, also those that `vmap` adds, are flattened into one
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def linear(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array
     return cast(Array, linear_p.bind(x.astype(dtype), w.astype(dtype), precision=_precision()))
 
 
-def _precision() -> str | None:
+def _precision() -> Any:
     return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
