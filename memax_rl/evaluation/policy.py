@@ -27,7 +27,7 @@ from memax_rl.envs.spaces import Discrete, MultiDiscrete, usable_mask, value_cou
 from memax_rl.envs.wrappers import Spaces, layers, wrap
 from memax_rl.networks import ActorCritic, to_environment
 from memax_rl.networks.encoder import AgentInput
-from memax_rl.precision import products_in
+from memax_rl.precision import Precision, products_in
 from memax_rl.rollout.streams import Act, seed_key
 from memax_rl.runs.build import Trained, load_to_act
 from memax_rl.runs.run import Checkpoint, Run
@@ -64,7 +64,8 @@ class PolicyStep:
         arrays, self._static = eqx.partition(network, eqx.is_array)
         leaves, self._network_tree = jax.tree.flatten(arrays)
         self.leaves = tuple(leaves)
-        self._acting, self._greedy, self._precision = trained.acting, greedy, trained.config.precision
+        self._acting, self._greedy = trained.acting, greedy
+        self._precision: Precision = trained.config.precision
         self.needs_reward = trained.config.network.previous_reward
         spaces = trained.spaces
         self.action_space = from_plain(spaces.network.action)
