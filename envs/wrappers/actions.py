@@ -1,7 +1,7 @@
 """Wrappers that change what the agent chooses among."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, PRNGKeyArray
@@ -56,6 +56,7 @@ class JointActionConfig(WrapperConfig):
     Independent components cannot say "this cell or that one" of a grid without meaning two others too.
     """
 
+    changes_task: ClassVar[bool] = False
     name: Literal["joint_action"] = "joint_action"
 
     def wrap(self, env: Environment, params: Any, env_id: str) -> tuple[Environment, Any]:

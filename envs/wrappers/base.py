@@ -1,7 +1,7 @@
 """What every wrapper is: an environment around another one, and the settings that put it there."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,9 @@ class WrapperConfig(BaseModel, abc.ABC):
     """Options of a wrapper."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    changes_task: ClassVar[bool] = True
+    """Whether chance and the best known score are others with the wrapper than without."""
 
     name: str
 
