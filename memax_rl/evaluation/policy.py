@@ -186,7 +186,8 @@ class LoadedPolicy:
         seed: Which of the run's seeds it is of.
         batch_size: For how many environments it acts, or None for one without a batch axis.
         greedy: Whether it takes its best action at every step.
-        spaces: Observation and action, as it takes and gives them.
+        spaces: Observation and action, as it takes and gives them: those of the environment, or with `wrapped` those of
+            the environment in its wrappers.
     """
 
     def __init__(self, trained: Trained, seed: int, batch_size: int | None, greedy: bool, wrapped: bool):

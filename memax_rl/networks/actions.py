@@ -124,7 +124,7 @@ def to_environment(space: Any, action: Array) -> Array:
 
 
 def from_environment(space: Any, action: Array) -> Array:
-    """Return the policy's action that corresponds to an action of the environment: the inverse of `to_environment`."""
+    """Return the policy's action for one of the environment, of the same shape: the inverse of `to_environment`."""
     if not isinstance(space, spaces.Box):
         return action
     low, high, bounded = _bounds(space)

@@ -149,7 +149,16 @@ class NetworkConfig(BaseModel):
 
 
 class Block(eqx.Module):
-    """Pre-norm residual blocks: x + memory(norm(x)), then x + feed_forward(norm(x))."""
+    """Pre-norm residual blocks: x + memory(norm(x)), then x + feed_forward(norm(x)).
+
+    Attributes:
+        norm, memory: The memory and the norm before it.
+        feed_norm, feed_in, feed_out: Norm and layers of the feed-forward block, or None.
+
+    Args:
+        config: Settings of the network.
+        block: Memory and options of this block.
+    """
 
     norm: eqx.nn.LayerNorm
     memory: Memory
@@ -177,7 +186,13 @@ class Block(eqx.Module):
 
 
 class Torso(eqx.Module):
-    """Encoder and memory blocks, from inputs to `width` features. The carry holds a state for each block."""
+    """Encoder and memory blocks, from inputs to `width` features. The carry holds a state for each block.
+
+    Attributes:
+        encoder: From what the network is shown to `width` features.
+        blocks: The memory blocks, in order.
+        norm: The last norm.
+    """
 
     encoder: Encoder
     blocks: tuple[Block, ...]

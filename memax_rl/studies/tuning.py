@@ -76,6 +76,10 @@ def tune(
 ) -> Tuned:
     """Search for settings until there are so many trials, and return how it stands. See `memax_rl.tune`.
 
+    Args:
+        space, trials: As in `memax_rl.tune`.
+        say: Is called with a line about each trial.
+
     Raises:
         ValueError: If the space is wrong, the folder holds another search, or the first trials all fail.
         KeyboardInterrupt: After the trial was saved because of Ctrl-C or SIGTERM.
