@@ -51,6 +51,13 @@ class Wrapper(Environment):
         """The inner environment's, for a wrapper whose state is the inner one's."""
         return self.inner.action_mask(state, params)
 
+    def inner_action(self, action: Any, params: Any) -> Any:
+        """What `inner` is given for an action of the agent. The action itself, unless overridden.
+
+        For a policy outside of this environment.
+        """
+        return action
+
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
         return self.inner.reset(key, params)
@@ -75,6 +82,10 @@ class Wrapper(Environment):
         The observation itself, unless overridden. For a policy outside of this environment.
         """
         return obs
+
+    def show_action_mask(self, mask: Bool[Array, " values"], params: Any) -> Bool[Array, " actions"]:
+        """Which actions of the agent are legal, of a mask of `inner`. The mask itself, unless overridden."""
+        return mask
 
     def show_reward(self, reward: Array) -> Array:
         """What the agent sees of a reward of `inner` that came from elsewhere. The reward itself, unless overridden."""
