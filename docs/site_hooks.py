@@ -136,7 +136,7 @@ def memory_page(name: str) -> str:
             "",
             f"`--memory {name}` &middot; class: {spec.family} &middot; "
             f"{f'[paper]({spec.paper})' if spec.paper.startswith('http') else spec.paper} &middot; "
-            f"at width 128 {_sizes(name)[0]:,} numbers carried, {_sizes(name)[1] / 1e3:,.0f} kFLOP a step of learning",
+            f"at width 128: state of {_sizes(name)[0]:,} numbers, {_sizes(name)[1] / 1e3:,.0f} kFLOP a step to learn",
             "",
             "## Recurrence",
             "",

@@ -55,7 +55,7 @@ def main() -> int:
         print(f"Chromium {browser.version}")
         for width in WIDTHS:
             context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
-            for path in sorted(site.rglob("*.html")):
+            for path in sorted(set(site.rglob("*.html")) - {site / "404.html"}):
                 page, name = context.new_page(), str(path.relative_to(site))
                 faults = look(page, path, site)
                 if len(sys.argv) > 2:
