@@ -16,7 +16,7 @@ _NEVER = -1e9
 
 
 def only_legal(values: Float[Array, " outputs"], action_mask: Bool[Array, " outputs"] | None) -> Array:
-    """Return the logits or values of actions, with those that are not legal far below all others."""
+    """Return the logits or values of actions [outputs], with those that are not legal far below all others."""
     return values if action_mask is None else jnp.where(action_mask, values, _NEVER)
 
 

@@ -238,7 +238,7 @@ class Torso(eqx.Module):
 
 
 def on_slots(f: Callable[..., Any], *args: PyTree[Array]) -> Any:
-    """Return `f` of what each slot has of arrays [rows, slots, ...], such as its features."""
+    """Return `f` of what each slot has of `args`, arrays [rows, slots, ...], such as its features."""
     rows, slots = jax.tree.leaves(args)[0].shape[:2]
     flat = jax.vmap(f)(*jax.tree.map(lambda leaf: leaf.reshape(rows * slots, *leaf.shape[2:]), args))
     return jax.tree.map(lambda leaf: leaf.reshape(rows, slots, *leaf.shape[1:]), flat)

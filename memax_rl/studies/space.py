@@ -19,7 +19,14 @@ _Scalar = str | int | float | bool | None
 
 
 class Range(BaseModel):
-    """The values of one field: a range of numbers, or choices."""
+    """The values of one field: a range of numbers, or choices.
+
+    Attributes:
+        float, int: The ends of a range of real or whole numbers.
+        choice: The choices.
+        log: Whether a range is drawn from on a logarithmic scale.
+        step: The distance of the values of a range; None: every value.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -56,6 +56,9 @@ def score(rows: Iterable[Row], metric: str, total_steps: int, upto: float) -> fl
     """Return the mean over seeds of a metric's mean over the tenth of `total_steps` before `upto`; nan without a value.
 
     Updates in which the metric has no value, because no episode ended, do not count.
+
+    Args:
+        rows: Of metrics.csv.
     """
     by_seed: dict[float, list[float]] = {}
     for row in rows:
