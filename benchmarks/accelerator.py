@@ -95,7 +95,14 @@ LAYERS = (
     Layer("elman", {}, (13, 5), 1, 1, 0),
     Layer("slstm", {}, (42, 20), 4, 4, 0),
     Layer("linear_transformer", ONE_HEAD, (18, 6), 2, 0, 0.83),
+    Layer("gla", ONE_HEAD, (27, 9), 2.7, 0, 0),
+    Layer("mamba2", ONE_HEAD, (34.5, 11.5), 2.5, 0, 0),
+    Layer("mlstm", ONE_HEAD, (24, 8), 2.5, 0, 0),
     Layer("gated_delta_net", ONE_HEAD, (30, 12), 2.5, 0, 1.63),
+)
+CHECKED = (
+    *("lru", "s5", "min_gru", "s6", "gru", "lstm", "mgu", "elman", "slstm"),
+    *("linear_transformer", "gla", "mamba2", "mlstm", "delta_net", "gated_delta_net", "delta_product"),
 )
 
 
@@ -166,7 +173,7 @@ def checks(mode: kernels.Mode, small: bool) -> bool:
     lengths, batches = ((1, 21), (3,)) if small else ((1, 63, 500, 1025), (1, 64))
     print("\nchecks: largest error as a share of the largest entry, of values and of gradients")
     fine = True
-    for name in ("lru", "s5", "min_gru", "s6", "gru", "lstm", "mgu", "elman", "slstm"):
+    for name in CHECKED:
         worst = [0.0, 0.0]
         for steps, batch, width in (
             (t, n, w) for t in lengths for n in batches for w in ((10,) if small else (37, 128))
@@ -177,7 +184,7 @@ def checks(mode: kernels.Mode, small: bool) -> bool:
             worst = [max(pair) for pair in zip(worst, found, strict=True)]
         good = max(worst) < WRONG
         fine &= good
-        print(f"  {name:10s} {worst[0]:.0e} {worst[1]:.0e}  {'ok' if good else 'WRONG'}", flush=True)
+        print(f"  {name:18s} {worst[0]:.0e} {worst[1]:.0e}  {'ok' if good else 'WRONG'}", flush=True)
     return fine
 
 

@@ -54,6 +54,31 @@ def selective(dt: Any, u: Any, b: Any, c: Any, a: Any, state: Any, starts: Any) 
     return jax.lax.scan(step, state, (dt, u, b, c, starts))
 
 
+def attention(q: Any, k: Any, v: Any, log_decay: Any, state: Any, starts: Any) -> Any:
+    """Return the last state and all y of the plain loop of linear attention."""
+
+    def step(s, now):
+        q, k, v, log_decay, start = now
+        s = jnp.where(start, 0, s)
+        s = s if log_decay is None else jnp.exp(log_decay).reshape(-1, 1) * s
+        s = s + k[:, None] * v[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, (q, k, v, log_decay, starts))
+
+
+def delta(q: Any, k: Any, v: Any, beta: Any, log_decay: Any, state: Any, starts: Any) -> Any:
+    """Return the last state and all y of the plain loop of the delta rule."""
+
+    def step(s, now):
+        q, k, v, beta, log_decay, start = now
+        s = jnp.exp(log_decay) * jnp.where(start, 0, s)
+        s = s + (beta * k)[:, None] * (v - k @ s)[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, (q, k, v, beta, log_decay, starts))
+
+
 def gates(cell: Callable, product: Callable) -> Callable:
     """Return the plain loop of a cell."""
 
@@ -94,6 +119,20 @@ def cases(rng: np.random.Generator, length: int, batch: int) -> Iterator[Case]:
         a, state = -rng.exponential(size=(states, channels)), rng.normal(size=(batch, states, channels))
         axes = (0, 0, 0, 0, None, 0)
         yield f"selective {states} x {channels}", ops.selective_scan, selective, (dt, u, b, c, a, state), axes
+    for decay, keys, values in (("none", 33, 65), ("step", 1, 1), ("step", 37, 49), ("channel", 20, 33)):
+        q, k = rng.normal(size=(2, batch, length, keys)) * keys**-0.5
+        v, state = rng.normal(size=(batch, length, values)), rng.normal(size=(batch, keys, values))
+        shape = {"none": None, "step": (batch, length), "channel": (batch, length, keys)}[decay]
+        log_decay = None if shape is None else -rng.exponential(size=shape) * rng.choice([0.02, 1], shape)
+        axes = (0, 0, 0, None if shape is None else 0, 0)
+        name = f"attention, {decay} {keys}"
+        yield name, ops.linear_attention, attention, (q, k, v, log_decay, state), axes
+    for keys, values in ((1, 1), (33, 49)):
+        q, k = rng.normal(size=(2, batch, length, keys)) * keys**-0.5
+        k /= np.linalg.norm(k, axis=-1, keepdims=True)
+        v, state = rng.normal(size=(batch, length, values)), rng.normal(size=(batch, keys, values))
+        beta, log_decay = 2 * rng.random((batch, length)), -rng.exponential(size=(batch, length)) * 0.1
+        yield f"delta {keys}", ops.delta_rule, delta, (q, k, v, beta, log_decay, state), (0, 0, 0, 0, 0, 0)
     for model, count, parts in ((GRU, 3, 1), (LSTM, 4, 2)):
         for width in (1, 33):
             matrices = [rng.normal(size=(width, width)) * width**-0.5 for _ in range(count)]
