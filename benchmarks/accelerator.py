@@ -332,7 +332,7 @@ def layers(size: Size, machine: Machine, mode: kernels.Mode, only: list[str] | N
 
 def tune(size: Size, mode: kernels.Mode) -> None:
     """Print the times of other shares of work in the kernels."""
-    from memax_rl.ops.kernels import _diagonal, _gates
+    from memax_rl.ops.kernels import _delta_rule, _diagonal, _gates, _linear_attention
 
     print("\nother shares of work: ms, forward and backward")
     xs, starts = inputs(size)
@@ -340,11 +340,19 @@ def tune(size: Size, mode: kernels.Mode) -> None:
         ("gru", _gates, {"_RESIDENT": a * 128**2, "_RESIDENT_BACKWARD": b * 128**2, "_EACH_WARP": each * 32})
         for a, b, each in ((2, 1, 64), (3, 1, 64), (1, 1, 64), (2, 2, 64), (2, 1, 32), (2, 1, 128))
     ]
+    for name, module, chunks in (
+        ("linear_transformer", _linear_attention, (16, 32, 64)),
+        ("gated_delta_net", _delta_rule, (16, 32)),
+    ):
+        choices += [(name, module, {"_CHUNK": steps, "_VALUES": 32}) for steps in chunks]
+        choices += [(name, module, {"_CHUNK": 32, "_VALUES": columns}) for columns in (16, 64)]
     for name, module, values in choices:
-        run, params = gradient(memory.make(name, in_size=size.width, out_size=size.width, key=jax.random.key(0)))
+        options = ONE_HEAD if module in (_linear_attention, _delta_rule) else {}
+        model = memory.make(name, in_size=size.width, out_size=size.width, key=jax.random.key(0), **options)
+        run, params = gradient(model)
         with mock.patch.multiple(module, **values):
             took, _ = milliseconds(run, mode, params, xs, starts)
-        print(f"  {name:10s} {values}: {took:.2f}", flush=True)
+        print(f"  {name:18s} {values}: {took:.2f}", flush=True)
 
 
 def ppo(small: bool, mode: kernels.Mode) -> None:

@@ -245,10 +245,10 @@ MISTAKES = (
     ),
     Mistake(
         27,
-        "the kernel of the delta rule takes a step's own write into its error",
+        "the kernel's gradient of the delta rule takes a step's own write into its error",
         "memax_rl/ops/kernels/_delta_rule.py",
-        "inverse = _inverse(layout, within(decays, earlier=True) *",
-        "inverse = _inverse(layout, within(decays) *",
+        "read = gradients(*given, earlier=True, interpret=interpret)",
+        "read = gradients(*given, interpret=interpret)",
         ("tests/test_kernels.py::test_delta_rule",),
     ),
     Mistake(

@@ -335,6 +335,7 @@ def test_linear_attention_in_a_batch_of_heads_that_share_keys():
     rng = np.random.default_rng(0)
     flags = jnp.asarray(_starts(rng, "random", 3, 20))
     q, k, v, log_decay, state = _attention_arrays(rng, "step", 20, 4, 5, 3, 2)
+    assert log_decay is not None
     arrays = q[:, 0], k[:, 0], np.moveaxis(v, 1, 2), np.moveaxis(log_decay, 1, 2), state[:, :1]
 
     def batch(run):
@@ -342,6 +343,22 @@ def test_linear_attention_in_a_batch_of_heads_that_share_keys():
         return lambda q, k, v, log_decay, state: jax.vmap(heads)(q, k, v, log_decay, state[:, 0], flags)
 
     _check(batch(ops.linear_attention), batch(_attention_loop), arrays)
+
+
+@pytest.mark.parametrize("op", [ops.linear_attention, ops.delta_rule])
+def test_float32_where_float64_is_the_default(op):
+    rng = np.random.default_rng(0)
+    arrays = _delta_arrays(rng, "step", 18, 3, 5)
+    arrays = arrays if op is ops.delta_rule else (*arrays[:3], *arrays[4:])
+    arrays = tuple(jnp.asarray(x, jnp.float32) for x in arrays)
+    with kernels.use("interpret"):
+        run = _with(op, jnp.arange(18) == 7)
+        expected = _value_and_gradients(run, arrays)
+        with jax.enable_x64(True):
+            got = _value_and_gradients(run, arrays)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == e.dtype == jnp.float32
+        np.testing.assert_allclose(g, e, atol=1e-5)
 
 
 def test_linear_attention_forgets_exactly():
@@ -392,6 +409,7 @@ def test_delta_rule_in_a_batch_of_heads(every):
     flags = jnp.asarray(rng.random((2, 34)) < np.array([[0.9], [0.05]]))
     q, k, v, beta, log_decay, state = _delta_arrays(rng, "step", 34, 4, 5, 2, 3, every=every)
     k[..., 1::2, :] = k[..., ::2, :]
+    assert log_decay is not None
     arrays = *(np.moveaxis(x, 1, 2) for x in (q, k, v, beta, log_decay)), state
 
     def batch(run):

@@ -1,6 +1,6 @@
 """Every kernel in Pallas' interpreter against a plain loop in float64, over a grid of sizes: values and all gradients.
 
-    python tests/stress/kernels.py [--quick]
+    python tests/stress/kernels.py [--quick] [--cases attention delta]
 
 Lengths 1, 63, 500 and 1,025, batches of 1, 5 and 64, widths that are no multiple of a tile, without resets, with random
 ones and with one in every step, from a state that is not zero. Prints the largest error of each case as a share of the
@@ -174,13 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="lengths 1 and 63 only")
     parser.add_argument("--lengths", type=int, nargs="+", help="these lengths only")
+    parser.add_argument("--starts", nargs="+", default=tuple(STARTS), choices=STARTS, help="these resets only")
+    parser.add_argument("--cases", nargs="+", default=("",), help="only those whose name begins so, as real or delta")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="these batches only")
     arguments = parser.parse_args()
     lengths, failed = arguments.lengths or LENGTHS[: 2 if arguments.quick else None], False
-    for kind, length, batch in ((k, t, n) for k in STARTS for t in lengths for n in arguments.batches):
+    for kind, length, batch in ((k, t, n) for k in arguments.starts for t in lengths for n in arguments.batches):
         rng = np.random.default_rng([length, batch])
         starts = rng.random((batch, length)) < STARTS[kind]
         for name, run, loop, arrays, axes in cases(rng, length, batch):
+            if not name.startswith(tuple(arguments.cases)):
+                continue
             begin = time.perf_counter()
             with jax.enable_x64(True):
                 values, gradients = results(loop, jax.tree.map(jnp.asarray, arrays), axes, jnp.asarray(starts))
@@ -191,7 +195,7 @@ def main() -> None:
             errors = worst(got[0], values), worst(got[1], gradients)
             wrong = not (errors[0] < 1e-5 and errors[1] < 1e-4)
             failed |= wrong
-            size, took = f"T {length:5d}  batch {batch:3d}  starts {kind:7s} {name:20s}", time.perf_counter() - begin
+            size, took = f"T {length:5d}  batch {batch:3d}  starts {kind:7s} {name:22s}", time.perf_counter() - begin
             told = f"values {errors[0]:.0e} gradients {errors[1]:.0e} {took:6.1f} s{'  WRONG' if wrong else ''}"
             print(size, told, flush=True)
     sys.exit(failed)

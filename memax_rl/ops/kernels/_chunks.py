@@ -207,12 +207,11 @@ def _at(ref, index, runs):
 
 def _mask(runs):
     masks = [run.inside() for run in runs]
-    if len(runs) == 1 or all(mask is None for mask in masks):
+    if len(runs) == 1:
         return masks[0]
     rows, columns = masks
-    if rows is None or columns is None:
-        return columns[None, :] if rows is None else rows[:, None]
-    return rows[:, None] & columns[None, :]
+    rows, columns = None if rows is None else rows[:, None], None if columns is None else columns[None, :]
+    return rows & columns if rows is not None and columns is not None else (columns if rows is None else rows)
 
 
 def read(ref, index, *runs):
@@ -360,7 +359,7 @@ def _gradients_kernel(
         return dscores, dfirst, dlast, dtotal
 
     # The gradients by scores, by the queries of the state before and the keys of that after, and by its decay.
-    sums = jnp.zeros_like(scores), jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros(keys.size)
+    sums = jnp.zeros_like(scores), jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros(keys.size, q.dtype)
     dscores, dfirst, dlast, dtotal = over_columns(layout.values, add, sums)
     dfirst, dlast = dfirst * decays.from_before, dlast * decays.to_end
     dq, dk, dg = _score_gradients(layout, earlier, q, k, decays, scores, dscores)

@@ -120,9 +120,8 @@ def _states(layout: Layout, reverse: bool, interpret: bool, state, rows, values,
 
 
 def _blocks(layout: Layout) -> tuple[int, int]:
-    return tuple(
-        max(LEAST, min(power_of_two(size), most)) for size, most in ((layout.keys, _KEYS), (layout.values, _VALUES))
-    )
+    keys, columns = power_of_two(layout.keys), power_of_two(layout.values)
+    return max(LEAST, min(keys, _KEYS)), max(LEAST, min(columns, _VALUES))
 
 
 def _states_kernel(layout: Layout, reverse: bool, chunks: int, first_ref, rows_ref, values_ref, *refs) -> None:
