@@ -1,7 +1,7 @@
 """What every wrapper is: an environment around another one, and the settings that put it there."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,13 @@ class Wrapper(Environment):
         """The inner environment's, for a wrapper whose state is the inner one's."""
         return self.inner.action_mask(state, params)
 
+    def inner_action(self, action: Any, params: Any) -> Any:
+        """What `inner` is given for an action of the agent. The action itself, unless overridden.
+
+        For a policy outside of this environment.
+        """
+        return action
+
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
         return self.inner.reset(key, params)
@@ -76,6 +83,10 @@ class Wrapper(Environment):
         """
         return obs
 
+    def show_action_mask(self, mask: Bool[Array, " values"], params: Any) -> Bool[Array, " actions"]:
+        """Which actions of the agent are legal, of a mask of `inner`. The mask itself, unless overridden."""
+        return mask
+
     def show_reward(self, reward: Array) -> Array:
         """What the agent sees of a reward of `inner` that came from elsewhere. The reward itself, unless overridden."""
         return reward
@@ -85,6 +96,9 @@ class WrapperConfig(BaseModel, abc.ABC):
     """Options of a wrapper."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    changes_task: ClassVar[bool] = True
+    """Whether chance and the best known score are others with the wrapper than without."""
 
     name: str
 

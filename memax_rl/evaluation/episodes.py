@@ -82,8 +82,10 @@ def evaluate_state(
     )[np.array(seeds) - config.seed]
     with products_in(config.precision):
         returns, lengths, ended = make_player(agent, env, env_params, episodes, greedy)(networks, keys)
-    # A wrapper changes the task, and the known scores do not apply.
-    is_plain = not config.env_wrappers and not config.env_options.get("arguments")
+    # Where a wrapper changes the task, the known scores do not apply.
+    is_plain = not any(wrapper.changes_task for wrapper in config.env_wrappers) and not config.env_options.get(
+        "arguments"
+    )
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
     per_seed = [float(np.mean(r)) for r in returns]
     return {
