@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from memax_rl import memory, ops
 from memax_rl.ops import _nonlinear_recurrence, kernels
-from memax_rl.ops.kernels import _chunks, _delta_rule, _diagonal, _gates, _linear_attention, _selective
+from memax_rl.ops.kernels import _choice, _chunks, _delta_rule, _diagonal, _gates, _linear_attention, _selective
 
 
 def _with(function, flags):
@@ -361,6 +361,19 @@ def test_float32_where_float64_is_the_default(op):
         np.testing.assert_allclose(g, e, atol=1e-5)
 
 
+@pytest.mark.parametrize(("op", "decay"), [("attention", "none"), ("attention", "channel"), ("delta", "step")])
+def test_a_program_with_kernels_runs_the_plain_form_on_a_cpu(op, decay):
+    """Forward and backward, with what the kernels would have kept for it."""
+    rng = np.random.default_rng(0)
+    run = _with(ops.linear_attention if op == "attention" else ops.delta_rule, jnp.arange(37) == 7)
+    arrays = (_attention_arrays if op == "attention" else _delta_arrays)(rng, decay, 37, 3, 5)
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
+    with kernels.use("1"):
+        got = _value_and_gradients(run, arrays)
+    for g, e in zip(got, _value_and_gradients(run, arrays), strict=True):
+        np.testing.assert_allclose(g, e, atol=2e-5)
+
+
 def test_linear_attention_forgets_exactly():
     """Log decays that add up to hundreds in a chunk leave those in between as they are."""
     q = k = v = jnp.ones((16, 1))
@@ -533,6 +546,16 @@ def test_the_choice(monkeypatch):
     monkeypatch.setenv("MEMAX_RL_KERNELS", "yes")
     with pytest.raises(ValueError, match="MEMAX_RL_KERNELS must be one of auto, 0, 1, interpret, got 'yes'"):
         traced()
+
+
+def test_products_of_tf32_numbers_need_a_gpu_that_has_them(monkeypatch):
+    monkeypatch.setattr(_choice, "_on_nvidia", lambda: True)
+    for capability, chosen in ((7.5, None), (8.0, "cuda"), (12.1, "cuda")):
+        monkeypatch.setattr(_choice, "_capability", lambda capability=capability: capability)
+        assert kernels.chosen(tf32=True) == chosen
+        assert kernels.chosen() == "cuda"
+        with kernels.use("1"):
+            assert kernels.chosen(tf32=True) == "cuda"
 
 
 def test_sizes_that_have_no_kernel():

@@ -241,7 +241,8 @@ def step_sums(log_decay: Float[Array, " C"], seg: Segments) -> tuple[Float[Array
     """
     log_decay = jnp.where(seg.starts, 0, jnp.maximum(log_decay, LEAST_LOG_DECAY))
     coarse = jax.lax.stop_gradient(jnp.round(log_decay * _GRID) / _GRID)
-    return _running_sum(coarse, seg), _running_sum(log_decay - coarse, seg)
+    fine = log_decay - coarse
+    return _running_sum(coarse, seg), _running_sum(fine, seg)
 
 
 def _running_sum(x: Float[Array, " C"], seg: Segments) -> Float[Array, " C"]:

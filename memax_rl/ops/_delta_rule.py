@@ -95,7 +95,7 @@ def delta_rule(
     if is_reference(method):
         last, ys = _plain(jnp.repeat(q.astype(compute), every, axis=0), steps, state.astype(compute), starts)
         return last.astype(state.dtype), ys[every - 1 :: every].astype(v.dtype)
-    if (how := kernels.chosen()) and compute == jnp.float32:
+    if (how := kernels.chosen(tf32=True)) and compute == jnp.float32:
         # It imports Pallas, which a CPU does without.
         from memax_rl.ops.kernels._delta_rule import layout
 

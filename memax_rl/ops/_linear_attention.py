@@ -81,7 +81,7 @@ def linear_attention(
     if is_reference(method):
         last, ys = _plain(state.astype(compute), (*floats, starts))
         return last.astype(state.dtype), ys.astype(v.dtype)
-    how, first, inputs = kernels.chosen(), state.astype(compute), (*floats, starts)
+    how, first, inputs = kernels.chosen(tf32=True), state.astype(compute), (*floats, starts)
     if how and compute == jnp.float32:
         # It imports Pallas, which a CPU does without.
         from memax_rl.ops.kernels._linear_attention import layout
