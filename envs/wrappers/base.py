@@ -112,12 +112,20 @@ class WrapperConfig(BaseModel, abc.ABC):
 
 
 def use_key(key: PRNGKeyArray, use: int) -> PRNGKeyArray:
-    """Return a key for the wrapper itself; the inner environment gets the original key."""
+    """Return a key for the wrapper itself; the inner environment gets the original key.
+
+    Args:
+        use: A number for each use that a wrapper makes of the key.
+    """
     return jax.random.fold_in(key, 2**31 - 1 - use)
 
 
 def refuse_masks(name: str, env: Environment, params: Any, env_id: str) -> None:
-    """Raise `ValueError` if some actions of the environment are not legal."""
+    """Raise `ValueError` if some actions of the environment are not legal.
+
+    Args:
+        name: Of the wrapper, for the message.
+    """
     if has_action_mask(env, params):
         raise ValueError(
             f"env_wrappers: {name} takes actions again, and in {env_id} they may no longer be legal then; leave it out"

@@ -72,6 +72,9 @@ def evaluate_state(
     """Evaluate the networks of these seeds, stacked along a leading axis. Returns what `evaluate` returns.
 
     `env`, `env_params` replace the agent's own environment if given; `config` says which one it is.
+
+    Args:
+        episodes: How many of each network.
     """
     greedy = bool(agent.evaluates_greedily if greedy is None else greedy)
     if env is None:
@@ -111,6 +114,9 @@ def make_player(
     """Return (networks, keys), both with a leading axis of seeds -> the results of `play` for each seed.
 
     It is compiled at the first call. Raises `EnvironmentFailure` if an environment on the host fails.
+
+    Args:
+        episodes: How many of each network.
     """
     max_steps = env.max_episode_steps(env_params) or 10_000
 

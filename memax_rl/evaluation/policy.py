@@ -36,7 +36,7 @@ _IMPL = "philox4x32"
 
 
 class PolicyState(NamedTuple):
-    """What a policy keeps from step to step: the network's carry, and its last action as the network made it."""
+    """What a policy keeps from step to step: the network's carry, and its `previous_action` as the network made it."""
 
     carry: tuple[Array, ...]
     previous_action: Array
@@ -53,6 +53,10 @@ class PolicyStep:
         action_space: The network's.
         mask_space: That of which a mask of legal actions holds the values: the environment's, counted from 0.
         needs_reward: Whether the network sees its previous reward.
+
+    Args:
+        trained: What of a run is needed to act.
+        index: Which of its networks.
     """
 
     def __init__(self, trained: Trained, index: int, greedy: bool, wrapped: bool):
@@ -208,7 +212,8 @@ class LoadedPolicy:
         seed: Which of the run's seeds it is of.
         batch_size: For how many environments it acts, or None for one without a batch axis.
         greedy: Whether it takes its best action at every step.
-        spaces: Observation and action, as it takes and gives them.
+        spaces: Observation and action, as it takes and gives them: those of the environment, or with `wrapped` those of
+            the environment in its wrappers.
     """
 
     def __init__(self, trained: Trained, seed: int, batch_size: int | None, greedy: bool, wrapped: bool):
@@ -423,7 +428,14 @@ def choose(
     imports: Iterable[str],
     trust: bool,
 ) -> tuple[Trained, int, bool]:
-    """Return what of a run is needed to act, the seed, and whether greedily. Arguments and errors: see `load`."""
+    """Return what of a run is needed to act, the seed, and whether greedily.
+
+    Args:
+        seed, checkpoint, batch_size: As in `load`.
+
+    Raises:
+        ValueError: As `load`.
+    """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; leave it out for one environment")
     trained = load_to_act(Run.open(run, imports, trust), checkpoint)
