@@ -52,6 +52,9 @@ class NextObservation(AuxiliaryLoss):
     Real numbers, as the encoder scales or normalizes them, by half the squared error; discrete ones by cross-entropy.
     The mean over the parts of an observation. Nothing is predicted beyond the end of an episode or of a row. As in
     Ni et al. 2023, https://arxiv.org/abs/2307.03864, section 4, for the observation itself in place of a latent.
+
+    Attributes:
+        hidden, out: The two layers of the prediction.
     """
 
     hidden: Dense

@@ -66,7 +66,12 @@ class BCConfig(OptimizerSettings):
 
 
 class Rows(NamedTuple):
-    """Rows to learn from, and rows to measure on or None, [rows, slots]; actions as the network makes them."""
+    """Rows [rows, slots], with actions as the network makes them.
+
+    Attributes:
+        train: To learn from.
+        validation: To measure on, or None.
+    """
 
     train: Tape
     validation: Tape | None

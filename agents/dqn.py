@@ -304,7 +304,7 @@ class DQN:
         return unroll(network, sample.tape)
 
     def follow(self, online, target, gradient_steps: Int[Array, ""]):
-        """Return the parameters of the target network after so many gradient steps.
+        """Return the parameters of the `target` network, which follow the `online` ones, after so many gradient steps.
 
         Called after every one of them, so that no number of environments can step over the period.
         """
@@ -312,7 +312,7 @@ class DQN:
         return optax.incremental_update(online, target, tau)
 
     def targets(self, q: QValues, target_q: QValues, tape: Tape) -> Float[Array, "rows slots"]:
-        """Return what the network should say of the taken actions, from Q of the online and of the target network.
+        """Return targets of what the networks say of the actions taken, from the online (`q`) and the target network.
 
         Computed from what the networks say now, at every gradient step. Slots that are not valid hold no meaning.
         """

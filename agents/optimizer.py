@@ -129,7 +129,12 @@ def clip(gradient: T, norm: Float[Array, ""], max_norm: float) -> T:
 
 
 def make_schedule(kind: Schedule, learning_rate: float) -> optax.Schedule:
-    """Return fraction of the run's environment steps -> step size; "linear" and "cosine" end at zero."""
+    """Return fraction of the run's environment steps -> step size; "linear" and "cosine" end at zero.
+
+    Args:
+        kind: "constant", "linear" or "cosine".
+        learning_rate: The step size at the start.
+    """
     schedules = {
         "constant": optax.constant_schedule(learning_rate),
         "linear": optax.linear_schedule(learning_rate, 0.0, 1),

@@ -100,7 +100,7 @@ class PPOState(eqx.Module):
 
 
 class Batch(NamedTuple):
-    """Rows with what the loss needs; every leaf has a leading row axis."""
+    """The `rows` with what the loss needs of their slots; every leaf has a leading row axis."""
 
     rows: RolloutBatch
     advantage: Float[Array, "rows slots"]
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
 
 
 class AdvantageStats(NamedTuple):
-    """How many slots of a minibatch count, and mean and standard deviation of their advantages."""
+    """How many slots of a minibatch count, and mean and standard deviation (`std`) of their advantages."""
 
     count: Float[Array, "*minibatches"]
     mean: Float[Array, "*minibatches"]
@@ -117,7 +117,7 @@ class AdvantageStats(NamedTuple):
 
 
 class Scheduled(NamedTuple):
-    """The settings that may fall over the run: how they do, or what they are in an update."""
+    """`learning_rate`, `clip_eps`, `entropy_coef`: how they fall over the run, or what they are in an update."""
 
     learning_rate: Any
     clip_eps: Any

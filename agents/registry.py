@@ -123,5 +123,14 @@ def spec(name: str) -> AgentSpec:
 
 
 def make(name: str, *args: Any) -> Any:
-    """Return an agent; the arguments are those of `MakeAgent`. Raises `ValueError` as its maker does."""
+    """Return an agent.
+
+    Args:
+        name: One of `names()`.
+        *args: As `memax_rl.agents.base.MakeAgent` has them: settings, settings of the network, environment, its
+            parameters, total steps, devices.
+
+    Raises:
+        ValueError: If there is no agent of that name, or as its maker does.
+    """
     return spec(name).make(*args)

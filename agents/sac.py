@@ -85,7 +85,7 @@ class SACConfig(ReplaySettings):
 
 
 class Models(NamedTuple):
-    """What the gradients train."""
+    """What the gradients train: the `actor`, the `critic`, and the logarithm of the temperature."""
 
     actor: SoftActor
     critic: SoftCritic
@@ -308,7 +308,7 @@ class SAC:
         return after, metrics
 
     def targets(self, soft_value: Float[Array, "rows slots"], tape: Tape, scale) -> Float[Array, "rows slots"]:
-        """Return what the values of the taken actions should be, from the soft values of all slots.
+        """Return targets of the taken actions' values, from each slot's `soft_value`; `scale` multiplies rewards.
 
         The slot after a truncated transition holds the final observation, so the next slot's value is always right.
         """

@@ -1,10 +1,10 @@
-"""Two ways to fill the tape, compared in return against steps and against seconds.
+"""Two ways to fill the tape, compared in the steps to a return.
 
     memax-rl study fill --out studies/fill --workers 1
     python benchmarks/fill.py studies/fill --out docs/fill
 
 RepeatPreviousEasy has episodes of one length, PositionOnlyCartPoleEasy of any length up to 200. Three seeds, three
-levels of return: when is each reached? Seconds are those after compilation, of each seed by itself.
+levels of return: after how many steps is each reached?
 """
 
 import argparse
@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from table import groups
 
+from memax_rl.evaluation.figures import look, make_figure
 from memax_rl.runs import Run
+from memax_rl.studies.plots import short
 
 LEVELS = (0.5, 0.9, 0.95)
 
@@ -38,43 +40,43 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the picture to this path, with .png added")
     arguments = parser.parse_args()
     curves = {}
-    print("| environment | rollout | level | thousand steps, each seed | seconds | utilization | lag |")
-    print("|---|---|---|---|---|---|---|")
+    print("| environment | rollout | level | thousand steps, each seed | utilization | lag |")
+    print("|---|---|---|---|---|---|")
     for _, runs in groups(arguments.folders):
         env, fill = runs[0].fields()["env"].removeprefix("popgym/"), runs[0].fields()["ppo"]["rollout"]
         returns, steps = columns(runs, "episode/return"), columns(runs, "env_steps")
-        seconds = columns(runs, "seconds") - columns(runs, "seconds")[0]
         use, lag = columns(runs, "tape/utilization").mean(), columns(runs, "tape/lag").mean()
         for level in LEVELS:
-            at = ", ".join(f"{s / 1e3:.0f}" for s in reached(returns, steps, level))
-            time = np.mean(reached(returns, seconds, level))
-            print(f"| {env} | {fill} | {level} | {at} | {time:.1f} | {use:.3f} | {lag:.2f} |", flush=True)
-        curves[env, fill] = steps.mean(axis=1), seconds.mean(axis=1), returns
+            at = ", ".join("never" if np.isnan(s) else f"{s / 1e3:.0f}" for s in reached(returns, steps, level))
+            print(f"| {env} | {fill} | {level} | {at} | {use:.3f} | {lag:.2f} |", flush=True)
+        curves[env, fill] = steps.mean(axis=1), returns
     if arguments.out:
         draw(curves, arguments.out.with_suffix(".png"))
 
 
 def draw(curves: dict, path: Path) -> None:
-    """Draw return against steps (above) and against seconds (below) for each environment."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """Draw return against steps, a panel for each environment."""
+    from matplotlib.lines import Line2D
 
     names = sorted({env for env, _ in curves}, reverse=True)
-    figure, axes = plt.subplots(2, len(names), figsize=(9, 6), layout="constrained", sharey=True, squeeze=False)
-    for column, env in enumerate(names):
-        for (name, fill), (steps, seconds, returns) in curves.items():
-            if name != env:
-                continue
-            for axis, x in zip(axes[:, column], (steps, seconds), strict=True):
-                (line,) = axis.plot(x, returns.mean(axis=1), label=fill)
-                axis.fill_between(x, returns.min(axis=1), returns.max(axis=1), alpha=0.2, color=line.get_color())
-        axes[0, column].set(title=env, xlabel="environment steps")
-        axes[1, column].set(xlabel="seconds after compilation")
-    axes[0, 0].set_ylabel("mean return")
-    axes[1, 0].set_ylabel("mean return")
-    axes[0, 0].legend()
+    styles = {}
+    for place, fill in enumerate(sorted({fill for _, fill in curves}, reverse=True)):
+        color, dashes, _ = look(place)
+        styles[fill] = {"color": color, "linestyle": (0, dashes) if dashes else "-"}
+    legend = [Line2D([], [], label=fill, **style) for fill, style in styles.items()]
+    seeds = next(iter(curves.values()))[1].shape[1]
+    caption = f"Mean return of the episodes that ended in an update: mean over {seeds} seeds, and their range."
+    figure, axes = make_figure(len(names), "An LRU, with the two ways to fill a row of the tape", legend, caption)
+    for axis, env in zip(axes, names, strict=True):
+        for fill, style in styles.items():
+            steps, returns = curves[env, fill]
+            axis.plot(steps, returns.mean(axis=1), **style)
+            low, high = returns.min(axis=1), returns.max(axis=1)
+            axis.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.set_title(env, fontsize=8, loc="left")
+        axis.set(xlabel="environment steps", ylabel="mean return")
+        axis.xaxis.set_major_formatter(lambda value, _: short(value))
+        axis.locator_params(axis="x", nbins=5)
     figure.savefig(path, dpi=130)
 
 

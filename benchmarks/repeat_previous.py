@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from table import groups, numbers, summary
 
+from memax_rl.evaluation.figures import GRAY, look, make_figure
 from memax_rl.runs import Run
+from memax_rl.studies.plots import short
 
 BEST_OF_PAPER = {"Easy": 1.0, "Medium": 0.789, "Hard": 0.191}
 _ENV = "popgym/RepeatPrevious"
@@ -28,21 +30,28 @@ def curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(curves: dict[str, list[Run]], path: Path) -> None:
     """Draw return against environment steps, a band from the lowest to the highest seed."""
-    import matplotlib
+    from matplotlib.lines import Line2D
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for level, runs in sorted(curves.items(), key=lambda item: list(BEST_OF_PAPER).index(item[0])):
-        steps, returns = curve(runs)
-        (line,) = axis.plot(steps, returns.mean(axis=1), label=f"{level}, LRU")
-        axis.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.25, color=line.get_color())
-        axis.axhline(BEST_OF_PAPER[level], color=line.get_color(), linestyle=":", linewidth=1.2)
-    axis.plot([], [], color="gray", linestyle=":", label="best of 13 models in the POPGym paper, 15 M steps")
-    axis.set(xlabel="environment steps", ylabel="mean return of an episode", xscale="log", ylim=(-0.6, 1.05))
-    axis.set_title("RepeatPrevious: mean and range of three seeds")
-    axis.legend(loc="lower right", fontsize=8)
+    styles, legend = {}, []
+    for place, level in enumerate(level for level in BEST_OF_PAPER if level in curves):
+        color, dashes, _ = look(place)
+        styles[level] = {"color": color, "linestyle": (0, dashes) if dashes else "-"}
+        legend.append(Line2D([], [], label=f"{level}, LRU", **styles[level]))
+    legend.append(Line2D([], [], color=GRAY, linestyle=":", label="the POPGym paper"))
+    seeds = len(next(iter(curves.values())))
+    caption = (
+        f"Mean return of the episodes that ended in an update: mean over {seeds} seeds, and their range. Dotted: the "
+        "best of the 13 models of the POPGym paper, after 15M steps."
+    )
+    figure, (axis,) = make_figure(1, "RepeatPrevious", legend, caption, height=3)
+    for level, style in styles.items():
+        steps, returns = curve(curves[level])
+        axis.plot(steps, returns.mean(axis=1), **style)
+        low, high = returns.min(axis=1), returns.max(axis=1)
+        axis.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.axhline(BEST_OF_PAPER[level], color=style["color"], linestyle=":", linewidth=1.2)
+    axis.set(xlabel="environment steps", ylabel="mean return", xscale="log", ylim=(-0.6, 1.05))
+    axis.xaxis.set_major_formatter(lambda value, _: short(value))
     figure.savefig(path, dpi=130)
 
 

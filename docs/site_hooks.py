@@ -1,4 +1,4 @@
-"""What the site has beside the pages of this folder: the README as home, pages of memories and commands, formulas.
+"""What the site has beside the pages of this folder: README, examples, memories, commands, notebooks, formulas.
 
 Formulas become MathML while the site is built, so that no script is loaded for them.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import latex2mathml.converter
+import nbconvert
 from mkdocs.structure.files import File
 
 from memax_rl import memory
@@ -23,13 +24,34 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the home page and the pages of the memories."""
-    pages = {"index.md": home((ROOT / "README.md").read_text()), "reference/cli.md": command_line()}
-    pages |= {"memories/index.md": memories()}
+    """Add the home page and those of examples, commands, memories, and notebooks with their figures."""
+    pages: dict[str, str | bytes] = {"index.md": as_page((ROOT / "README.md").read_text())}
+    pages |= {
+        "contributing.md": as_page((ROOT / "CONTRIBUTING.md").read_text()),
+        "examples.md": examples(ROOT / "examples"),
+    }
+    pages |= {"reference/cli.md": command_line(), "memories/index.md": memories()}
     pages |= {f"memories/{name}.md": memory_page(name) for name in memory.names()}
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        pages |= notebook(path)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def notebook(path: Path) -> dict[str, str | bytes]:
+    """Return a notebook as a page, and the files of its figures."""
+    # Tables as text: their HTML has a style of its own.
+    order = ["image/png", "text/markdown", "text/plain"]
+    exporter = nbconvert.MarkdownExporter(config={"NbConvertBase": {"display_data_priority": order}})
+    page, resources = exporter.from_filename(str(path))
+    figures: dict[str, bytes] = {f"{path.stem}_{name}": data for name, data in resources["outputs"].items()}
+    for name in resources["outputs"]:
+        page = page.replace(f"![png]({name})", f"![Figure]({path.stem}_{name})")
+    page = re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", page)
+    link = f"[This page as a notebook]({path.name})."
+    page = re.sub(r"\A(\s*# .*\n)", rf"\1\n{link}\n", page)
+    return {f"notebooks/{path.stem}.md": page} | {f"notebooks/{name}": data for name, data in figures.items()}
 
 
 def command_line() -> str:
@@ -46,6 +68,11 @@ def _help(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Return a page whose links to notebooks go to their pages."""
+    return re.sub(r"\]\(notebooks/(\w+)\.ipynb\)", r"](notebooks/\1.md)", markdown)
+
+
 def on_page_content(page_html: str, **_: Any) -> str:
     """Return the page with its formulas as MathML."""
 
@@ -56,10 +83,19 @@ def on_page_content(page_html: str, **_: Any) -> str:
     return _FORMULA.sub(formula, page_html)
 
 
-def home(readme: str) -> str:
-    """Return the README with its links as they are from inside this folder."""
-    text = re.sub(r"\]\(docs/", "](", readme)
-    return re.sub(r"\bdocs/(\w+)\.md\b", lambda m: f"[{m[1].replace('_', ' ')}]({m[1]}.md)", text)
+def as_page(text: str) -> str:
+    """Return a file of the repository with its links as they are from inside this folder."""
+    text = re.sub(r"\[docs/(\w+)\.md\]", lambda m: f"[{m[1].replace('_', ' ')}]", text)
+    text = text.replace("](examples/README.md)", "](examples.md)").replace("](CONTRIBUTING.md)", "](contributing.md)")
+    return text.replace("](docs/", "](")
+
+
+def examples(folder: Path) -> str:
+    """Return the page of the examples: their list, and each of them."""
+    lines = [re.sub(r"\]\((\w+)\.py\)", r"](#\1)", (folder / "README.md").read_text())]
+    for path in sorted(folder.glob("*.py")):
+        lines += [f"## {path.stem}", "", "```python", path.read_text().rstrip(), "```", ""]
+    return "\n".join(lines)
 
 
 def memories() -> str:
@@ -100,7 +136,7 @@ def memory_page(name: str) -> str:
             "",
             f"`--memory {name}` &middot; class: {spec.family} &middot; "
             f"{f'[paper]({spec.paper})' if spec.paper.startswith('http') else spec.paper} &middot; "
-            f"at width 128 {_sizes(name)[0]:,} numbers carried, {_sizes(name)[1] / 1e3:,.0f} kFLOP a step of learning",
+            f"at width 128: state of {_sizes(name)[0]:,} numbers, {_sizes(name)[1] / 1e3:,.0f} kFLOP a step to learn",
             "",
             "## Recurrence",
             "",

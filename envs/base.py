@@ -190,12 +190,16 @@ def lenient() -> Iterator[None]:
 
 
 def strong(tree: Any) -> Any:
-    """The same values as arrays whose dtypes are not weak."""
+    """The same values as arrays whose dtypes are not weak.
+
+    Args:
+        tree: A pytree of arrays and numbers.
+    """
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.asarray(x).dtype), tree)
 
 
 def where(condition: Bool[Array, ""], if_true: PyTree, if_false: PyTree) -> PyTree:
-    """Choose between two pytrees."""
+    """Return the pytree `if_true` where `condition`, a scalar, is true, else `if_false` of the same shapes."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 

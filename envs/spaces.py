@@ -104,7 +104,11 @@ def is_number(dtype: Any) -> bool:
 
 
 def unbounded(shape: Sequence[int], dtype: Any) -> Box:
-    """A Box of any numbers. Whole ones of no known range are measures, such as a step count: they become float32."""
+    """A Box of any numbers. Whole ones of no known range are measures, such as a step count: they become float32.
+
+    Args:
+        shape, dtype: Of its elements.
+    """
     kind = jnp.dtype(dtype)
     if kind == jnp.bool_:
         return Box(0, 1, tuple(shape), kind)
@@ -133,7 +137,13 @@ def usable_mask(space: Discrete | MultiDiscrete, mask: Array) -> Bool[Array, " a
 def draw_action(
     space: Discrete | MultiDiscrete, uniform: Float[Array, " components"], mask: Bool[Array, " actions"] | None = None
 ) -> Array:
-    """The action that numbers from [0, 1) choose, evenly among the values of each component that are legal."""
+    """Return a random action, drawn evenly among the legal values of each component: [] or [components].
+
+    Args:
+        space: The space of actions.
+        uniform: A random number in [0, 1) for each component.
+        mask: Which values are legal: those of the first component, then those of the second, and so on.
+    """
     counts = jnp.array(value_counts(space))
     if mask is None:
         drawn = jnp.minimum((uniform * counts).astype(jnp.int32), counts - 1)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import stat
 from pathlib import Path
 
 import jax
@@ -31,8 +32,8 @@ def _processor() -> str:
 def turn_on() -> None:
     """Have JAX keep compiled programs, unless the user has said where (JAX_COMPILATION_CACHE_DIR) or not to.
 
-    JAX_ENABLE_COMPILATION_CACHE=false turns it off. Where the folder cannot be made, nothing is kept. For programs, not
-    for libraries: it is set for the whole process.
+    JAX_ENABLE_COMPILATION_CACHE=false turns it off. Where the folder cannot be made, or others may write there, nothing
+    is kept or read. For programs, not for libraries: it is set for the whole process.
     """
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
@@ -40,7 +41,15 @@ def turn_on() -> None:
     try:
         # What is kept is loaded and run, so nobody else may write there.
         folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _is_ours_alone(folder()):
+            return
     except (OSError, RuntimeError):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_IT)
+
+
+def _is_ours_alone(path: Path) -> bool:
+    about = path.stat()
+    # Windows has neither users of this kind nor such bits.
+    return os.name == "nt" or (about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

@@ -468,6 +468,22 @@ MISTAKES = (
     ),
     Mistake(
         24,
+        "a joint action is legal where one of its components is",
+        "envs/wrappers/actions.py",
+        "(joint[:, None] & part[None, :])",
+        "(joint[:, None] | part[None, :])",
+        ("tests/test_action_masks.py::test_of_joint_actions_those_are_legal_whose_components_all_are",),
+    ),
+    Mistake(
+        24,
+        "a loaded policy gives the components of a joint action in the other order",
+        "memax_rl/evaluation/policy.py",
+        "action = layer.inner_action(action, None)",
+        "action = layer.inner_action(action, None)[..., ::-1]",
+        ("tests/test_action_masks.py::test_joint_actions_are_learned_and_taken_outside_too",),
+    ),
+    Mistake(
+        24,
         "the mask of a time limit's final observation is that of the next episode",
         "memax_rl/rollout/streams.py",
         "action_mask=where(truncated, step.final_action_mask, step.action_mask)",

@@ -119,6 +119,9 @@ SAC = SMALL | {
 }
 
 
+JOINT = {"env_wrappers": [{"name": "joint_action"}]}
+
+
 @pytest.mark.parametrize("env", ["own/MaskedTruncated", "own/MaskedPair"])
 @pytest.mark.parametrize("fields", [PPO, DQN, PQN, SAC], ids=["ppo", "dqn", "pqn", "sac"])
 def test_no_illegal_action_is_taken_in_training_or_evaluation(fields, env, tmp_path):
@@ -359,6 +362,33 @@ def test_a_step_that_is_not_taken_keeps_the_mask():
     _, state = env.reset(jax.random.key(1), None)
     step = step_if(jnp.zeros((), bool), env, jax.random.key(2), state, jnp.array(0), None)
     np.testing.assert_array_equal(step.action_mask, env.action_mask(state, None))
+
+
+def test_of_joint_actions_those_are_legal_whose_components_all_are():
+    env, params = wrap(Masked(spaces.MultiDiscrete([2, 2])), None, "own/MaskedPair", make_config(JOINT).env_wrappers)
+    _, state = env.reset(jax.random.key(1), params)
+    wanted = {0: [False, True, False, True], 1: [False, False, False, True], 2: [False, False, True, False]}
+    for time in range(12):
+        np.testing.assert_array_equal(env.action_mask(state, params), wanted[int(state.row)])
+        legal = jnp.argmax(env.action_mask(state, params))
+        step = step_if(jnp.ones((), bool), env, jax.random.key(time), state, legal, params)
+        assert step.reward >= 0, "the component that pays is the first"
+        assert step.final_action_mask is not None
+        assert step.final_action_mask.shape == (4,)
+        state = step.state
+    nothing = jnp.array([False, False, False, True])
+    np.testing.assert_array_equal(env.show_action_mask(nothing, params), [False, True, False, True])
+
+
+@pytest.mark.parametrize("fields", [PPO, DQN], ids=["ppo", "dqn"])
+def test_joint_actions_are_learned_and_taken_outside_too(fields, tmp_path):
+    run = memax_rl.train(env="own/MaskedPair", out=tmp_path / "run", **fields | JOINT)
+    assert run.metrics()[-1]["episode/return"] >= 0
+    policy = memax_rl.load(run.folder, batch_size=2)
+    mask = np.array([[False, True, True, False], [True, False, False, True]])
+    for _ in range(3):
+        taken = policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask)
+        assert taken.tolist() == [[1, 0], [0, 1]]
 
 
 # On the host

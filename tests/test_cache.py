@@ -63,6 +63,17 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path):
     end(start(tmp_path / "file"))
 
 
+def test_a_folder_where_others_write_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache.folder().mkdir(parents=True)
+    cache.folder().chmod(0o777)
+    end(start(tmp_path))
+    assert not any(cache.folder().iterdir())
+    cache.folder().chmod(0o755)
+    end(start(tmp_path))
+    assert any(cache.folder().iterdir())
+
+
 def test_the_folder_is_of_the_machine_and_the_version(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache.folder().is_relative_to(Path.home() / ".cache/memax_rl")

@@ -22,7 +22,8 @@ def _commands() -> dict[str, list[str]]:
     """Return the arguments of each command, by its line."""
     found = {}
     for page in PAGES:
-        for block in re.findall(r"^ *```(?:sh|bash|console)?\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for block in (block for language, block in blocks if language in ("", "sh", "bash", "console")):
             for line in block.replace("\\\n", " ").splitlines():
                 match = re.search(r"(?:^|&& |\$ |JAX_\w+=\S+ )\s*(?:\S*/)?memax-rl (.*)", line)
                 if match:
@@ -35,11 +36,11 @@ def _commands() -> dict[str, list[str]]:
 
 COMMANDS = _commands()
 # What only the reader has: files and folders of earlier commands, packages of one's own.
-_READERS = re.compile(r"\.yaml|--import|--resume|my_|your_")
+_READERS = re.compile(r"\.yaml|--import|--resume|my_|your_|beacon:")
 
 
 def test_there_are_commands_of_every_kind():
-    assert len(COMMANDS) > 60
+    assert len(COMMANDS) > 80
     assert {words[0] for words in COMMANDS.values()} >= set(_group.commands) - {"completion"}
 
 

@@ -156,6 +156,22 @@ def test_reward_scaling_and_mask(make):
     np.testing.assert_array_equal(final[:, 0], np.arange(12) % 4 + 1)
 
 
+def test_every_joint_action_is_one_combination():
+    env, params = envs.make("popgym/BattleshipEasy")
+    configs = make_config({"env_wrappers": [{"name": "joint_action"}]}).env_wrappers
+    joint, params = wrappers.wrap(env, params, "popgym/BattleshipEasy", configs)
+    space = joint.action_space(params)
+    assert isinstance(space, spaces.Discrete)
+    assert space.n == 64
+    taken = jax.vmap(joint.inner_action, in_axes=(0, None))(jnp.arange(64), params)
+    np.testing.assert_array_equal(taken, np.stack(np.unravel_index(np.arange(64), (8, 8)), axis=-1))
+    key = jax.random.key(3)
+    _, state = joint.reset(key, params)
+    for action in (0, 13, 63):
+        there, here = env.step(key, state, taken[action], params), joint.step(key, state, jnp.int32(action), params)
+        jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
 def test_observation_noise(make):
     env, params = make({"name": "observation_noise", "std": 0.1}, length=200)
     first, obs, final, *_ = roll(env, params, steps=199)
@@ -251,6 +267,11 @@ def test_mistakes_are_explained():
         (cards, [{"name": "position_only"}], "knows CartPole-v1.* not popgym/RepeatFirstEasy; use mask_observation"),
         (cart_pole, [{"name": "mask_observation", "keep": [4]}], "different components from 0 to 3"),
         (cart_pole, [{"name": "select_keys", "drop": ["x"]}], "needs a Dict to observe"),
+        (
+            cart_pole,
+            [{"name": "joint_action"}],
+            r"joint_action is for MultiDiscrete .* are Discrete\(2, .*; leave it out",
+        ),
         (cart_pole, [{"name": "position_only"}, {"name": "velocity_only"}], "must come before a wrapper"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from _fresh_runs import fresh_run
 from _probes import Probe
 
 from memax_rl import envs
 from memax_rl.agents.ppo import PPO, PPOConfig
 from memax_rl.envs.baselines import scores
-from memax_rl.evaluation import evaluate_state, play, print_table, summarize
+from memax_rl.evaluation import evaluate, evaluate_state, play, print_table, summarize
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.runs import TrainConfig
 
@@ -96,6 +97,17 @@ def test_each_environment_counts_for_one_whole_episode(ending):
     # 102.4 of each length are expected, with a standard deviation of 9.
     assert counts[1:].min() > 65
     assert counts[1:].max() < 140
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "known"), [({"name": "joint_action"}, True), ({"name": "time_limit", "steps": 9}, False)]
+)
+def test_known_scores_are_told_where_the_wrappers_leave_the_task_as_it_is(wrapper, known, tmp_path):
+    small = {"network": {"memory": "mlp", "width": 4}, "ppo": {"num_envs": 2, "num_minibatches": 1}}
+    run = fresh_run(tmp_path / "run", env="popgym/MineSweeperEasy", env_wrappers=[wrapper], **small)
+    result = evaluate(run.folder, episodes=2)
+    scores_of_it = scores.find_scores("popgym/MineSweeperEasy")
+    assert (result["chance"], result["best"]) == (scores_of_it if known else (None, None))
 
 
 def test_episodes_that_do_not_end_are_counted_as_such():

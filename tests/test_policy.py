@@ -107,6 +107,11 @@ RUNS: dict[str, dict[str, Any]] = {
             {"name": "reward_scaling", "scale": 0.25},
         ],
     },
+    "joint": {
+        "network": {"memory": "gru", "width": 8},
+        "ppo": PPO_SETTINGS,
+        "env_wrappers": [{"name": "joint_action"}, {"name": "reward_scaling", "scale": 0.25}],
+    },
     "dqn": {"agent": "dqn", "network": {"memory": "min_gru", "width": 8}, "dqn": DQN_SETTINGS},
     "cartpole": {
         "env": "gymnax/CartPole-v1",
@@ -119,7 +124,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def arguments(kind: str, **changes: Any) -> dict[str, Any]:
-    return {"acts": {"box": "box", "dqn": "many"}.get(kind, "discrete"), **changes}
+    return {"acts": {"box": "box", "dqn": "many", "joint": "many"}.get(kind, "discrete"), **changes}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +140,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
 
 
 @pytest.mark.parametrize("greedy", [False, True])
-@pytest.mark.parametrize("kind", ["ppo", "box", "dqn"])
+@pytest.mark.parametrize("kind", ["ppo", "box", "dqn", "joint"])
 def test_a_thousand_steps_are_those_of_evaluate(kind, greedy, runs):
     Recorder.record = []
     options = {"arguments": arguments(kind, length=STEPS)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from memax_rl import ops
+from memax_rl.evaluation.export import export
 from memax_rl.precision import describe, products_in
 from memax_rl.runs import make_config
 from memax_rl.training import check, train
@@ -71,3 +72,8 @@ def test_a_run_is_trained_in_its_precision_and_says_so(tmp_path, capsys):
     losses = [run.metrics()[0]["loss"] for run in runs.values()]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    # A policy outside of the run multiplies as the run did.
+    for name, run in runs.items():
+        exported = export(run.folder, out=tmp_path / f"{name}.policy", greedy=True)
+        program = jax.export.deserialize(bytearray((exported / "policy.stablehlo").read_bytes()))
+        assert ("bf16" in program.mlir_module()) == (name == "bfloat16")

@@ -115,16 +115,27 @@ def _tasks_of(tasks: TaskEnvironment, split: str, split_seed: int) -> PyTree[Arr
 
 
 class TrialParams(eqx.Module):
-    """When a trial ends: after so many episodes, or so many steps, whichever comes first."""
+    """When a trial ends: after so many episodes, or so many steps, whichever comes first.
+
+    Attributes:
+        episodes: The most episodes of a trial.
+        max_steps_in_episode: The most steps of a trial, which is an episode to gymnax.
+    """
 
     episodes: int | Int32[Array, ""]
     max_steps_in_episode: int | Int32[Array, ""]
 
 
 class TrialState(eqx.Module):
-    """The hidden task; episodes ended and steps taken in this trial; steps taken in this episode; its state.
+    """The state of a trial.
 
-    Also which observations occurred in this trial, if new ones earn a bonus, and whether the trial is unrewarded.
+    Attributes:
+        task: The hidden task.
+        episode, steps: Episodes ended and steps taken in this trial.
+        time: Steps taken in this episode.
+        inner: The state of this episode.
+        seen: Which observations occurred in this trial, if new ones earn a bonus.
+        unrewarded: Whether the trial is unrewarded.
     """
 
     task: PyTree[Array]
@@ -242,7 +253,12 @@ class Trials(Environment):
         )
 
     def to_measure(self, split: str, num_tasks: int | None) -> "Trials":
-        """Trials of the same family to measure an agent with: of a split and a number of tasks, all rewarded."""
+        """Trials of the same family to measure an agent with: of a split and a number of tasks, all rewarded.
+
+        Args:
+            split: "train" or "test".
+            num_tasks: How many of the tasks of that split; None: all.
+        """
         return Trials(
             self.tasks,
             episodes=self.episodes,
@@ -350,7 +366,12 @@ class Trials(Environment):
 
 
 def make_trials(tasks: TaskEnvironment, options: Mapping[str, Any]) -> Trials:
-    """Trials of a family from the options of trials, all of them given."""
+    """Trials of a family from the options of trials, all of them given.
+
+    Args:
+        tasks: The family.
+        options: As `memax-rl list envs -v` shows them.
+    """
     names = (
         "steps",
         "split",

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from memax_rl.envs.base import Environment
+from memax_rl.envs.wrappers.actions import JointActionConfig
 from memax_rl.envs.wrappers.base import Wrapper as Wrapper
 from memax_rl.envs.wrappers.base import WrapperConfig as WrapperConfig
 from memax_rl.envs.wrappers.base import layers as layers
@@ -49,6 +50,7 @@ AnyWrapper = Annotated[
     | FrameSkipConfig
     | StickyActionsConfig
     | RewardScalingConfig
+    | JointActionConfig
     | ObservationNoiseConfig
     | MaskObservationConfig
     | SelectKeysConfig
@@ -62,6 +64,7 @@ CONFIGS: dict[str, type[WrapperConfig]] = {
     "frame_skip": FrameSkipConfig,
     "sticky_actions": StickyActionsConfig,
     "reward_scaling": RewardScalingConfig,
+    "joint_action": JointActionConfig,
     "observation_noise": ObservationNoiseConfig,
     "mask_observation": MaskObservationConfig,
     "select_keys": SelectKeysConfig,

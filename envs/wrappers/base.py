@@ -1,7 +1,7 @@
 """What every wrapper is: an environment around another one, and the settings that put it there."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,13 @@ class Wrapper(Environment):
         """The inner environment's, for a wrapper whose state is the inner one's."""
         return self.inner.action_mask(state, params)
 
+    def inner_action(self, action: Any, params: Any) -> Any:
+        """What `inner` is given for an action of the agent. The action itself, unless overridden.
+
+        For a policy outside of this environment.
+        """
+        return action
+
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Any, Any]:
         """Begin an episode; the inner environment's, unless overridden."""
         return self.inner.reset(key, params)
@@ -76,6 +83,10 @@ class Wrapper(Environment):
         """
         return obs
 
+    def show_action_mask(self, mask: Bool[Array, " values"], params: Any) -> Bool[Array, " actions"]:
+        """Which actions of the agent are legal, of a mask of `inner`. The mask itself, unless overridden."""
+        return mask
+
     def show_reward(self, reward: Array) -> Array:
         """What the agent sees of a reward of `inner` that came from elsewhere. The reward itself, unless overridden."""
         return reward
@@ -85,6 +96,9 @@ class WrapperConfig(BaseModel, abc.ABC):
     """Options of a wrapper."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    changes_task: ClassVar[bool] = True
+    """Whether chance and the best known score are others with the wrapper than without."""
 
     name: str
 
@@ -98,12 +112,20 @@ class WrapperConfig(BaseModel, abc.ABC):
 
 
 def use_key(key: PRNGKeyArray, use: int) -> PRNGKeyArray:
-    """Return a key for the wrapper itself; the inner environment gets the original key."""
+    """Return a key for the wrapper itself; the inner environment gets the original key.
+
+    Args:
+        use: A number for each use that a wrapper makes of the key.
+    """
     return jax.random.fold_in(key, 2**31 - 1 - use)
 
 
 def refuse_masks(name: str, env: Environment, params: Any, env_id: str) -> None:
-    """Raise `ValueError` if some actions of the environment are not legal."""
+    """Raise `ValueError` if some actions of the environment are not legal.
+
+    Args:
+        name: Of the wrapper, for the message.
+    """
     if has_action_mask(env, params):
         raise ValueError(
             f"env_wrappers: {name} takes actions again, and in {env_id} they may no longer be legal then; leave it out"

@@ -62,7 +62,7 @@ def _leaves(space: Any) -> list[Any]:
 
 
 class ObservationNoise(ObservationWrapper):
-    """Adds Gaussian noise to every Box of real numbers in the observation, and clips it to its bounds."""
+    """Adds Gaussian noise of standard deviation `std` to every real Box in the observation, within its bounds."""
 
     def __init__(self, inner: Environment, std: float, params: Any):
         super().__init__(inner)
@@ -105,7 +105,7 @@ def _need_a_box(name: str, space: Any, env_id: str) -> None:
 
 
 class MaskObservation(ObservationWrapper):
-    """Shows only some components of a Box of one axis."""
+    """Shows only some components of a Box of one axis, those whose numbers `keep` has."""
 
     def __init__(self, inner: Environment, keep: Sequence[int]):
         super().__init__(inner)
@@ -146,7 +146,7 @@ def _mask(env: Environment, params: Any, env_id: str, name: str, keep: Sequence[
 
 
 class SelectKeys(ObservationWrapper):
-    """Shows only some keys of a Dict observation."""
+    """Shows only some keys of a Dict observation, those in `keep`."""
 
     def __init__(self, inner: Environment, keep: Sequence[str]):
         super().__init__(inner)

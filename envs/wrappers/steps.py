@@ -15,7 +15,7 @@ from memax_rl.envs.wrappers.base import Wrapper, WrapperConfig, refuse_masks, us
 
 
 class TimeLimitState(eqx.Module):
-    """The inner state and the steps of the open episode."""
+    """The `inner` state, and the steps of the open episode (`time`)."""
 
     inner: Any
     time: Int32[Array, ""]
@@ -170,7 +170,7 @@ class FrameSkipConfig(WrapperConfig):
 
 
 class StickyState(eqx.Module):
-    """The inner state, the last action, and whether the episode has none yet."""
+    """The `inner` state, the last `action`, and whether the episode has none yet (`is_first`)."""
 
     inner: Any
     action: Array
@@ -230,7 +230,7 @@ class StickyActionsConfig(WrapperConfig):
 
 
 class RewardScaling(Wrapper):
-    """Multiplies the reward by a constant."""
+    """Multiplies the reward by `scale`."""
 
     def __init__(self, inner: Environment, scale: float):
         super().__init__(inner)

@@ -88,6 +88,10 @@ def _random(space: Any) -> Policy:
 def scripted_player(env_name: str, env_options: Mapping[str, Any], strategy: str | None) -> Player:
     """Return a scripted strategy in its environment.
 
+    Args:
+        env_options: Options of the environment.
+        strategy: Its name, one of `strategies_for`; None: the best known.
+
     Raises:
         ValueError: If there is no such environment, or no strategy of that name for it.
     """
@@ -114,6 +118,10 @@ def scripted_player(env_name: str, env_options: Mapping[str, Any], strategy: str
 def trained_player(run: Run, checkpoint: Checkpoint, trained_seed: int | None, greedy: bool | None) -> Player:
     """Return a trained agent in the environment of its training.
 
+    Args:
+        checkpoint: As in `Run.restore`.
+        trained_seed: One of the seeds of the run; None: the first that did not diverge.
+
     Raises:
         RunError: If the run has no sound checkpoint.
         ValueError: If the run has not trained that seed.
@@ -133,6 +141,10 @@ def trained_player(run: Run, checkpoint: Checkpoint, trained_seed: int | None, g
 
 def play_episodes(player: Player, key: PRNGKeyArray, episodes: int) -> list[Tape]:
     """Return complete episodes on tapes of numpy arrays [slots], actions as the environment takes them.
+
+    Args:
+        player: Who plays, and where.
+        episodes: How many.
 
     Raises:
         ValueError: If an episode does not end.

@@ -72,6 +72,9 @@ def evaluate_state(
     """Evaluate the networks of these seeds, stacked along a leading axis. Returns what `evaluate` returns.
 
     `env`, `env_params` replace the agent's own environment if given; `config` says which one it is.
+
+    Args:
+        episodes: How many of each network.
     """
     greedy = bool(agent.evaluates_greedily if greedy is None else greedy)
     if env is None:
@@ -82,8 +85,10 @@ def evaluate_state(
     )[np.array(seeds) - config.seed]
     with products_in(config.precision):
         returns, lengths, ended = make_player(agent, env, env_params, episodes, greedy)(networks, keys)
-    # A wrapper changes the task, and the known scores do not apply.
-    is_plain = not config.env_wrappers and not config.env_options.get("arguments")
+    # Where a wrapper changes the task, the known scores do not apply.
+    is_plain = not any(wrapper.changes_task for wrapper in config.env_wrappers) and not config.env_options.get(
+        "arguments"
+    )
     chance, best = (find_scores(config.env) if is_plain else None) or (None, None)
     per_seed = [float(np.mean(r)) for r in returns]
     return {
@@ -109,6 +114,9 @@ def make_player(
     """Return (networks, keys), both with a leading axis of seeds -> the results of `play` for each seed.
 
     It is compiled at the first call. Raises `EnvironmentFailure` if an environment on the host fails.
+
+    Args:
+        episodes: How many of each network.
     """
     max_steps = env.max_episode_steps(env_params) or 10_000
 

@@ -87,7 +87,11 @@ def play_trials(
 
 
 def best_returns(env: Trials, key: PRNGKeyArray, tasks: int) -> Float[np.ndarray, " tasks"] | None:
-    """Return the best expected return of an episode of each task that `play_trials` plays with this key, or None."""
+    """Return the best expected return of an episode of each task that `play_trials` plays with this key, or None.
+
+    Args:
+        tasks: How many.
+    """
     start_key, _ = jax.random.split(key)
 
     def best(key):
@@ -306,7 +310,11 @@ def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: in
 
 
 def write_results(result: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Write icl.json and icl.png into a folder and return their paths."""
+    """Write icl.json and icl.png into a folder and return their paths.
+
+    Args:
+        result: What `evaluate_in_context` returns.
+    """
     from memax_rl.evaluation.in_context_figure import draw
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from memax_rl.envs.spaces import Discrete, MultiDiscrete, usable_mask, value_cou
 from memax_rl.envs.wrappers import Spaces, layers, wrap
 from memax_rl.networks import ActorCritic, to_environment
 from memax_rl.networks.encoder import AgentInput
+from memax_rl.precision import Precision, products_in
 from memax_rl.rollout.streams import Act, seed_key
 from memax_rl.runs.build import Trained, load_to_act
 from memax_rl.runs.run import Checkpoint, Run
@@ -34,7 +36,7 @@ _IMPL = "philox4x32"
 
 
 class PolicyState(NamedTuple):
-    """What a policy keeps from step to step: the network's carry, and its last action as the network made it."""
+    """What a policy keeps from step to step: the network's carry, and its `previous_action` as the network made it."""
 
     carry: tuple[Array, ...]
     previous_action: Array
@@ -49,7 +51,12 @@ class PolicyStep:
         leaves: The network's arrays, the first argument.
         initial: The state before the first step.
         action_space: The network's.
+        mask_space: That of which a mask of legal actions holds the values: the environment's, counted from 0.
         needs_reward: Whether the network sees its previous reward.
+
+    Args:
+        trained: What of a run is needed to act.
+        index: Which of its networks.
     """
 
     def __init__(self, trained: Trained, index: int, greedy: bool, wrapped: bool):
@@ -62,11 +69,13 @@ class PolicyStep:
         leaves, self._network_tree = jax.tree.flatten(arrays)
         self.leaves = tuple(leaves)
         self._acting, self._greedy = trained.acting, greedy
+        self._precision: Precision = trained.config.precision
         self.needs_reward = trained.config.network.previous_reward
         spaces = trained.spaces
         self.action_space = from_plain(spaces.network.action)
         self.spaces = spaces.network if wrapped else spaces.environment
         self._learner = spaces.network if wrapped else spaces.learner
+        self.mask_space = from_plain(self._learner.action)
         inner = [leaf for _, leaf in plain_leaves(self._learner.observation)]
         outer = plain_leaves(self.spaces.observation)
         self.observations = [(path, leaf, jnp.dtype(x.dtype)) for (path, leaf), x in zip(outer, inner, strict=True)]
@@ -108,14 +117,21 @@ class PolicyStep:
             previous_action=jnp.where(start, jnp.zeros_like(state.previous_action), state.previous_action),
             previous_reward=jnp.where(start, 0, reward),
             start=start,
-            action_mask=None if action_mask is None else usable_mask(self.action_space, action_mask),
+            action_mask=None if action_mask is None else self._show_mask(action_mask),
         )
         act: Act = self._acting.act(network, self._greedy)
-        carry, action, _ = act(jax.tree.unflatten(self._carry_tree, state.carry), inputs, key)
+        with products_in(self._precision):
+            carry, action, _ = act(jax.tree.unflatten(self._carry_tree, state.carry), inputs, key)
         # Strong dtypes, so that the state of every step is like the first one.
         carry = tuple(x.astype(old.dtype) for x, old in zip(jax.tree.leaves(carry), self.initial.carry, strict=True))
-        given = _from_learner(self.spaces.action, to_environment(self.action_space, action))
+        given = _from_learner(self.spaces.action, self._inner_action(to_environment(self.action_space, action)))
         return PolicyState(carry, action.astype(state.previous_action.dtype)), given
+
+    def _inner_action(self, action: Array) -> Array:
+        """Return an action of the network as the environment takes it within all wrappers."""
+        for layer in reversed(self._layers):
+            action = layer.inner_action(action, None)
+        return action
 
     def _show(self, observation: tuple[Array, ...]) -> Any:
         """Return an observation as the network sees it."""
@@ -126,12 +142,22 @@ class PolicyStep:
             shown = layer.show(shown, None)
         return shown
 
+    def _show_mask(self, mask: Array) -> Array:
+        """Return which actions of the network are legal."""
+        mask = usable_mask(self.mask_space, mask)
+        for layer in self._layers:
+            mask = layer.show_action_mask(mask, None)
+        return mask
+
     def _check_shown(self, expected: Any) -> None:
         """Raise `ValueError` unless the wrappers make of an observation what the network sees."""
         arrays = tuple(jax.ShapeDtypeStruct(leaf.shape, dtype) for _, leaf, dtype in self.observations)
         shown = jax.eval_shape(self._show, arrays)
         wanted = [(leaf.shape, np.dtype(jnp.dtype(leaf.dtype))) for _, leaf in plain_leaves(expected)]
-        if [(x.shape, np.dtype(x.dtype)) for x in jax.tree.leaves(shown)] != wanted:
+        action = jax.ShapeDtypeStruct(self.action_space.shape, self.action_space.dtype)
+        taken = jax.eval_shape(self._inner_action, action).shape
+        fits = math.prod(taken) == math.prod(self._learner.action.shape)
+        if not fits or [(x.shape, np.dtype(x.dtype)) for x in jax.tree.leaves(shown)] != wanted:
             names = ", ".join(type(layer).__name__ for layer in self._layers)
             raise ValueError(
                 f"the wrappers of the run ({names}) cannot be applied outside of its environment; show the policy what "
@@ -186,7 +212,8 @@ class LoadedPolicy:
         seed: Which of the run's seeds it is of.
         batch_size: For how many environments it acts, or None for one without a batch axis.
         greedy: Whether it takes its best action at every step.
-        spaces: Observation and action, as it takes and gives them.
+        spaces: Observation and action, as it takes and gives them: those of the environment, or with `wrapped` those of
+            the environment in its wrappers.
     """
 
     def __init__(self, trained: Trained, seed: int, batch_size: int | None, greedy: bool, wrapped: bool):
@@ -272,7 +299,7 @@ class LoadedPolicy:
     def _mask(self, mask: Any) -> np.ndarray | None:
         if mask is None:
             return None
-        space = self._function.action_space
+        space = self._function.mask_space
         if not isinstance(space, Discrete | MultiDiscrete):
             raise ValueError(f"action_mask: only discrete actions have one, and these are {_short(space)}")
         array, shape = np.asarray(mask), (*self._batch, sum(value_counts(space)))
@@ -401,7 +428,14 @@ def choose(
     imports: Iterable[str],
     trust: bool,
 ) -> tuple[Trained, int, bool]:
-    """Return what of a run is needed to act, the seed, and whether greedily. Arguments and errors: see `load`."""
+    """Return what of a run is needed to act, the seed, and whether greedily.
+
+    Args:
+        seed, checkpoint, batch_size: As in `load`.
+
+    Raises:
+        ValueError: As `load`.
+    """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}; leave it out for one environment")
     trained = load_to_act(Run.open(run, imports, trust), checkpoint)

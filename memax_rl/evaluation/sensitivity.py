@@ -71,7 +71,11 @@ def _shifted(network: ActorCritic) -> ActorCritic:
 
 
 def collect(env: Any, params: Any, act: Act, memory: Any, key: PRNGKeyArray, *, rows: int, steps: int) -> Tape:
-    """Play `rows` fresh environments for `steps` steps and return the tape [rows, steps]."""
+    """Play `rows` fresh environments for `steps` steps and return the tape [rows, steps].
+
+    Args:
+        memory: The carry before the first step.
+    """
     start_key, key = jax.random.split(key)
     streams = jax.vmap(lambda k: start_stream(env, params, memory, k))(jax.random.split(start_key, rows))
 
@@ -192,7 +196,7 @@ def action_change_by_lag(
 
 
 def total_variation(p: ActionDistribution, q: ActionDistribution) -> Float[Array, ""]:
-    """Return the total variation distance of two distributions over actions, between 0 and 1.
+    """Return the total variation distance of two distributions over actions, `p` and `q`, between 0 and 1.
 
     For a MultiDiscrete space the mean over its components; for a Box that of two normals with the same standard
     deviation.
@@ -357,7 +361,11 @@ def _reach(curve: Float[np.ndarray, " lags"]) -> int:
 
 
 def write_inspection(result: dict[str, Any], folder: Path) -> tuple[Path, Path, Path]:
-    """Write inspect.json, inspect.csv and inspect.png into a folder and return their paths."""
+    """Write inspect.json, inspect.csv and inspect.png into a folder and return their paths.
+
+    Args:
+        result: What `inspect` returns.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "inspect.json", folder / "inspect.csv", folder / "inspect.png"
     write_atomically(paths[0], json.dumps(result, indent=2) + "\n")

@@ -40,6 +40,8 @@ def summarize(
             replacement. With fewer than about five runs the interval is too narrow. `"episodes"`: of the returns of all
             episodes, pooled; runs are drawn, and episodes within each drawn run. By default over runs if there are
             several, else over episodes.
+        confidence: Share of the intervals, such as .95.
+        resamples: Draws of the bootstrap.
 
     Returns:
         `{"over": ..., "mean": {"value", "low", "high"}, "median": ..., "iqm": ...}`.

@@ -64,7 +64,11 @@ def training_flops(memory: Memory, *, steps: int = 256) -> float:
 
 
 def gpu_kernels(memory: Memory, *, steps: int = 256) -> tuple[str, ...]:
-    """Return the names of the kernels that a step of learning runs on an NVIDIA GPU, unless they are switched off."""
+    """Return the names of the kernels that a step of learning runs on an NVIDIA GPU, unless they are switched off.
+
+    Args:
+        steps: Length of the sequence that is traced.
+    """
     with kernels.use("1"):
         return tuple(kernels.names(_learning(memory, steps)))
 

@@ -50,6 +50,9 @@ class LinearTransformer(Memory):
         heads: number of heads. None: out_size // head_size, at least 1.
         head_size: rows and columns of a head's state.
         rotary_base: base of the rotary embedding of queries and keys, for instance 100; 0: none.
+
+    Raises:
+        ValueError: If heads and sizes do not fit, or `head_size` is odd with rotary positions.
     """
 
     family: ClassVar[str] = "matrix"

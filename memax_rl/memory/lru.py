@@ -35,6 +35,9 @@ class LRU(Memory):
         r_min: smallest modulus of the decay at the start.
         r_max: largest modulus of the decay at the start.
         max_phase: largest phase of the decay at the start, radians.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
     family: ClassVar[str] = "diagonal"

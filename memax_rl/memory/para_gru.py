@@ -39,6 +39,9 @@ class ParaGRU(Memory):
 
     Args:
         solver: 'sequential' or 'newton'. None: sequential on a CPU, Newton's method elsewhere.
+
+    Raises:
+        ValueError: If `solver` is none of its values.
     """
 
     family: ClassVar[str] = "nonlinear"

@@ -39,6 +39,9 @@ class RopeAttention(Memory):
         window: steps seen, the present one included.
         heads: number of heads. None: out_size // head_size, at least 1.
         head_size: features of a head.
+
+    Raises:
+        ValueError: If heads and sizes do not fit, or `head_size` is odd.
     """
 
     family: ClassVar[str] = "attention"

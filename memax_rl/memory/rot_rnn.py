@@ -54,6 +54,9 @@ class RotRNN(Memory):
         head_size: state variables of a head, even.
         gamma_min: smallest decay of a head at the start.
         gamma_max: largest decay of a head at the start.
+
+    Raises:
+        ValueError: If a number is out of its range, or `head_size` is odd.
     """
 
     family: ClassVar[str] = "diagonal"

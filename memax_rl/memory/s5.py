@@ -46,6 +46,9 @@ class S5(Memory):
         state_size: state variables, even: conjugate pairs. None: out_size, rounded up to even.
         dt_min: smallest step size at the start.
         dt_max: largest step size at the start.
+
+    Raises:
+        ValueError: If a number is out of its range, or `state_size` is odd.
     """
 
     family: ClassVar[str] = "diagonal"

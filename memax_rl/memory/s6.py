@@ -38,6 +38,9 @@ class S6(Memory):
         expand: channels for each output.
         dt_min: smallest step size at the start.
         dt_max: largest step size at the start.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
     family: ClassVar[str] = "diagonal"

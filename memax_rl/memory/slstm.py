@@ -62,6 +62,9 @@ class SLSTM(Memory):
 
     Args:
         heads: blocks of the recurrent matrices. None: out_size // 32 where that divides out_size, else 1.
+
+    Raises:
+        ValueError: If `heads` does not divide `out_size`.
     """
 
     family: ClassVar[str] = "nonlinear"

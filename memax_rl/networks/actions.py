@@ -16,7 +16,7 @@ _NEVER = -1e9
 
 
 def only_legal(values: Float[Array, " outputs"], action_mask: Bool[Array, " outputs"] | None) -> Array:
-    """Return the logits or values of actions, with those that are not legal far below all others."""
+    """Return the logits or values of actions [outputs], with those that are not legal far below all others."""
     return values if action_mask is None else jnp.where(action_mask, values, _NEVER)
 
 
@@ -124,7 +124,7 @@ def to_environment(space: Any, action: Array) -> Array:
 
 
 def from_environment(space: Any, action: Array) -> Array:
-    """Return the policy's action that corresponds to an action of the environment: the inverse of `to_environment`."""
+    """Return the policy's action for one of the environment, of the same shape: the inverse of `to_environment`."""
     if not isinstance(space, spaces.Box):
         return action
     low, high, bounded = _bounds(space)

@@ -33,7 +33,14 @@ class Outputs(NamedTuple):
 
 
 class ActorCritic(eqx.Module):
-    """A policy and a value function, on one shared torso or on separate ones."""
+    """A policy and a value function, on one shared torso or on separate ones.
+
+    Attributes:
+        torso: Encoder and memories of the policy, and of the value unless it has its own.
+        value_torso: Those of the value, or None.
+        policy_head, value_head: The last layers.
+        log_std: For a Box: the logarithm of the standard deviation of each component. Else None.
+    """
 
     action_space: Any = eqx.field(static=True)
     torso: Torso
@@ -49,7 +56,7 @@ class ActorCritic(eqx.Module):
         return (self.torso.initial_state(), self.value_torso.initial_state())
 
     def step(self, state: tuple[Any, ...], inputs: AgentInput) -> tuple[tuple[Any, ...], ActionDistribution, Array]:
-        """Return the next carry, the distribution over actions, and the value, for one step."""
+        """Return the next carry, the distribution over actions, and the value, a scalar, for one step."""
         new, features = self.torso.step(state[0], inputs)
         if self.value_torso is None:
             return (new,), self._policy(features, inputs.action_mask), self._value(features)

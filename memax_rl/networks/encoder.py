@@ -20,10 +20,14 @@ Space = spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.Tuple | spa
 
 
 class AgentInput(NamedTuple):
-    """What the agent is shown at a step. Previous action and reward are zero where `start` is true.
+    """What the agent is shown at a step.
 
-    `action_mask` says which actions are legal, None where all always are. It limits what the network may choose, and is
-    not encoded.
+    Attributes:
+        observation: Of the environment.
+        previous_action, previous_reward: Of the step before; zero where `start` is true.
+        start: Whether an episode begins.
+        action_mask: Which actions are legal; None where all always are. It limits what the network may choose, and is
+            not encoded.
     """
 
     observation: PyTree[Array]
@@ -34,7 +38,7 @@ class AgentInput(NamedTuple):
 
 
 class Dense(eqx.Module):
-    """y = W x + b, with W from N(0, gain^2 / in_size) and b = 0 at the start."""
+    """y = W x + b (`weight`, `bias`), with W from N(0, gain^2 / in_size) and b = 0 at the start."""
 
     weight: Float[Array, "out_size in_size"]
     bias: Float[Array, " out_size"]
@@ -49,7 +53,11 @@ class Dense(eqx.Module):
 
 
 def leaf_spaces(space: spaces.Space) -> list[Any]:
-    """Return the leaf spaces of a Tuple or Dict, in the order of `jax.tree.leaves` of an observation."""
+    """Return the leaf spaces of a Tuple or Dict, in the order of `jax.tree.leaves` of an observation.
+
+    Raises:
+        ValueError: If one of them is no Box, Discrete or MultiDiscrete.
+    """
     leaves = spaces.leaves(space)
     for leaf in leaves:
         if not isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete | spaces.Box):
@@ -162,7 +170,15 @@ def scaling(space: Any, settings: ImageSettings = AUTO) -> tuple[Array, Array] |
 
 
 class ConvNet(eqx.Module):
-    """Convolutions of 3 x 3 for an image: at least two, and as many as reduce both sides to at most 12."""
+    """Convolutions of 3 x 3 for an image: at least two, and as many as reduce both sides to at most 12.
+
+    Attributes:
+        layers: The convolutions.
+        channels: The axes of the space that are channels.
+        space, settings: The space, and how images are read.
+        codes: How many values each channel has, if they are categorical, else None.
+        out_size: Size of what they put out.
+    """
 
     layers: tuple[eqx.nn.Conv2d, ...]
     channels: tuple[int, ...] = eqx.field(static=True)
@@ -213,6 +229,13 @@ class Embedding(eqx.Module):
 
     Two tables of about sqrt(n) rows instead of one of n (Shi et al. 2020, https://arxiv.org/abs/1909.02107), so that
     any 32-bit space fits.
+
+    Attributes:
+        quotients, rests: The two tables.
+        out_size: Size of a vector.
+
+    Args:
+        n: How many values the space has.
     """
 
     quotients: Float[Array, "rows out_size"]
@@ -235,6 +258,7 @@ class NormalizedBox(spaces.Box):
     """A Box of real numbers that the network normalizes by running statistics.
 
     Attributes:
+        box: The Box as it was.
         clip: Normalized components are clipped to plus and minus this.
     """
 
@@ -252,6 +276,10 @@ class NormalizedBox(spaces.Box):
 
 def mark_normalized(leaves: list[Any], clip: float | None) -> list[Any]:
     """Return the leaf spaces, with Boxes of real numbers that are no images as `NormalizedBox` unless `clip` is None.
+
+    Args:
+        leaves: The leaf spaces, of `leaf_spaces`.
+        clip: That of `NormalizedBox`.
 
     Raises:
         ValueError: If there is none to mark.
@@ -271,6 +299,10 @@ class RunningNormalizer(eqx.Module):
     """(x - mean) / standard deviation over all x passed to `update`, clipped. Before the first `update`, x clipped.
 
     No gradient flows into the statistics, so an optimizer does not change them.
+
+    Attributes:
+        moments: Mean and variance.
+        clip: The result is clipped to plus and minus this.
     """
 
     moments: RunningMeanStd
@@ -291,7 +323,16 @@ class RunningNormalizer(eqx.Module):
 
 
 class Encoder(eqx.Module):
-    """Maps the observation, and optionally previous action, previous reward and start flag, to `width` features."""
+    """Maps the observation, and optionally previous action, previous reward and start flag, to `width` features.
+
+    Attributes:
+        observation_spaces: The leaf spaces of the observation.
+        include: Whether `previous_action`, `previous_reward` and `start` are encoded.
+        images: How images are read.
+        normalizers: Of each leaf its running statistics, or None. They are there with `normalize`.
+        parts: Of each leaf its convolutions or embedding, or None.
+        project: The layer to the features.
+    """
 
     observation_spaces: tuple[Any, ...] = eqx.field(static=True)
     action_space: Any = eqx.field(static=True)
@@ -410,6 +451,10 @@ def flat(space: Any, x: Array, settings: ImageSettings = AUTO) -> Float[Array, "
 
 def describe_inputs(space: Space, images: ImageSettings = AUTO, normalize: float | None = None) -> list[str]:
     """Return a line for each array of an observation: its path in a Dict or Tuple, and how the network encodes it.
+
+    Args:
+        images: How images are read.
+        normalize: Where running statistics clip; None: there are none.
 
     Raises:
         ValueError: As `image_codes` and `mark_normalized` do.

@@ -7,7 +7,10 @@ from jaxtyping import Array, Bool, Float
 
 
 class RunningMeanStd(eqx.Module):
-    """Count, mean and variance, element by element, of all arrays passed to `update`. Initially 0, 0 and 1."""
+    """`count`, `mean` and `variance`, element by element, of all arrays of a `shape` passed to `update`.
+
+    Initially 0, 0 and 1.
+    """
 
     count: Float[Array, ""]
     mean: Float[Array, "*shape"]

@@ -38,7 +38,7 @@ class QValues(eqx.Module):
         return jnp.sum(jnp.stack([jnp.max(values) for values in self._legal()]))
 
     def mode(self) -> Array:
-        """Return the best action that is legal."""
+        """Return the best action that is legal: [] of a Discrete space, [components] of a MultiDiscrete one."""
         best = jnp.stack([jnp.argmax(values) for values in self._legal()]).astype(jnp.int32)
         return best if isinstance(self.space, spaces.MultiDiscrete) else best[0]
 
@@ -47,6 +47,10 @@ class QNetwork(eqx.Module):
     """Action values on a torso. With a `value_head` it is a dueling network.
 
     Wang et al. 2016, https://arxiv.org/abs/1511.06581, equation 9: Q(s, a) = V(s) + A(s, a) - mean of A(s, .).
+
+    Attributes:
+        torso: Encoder and memories.
+        head: The last layer: values of the actions, or with `value_head` their advantages.
     """
 
     action_space: Any = eqx.field(static=True)
@@ -94,7 +98,11 @@ def check_discrete(space: Any, agent: str) -> None:
 def make_q_network(
     config: NetworkConfig, observation_space: Space, action_space: Space, *, dueling: bool, key: PRNGKeyArray
 ) -> QNetwork:
-    """Return a network of action values. Raises `ValueError` for a space, memory or setting it cannot handle."""
+    """Return a network of action values. Raises `ValueError` for a space, memory or setting it cannot handle.
+
+    Args:
+        dueling: Whether values are split into that of the state and the advantages of the actions.
+    """
     check_discrete(action_space, "a network of action values")
     if (setting := config.of_actor_critics()) is not None:
         raise ValueError(f"network.{setting} is for actor-critics as ppo's; with agent 'dqn' or 'pqn' set it to false")

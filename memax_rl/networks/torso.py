@@ -149,7 +149,16 @@ class NetworkConfig(BaseModel):
 
 
 class Block(eqx.Module):
-    """Pre-norm residual blocks: x + memory(norm(x)), then x + feed_forward(norm(x))."""
+    """Pre-norm residual blocks: x + memory(norm(x)), then x + feed_forward(norm(x)).
+
+    Attributes:
+        norm, memory: The memory and the norm before it.
+        feed_norm, feed_in, feed_out: Norm and layers of the feed-forward block, or None.
+
+    Args:
+        config: Settings of the network.
+        block: Memory and options of this block.
+    """
 
     norm: eqx.nn.LayerNorm
     memory: Memory
@@ -177,7 +186,13 @@ class Block(eqx.Module):
 
 
 class Torso(eqx.Module):
-    """Encoder and memory blocks, from inputs to `width` features. The carry holds a state for each block."""
+    """Encoder and memory blocks, from inputs to `width` features. The carry holds a state for each block.
+
+    Attributes:
+        encoder: From what the network is shown to `width` features.
+        blocks: The memory blocks, in order.
+        norm: The last norm.
+    """
 
     encoder: Encoder
     blocks: tuple[Block, ...]
@@ -223,7 +238,7 @@ class Torso(eqx.Module):
 
 
 def on_slots(f: Callable[..., Any], *args: PyTree[Array]) -> Any:
-    """Return `f` of what each slot has of arrays [rows, slots, ...], such as its features."""
+    """Return `f` of what each slot has of `args`, arrays [rows, slots, ...], such as its features."""
     rows, slots = jax.tree.leaves(args)[0].shape[:2]
     flat = jax.vmap(f)(*jax.tree.map(lambda leaf: leaf.reshape(rows * slots, *leaf.shape[2:]), args))
     return jax.tree.map(lambda leaf: leaf.reshape(rows, slots, *leaf.shape[1:]), flat)

@@ -232,7 +232,12 @@ def generalized_delta_rule(
     **Cost.** As `linear_attention` with a decay per channel, about four times its scores, plus O(T *
     chunk^2).
 
-    The arguments are those of `linear_attention`; the state stays bounded where diag(decay) + b a^T does not expand.
+    The state stays bounded where diag(decay) + b a^T does not expand.
+
+    Args:
+        q, k, v, log_decay, state, starts, method: As in `linear_attention`; `log_decay` is of each channel of k.
+        a, b: What is read from the state, and where it is written back.
+        chunk: Steps that are computed together.
 
     Raises:
         ValueError: If `starts` is not `bool[T]` or `chunk` is below 1.

@@ -8,7 +8,7 @@ long. Here all leading axes, also those that `vmap` adds, are flattened into one
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,11 @@ def linear(x: Float[Array, "*axes n"], w: Float[Array, "rows m"]) -> Float[Array
     dtype = jnp.result_type(x, w)
     if _plain.get():
         return x.astype(dtype) @ w.astype(dtype)
-    return cast(Array, linear_p.bind(x.astype(dtype), w.astype(dtype)))
+    return cast(Array, linear_p.bind(x.astype(dtype), w.astype(dtype), precision=_precision()))
+
+
+def _precision() -> Any:
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _rows(x: Array) -> Array:
@@ -55,8 +59,7 @@ def _product(x: Array, y: Array) -> Array:
 
     By itself JAX does so on TPUs alone. The sums are float32.
     """
-    set_to = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    if set_to != "bfloat16" or x.dtype != jnp.float32 or y.dtype != jnp.float32:
+    if _precision() != "bfloat16" or x.dtype != jnp.float32 or y.dtype != jnp.float32:
         return x @ y
     # XLA takes a conversion there and back for none where it may be more exact, but not this.
     x, y = (jax.lax.reduce_precision(a, exponent_bits=8, mantissa_bits=7).astype(jnp.bfloat16) for a in (x, y))
@@ -96,50 +99,68 @@ def _outer_on_cpu(x: Array, y: Array) -> Array:
     return barrier(_product(turned(y), x)).T
 
 
+def _lowering(run: Callable[..., Array]) -> Callable:
+    # A primitive is lowered later than it is bound, when another precision may be set.
+    def function(x, y, *, precision):
+        with jax.default_matmul_precision(precision):
+            return run(x, y)
+
+    return mlir.lower_fun(function, multiple_results=False)
+
+
 def _primitive(name: str, run: Callable[..., Array], on_cpu: Callable[..., Array] | None = None) -> Primitive:
+    """Return a primitive whose products have the precision that was set where it was bound."""
     primitive = Primitive(name)
 
-    def shape(*args):
+    def shape(*args, precision):
         out = jax.eval_shape(run, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args))
         return ShapedArray(out.shape, out.dtype)
 
     # Outside of a program it is compiled too, so that it is lowered in the same way.
-    primitive.def_impl(jax.jit(primitive.bind))
+    primitive.def_impl(
+        jax.jit(lambda x, y, *, precision: primitive.bind(x, y, precision=precision), static_argnames="precision")
+    )
     primitive.def_abstract_eval(shape)
-    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
+    mlir.register_lowering(primitive, _lowering(run))
     if on_cpu is not None:
-        mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+        mlir.register_lowering(primitive, _lowering(on_cpu), platform="cpu")
     return primitive
 
 
 # Both are linear in each argument, and each is the other's derivative.
 linear_p, outer_p = _primitive("linear", _linear), _primitive("outer", _outer, on_cpu=_outer_on_cpu)
-ad.defbilinear(linear_p, lambda dy, x, w: linear_p.bind(dy, w.T), lambda dy, x, w: outer_p.bind(x, dy))
-ad.defbilinear(outer_p, lambda dw, x, y: linear_p.bind(y, dw.T), lambda dw, x, y: linear_p.bind(x, dw))
+ad.defbilinear(
+    linear_p, lambda dy, x, w, **how: linear_p.bind(dy, w.T, **how), lambda dy, x, w, **how: outer_p.bind(x, dy, **how)
+)
+ad.defbilinear(
+    outer_p, lambda dw, x, y, **how: linear_p.bind(y, dw.T, **how), lambda dw, x, y, **how: linear_p.bind(x, dw, **how)
+)
 
 
-def _batch_linear(args, axes):
+def _batch_linear(args, axes, *, precision):
     (x, w), (x_axis, w_axis) = args, axes
     if w_axis is None:
-        return linear_p.bind(jnp.moveaxis(x, x_axis, 0), w), 0
+        return linear_p.bind(jnp.moveaxis(x, x_axis, 0), w, precision=precision), 0
     w = jnp.moveaxis(w, w_axis, 0)
     x = jnp.broadcast_to(x, (len(w), *x.shape)) if x_axis is None else jnp.moveaxis(x, x_axis, 0)
     if len(w) == 1:
-        return linear_p.bind(x[0], w[0])[None], 0
+        return linear_p.bind(x[0], w[0], precision=precision)[None], 0
     flat = x.reshape(len(x), -1, x.shape[-1])
-    return _product(flat, w).reshape(*x.shape[:-1], w.shape[-1]), 0
+    with jax.default_matmul_precision(precision):
+        return _product(flat, w).reshape(*x.shape[:-1], w.shape[-1]), 0
 
 
-def _batch_outer(args, axes):
+def _batch_outer(args, axes, *, precision):
     size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
     x, y = (
         jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
         for a, axis in zip(args, axes, strict=True)
     )
     if size == 1:
-        return outer_p.bind(x[0], y[0])[None], 0
+        return outer_p.bind(x[0], y[0], precision=precision)[None], 0
     x, y = (a.reshape(size, -1, a.shape[-1]) for a in (x, y))
-    return _product(jnp.swapaxes(x, 1, 2), y), 0
+    with jax.default_matmul_precision(precision):
+        return _product(jnp.swapaxes(x, 1, 2), y), 0
 
 
 batching.primitive_batchers[linear_p] = _batch_linear

@@ -103,7 +103,11 @@ def nonlinear_step(
     inputs: PyTree[Float[Array, "..."] | None],
     state: State,
 ) -> State:
-    """Return the state after one step of `nonlinear_recurrence`, without a reset."""
+    """Return the state after one step of `nonlinear_recurrence`, without a reset.
+
+    Args:
+        cell, product, weights, inputs: As in `nonlinear_recurrence`, but the inputs of one step.
+    """
     weights, inputs, state = widened((weights, inputs, state))
     return cell(_gates(inputs, product(weights, state[0])), state)
 

@@ -30,6 +30,9 @@ def conjugate_gradients(
 
     `product` multiplies each row by a symmetric positive semi-definite matrix. The derivative is that of the
     exact solution.
+
+    Args:
+        iterations: How many steps of the method; d of them are enough but for rounding.
     """
 
     def whole(p: Array) -> Array:

@@ -158,7 +158,11 @@ def make_probe_config(fields: Mapping[str, Any]) -> ProbeConfig:
 
 
 def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields with dotted names, such as `network.memory`, as nested ones."""
+    """Return fields with dotted names, such as `network.memory`, as nested ones.
+
+    Raises:
+        ValueError: If one of them is a part of another that is given as a whole.
+    """
     found: dict[str, Any] = {}
     for name, value in fields.items():
         *path, last = name.split(".")

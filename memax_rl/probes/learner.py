@@ -64,7 +64,12 @@ class Sums(NamedTuple):
 
 
 class ProbeNetwork(eqx.Module):
-    """A torso and a linear layer to the outputs."""
+    """A torso and a linear layer to the outputs.
+
+    Attributes:
+        torso: Encoder and memory blocks.
+        head: The linear layer.
+    """
 
     torso: Torso
     head: Dense
@@ -168,14 +173,24 @@ class Learner:
 
 
 def make_network(config: NetworkConfig, input_space: Any, outputs: int, key: PRNGKeyArray) -> ProbeNetwork:
-    """Return a new network for inputs of a space."""
+    """Return a new network for inputs of a space.
+
+    Args:
+        input_space: The space.
+        outputs: How many numbers it puts out for each slot.
+    """
     torso_key, head_key = jax.random.split(key)
     torso = make_torso(config, input_space, _NO_ACTION, key=torso_key)
     return ProbeNetwork(torso, Dense(config.width, outputs, key=head_key))
 
 
 def sample_batch(task: Task, key: PRNGKeyArray, sequences: int, pack: int, data: PyTree[Array]) -> Batch:
-    """Return random sequences, `pack` of them end to end in each row. The sequences do not depend on `pack`."""
+    """Return random sequences of a `task`, `pack` of them end to end in each row; they do not depend on `pack`.
+
+    Args:
+        sequences: How many.
+        data: What they are made of, `task.data(split)`.
+    """
     drawn = jax.vmap(lambda key: task.sample(key, data))(jax.random.split(key, sequences))
     start = jnp.zeros((sequences, task.length), bool).at[:, 0].set(True)
     rows, slots = sequences // pack, pack * task.length
@@ -225,7 +240,7 @@ def run_through(
 
 
 def first_states(network: ProbeNetwork, rows: int) -> Any:
-    """Return the states before the first slot of each row."""
+    """Return the states before the first slot of each of so many `rows`."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (rows, *leaf.shape)), network.initial_state())
 
 
@@ -235,7 +250,13 @@ def cut(batch: Batch, slots: int) -> Batch:
 
 
 def add_up(task: Task, outputs: Float[Array, "rows slots outputs"], batch: Batch) -> Sums:
-    """Return the sums over the marked slots of a batch. What the other slots hold is not looked at."""
+    """Return the sums over the marked slots of a batch. What the other slots hold is not looked at.
+
+    Args:
+        task: The task, which says what is a sequence's score.
+        outputs: Of the network.
+        batch: The sequences.
+    """
     where = batch.where
 
     def total(x: Array) -> Float[Array, "*outputs"]:
@@ -255,7 +276,12 @@ def add_up(task: Task, outputs: Float[Array, "rows slots outputs"], batch: Batch
 
 
 def score(task: Task, sums: Sums) -> Float[Array, ""]:
-    """Return the share of right classes, or of explained variance in the mean over the outputs (`Task`)."""
+    """Return the share of right classes, or of explained variance in the mean over the outputs.
+
+    Args:
+        task: The task, which says which of the two.
+        sums: Those of `add_up`, of all batches.
+    """
     count = jnp.maximum(sums.count, 1)
     if task.classes:
         return sums.right / count
@@ -264,7 +290,7 @@ def score(task: Task, sums: Sums) -> Float[Array, ""]:
 
 
 def block_norms(states: tuple[Any, ...]) -> Float[Array, " blocks"]:
-    """Return the Euclidean norm of the state of each block, in the mean over rows [rows, ...].
+    """Return the Euclidean norm of the state of each block, `states`, in the mean over rows [rows, ...].
 
     Of its real and complex numbers; those that are infinite, as in the empty state of a maximum, are left out.
     """

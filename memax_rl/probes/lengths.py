@@ -74,12 +74,19 @@ def make_test(learner: Learner, times: int = 1, *, norms: bool = False) -> Test:
 
 
 def one_network(networks: ProbeNetwork, index: int) -> ProbeNetwork:
-    """Return the network of one seed of several that are stacked."""
+    """Return the network at `index` of several `networks`, stacked along an axis."""
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, networks)
 
 
 def score_seeds(learner: Learner, test: Test, networks: ProbeNetwork, seeds: dict[int, int]) -> dict[int, Any]:
-    """Return score and loss of seeds, by seed. `seeds`: which network is whose, by seed."""
+    """Return score and loss of seeds, by seed.
+
+    Args:
+        learner: The learner.
+        test: The compiled test.
+        networks: Those of all seeds, stacked along an axis.
+        seeds: Which network is whose, by seed.
+    """
     found = {}
     for seed, index in seeds.items():
         sums, norms = test(one_network(networks, index), jax.random.fold_in(seed_key(seed), _TEST))
@@ -95,6 +102,9 @@ def score_at_lengths(learner: Learner, networks: ProbeNetwork, seeds: dict[int, 
     """Return a row for each of `config.test_lengths`: length, scores and norms by seed.
 
     The norms are of the states of all blocks, each after every trained length of slots.
+
+    Args:
+        learner, networks, seeds: As in `score_seeds`.
     """
     rows = []
     for times in sorted(learner.config.test_lengths):

@@ -54,7 +54,7 @@ class Pending(eqx.Module):
 
     @classmethod
     def none(cls, slot: PyTree[jax.ShapeDtypeStruct], rows: int, slots: int) -> "Pending":
-        """Return what is pending before the first rollout, for slots of the given shapes: nothing."""
+        """Return what is pending before the first rollout: nothing, in `rows` of `slots` of the shapes of `slot`."""
         tape = jax.tree.map(lambda s: jnp.zeros((rows, slots, *s.shape), s.dtype), slot)
         return cls(tape, jnp.zeros(rows, jnp.int32))
 
@@ -83,6 +83,7 @@ def collect(
 
     Args:
         streams, pending, keys: Of this device's rows.
+        mode: What a row holds, "whole_episodes" or "truncated_bptt".
         devices: How many devices collect at once; metrics are those of all of them.
     """
     slots, rows = keys.shape[:2]
@@ -185,6 +186,11 @@ def rollout_size(
 
     Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
     at least four of the longest, so that little of it is taken by the open one.
+
+    Args:
+        num_envs, rollout_length, num_minibatches: Settings of the agent; the first two may be None.
+        mode: What a row holds, as in `collect`.
+        name: Of the agent, for messages.
 
     Raises:
         ValueError: If an episode cannot fit into a row, or the minibatches do not divide the rows. It names the fields

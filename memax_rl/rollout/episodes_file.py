@@ -75,14 +75,14 @@ class About(BaseModel):
 
 
 class Episodes(NamedTuple):
-    """Complete episodes end to end on a tape [slots], and what is said of them."""
+    """Complete episodes end to end on a `tape` [slots], and what is said of them (`about`)."""
 
     tape: Tape
     about: About
 
 
 class EpisodesFile(NamedTuple):
-    """What a file holds, and the SHA-256 of its bytes in hexadecimal."""
+    """The `episodes` of a file, and the `sha256` of its bytes in hexadecimal."""
 
     episodes: Episodes
     sha256: str
@@ -94,7 +94,7 @@ def _observation_columns(about: About) -> list[tuple[str, Any]]:
 
 
 def dump_episodes(episodes: Episodes) -> bytes:
-    """Return the content of the file. Raises `ValueError` for what could not be read again."""
+    """Return the content of a file of these `episodes`. Raises `ValueError` for what could not be read again."""
     tape, about = episodes
     names = [name for name, _ in _observation_columns(about)]
     columns: dict[str, Any] = dict(zip(names, jax.tree.leaves(tape.observation), strict=True))
@@ -114,6 +114,7 @@ def read_episodes(path: Path) -> EpisodesFile:
 
     Raises:
         ValueError: With one line that names the file, if it cannot be read, or its columns are not what it says.
+        OSError: If there is no such file.
     """
     try:
         if path.exists() and not path.is_file():

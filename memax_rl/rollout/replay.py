@@ -193,12 +193,12 @@ def _append(slots: Array, last: Array) -> Array:
 
 
 def size(replay: Replay, devices: int = 1) -> Int[Array, ""]:
-    """Return how many transitions can be drawn."""
+    """Return how many transitions can be drawn from a `replay`."""
     return sharding.psum(jnp.sum(replay.length), devices)
 
 
 def can_sample(replay: Replay, transitions: int = 1, devices: int = 1) -> Bool[Array, ""]:
-    """Return whether so many transitions, at least one, can be drawn."""
+    """Return whether so many `transitions`, at least one, can be drawn from a `replay`."""
     return size(replay, devices) >= max(transitions, 1)
 
 
@@ -286,6 +286,10 @@ def draw(
 
     Independently, with replacement. With several devices streams are counted over all of them, and a place has a
     meaning only where this one holds the stream.
+
+    Args:
+        upto: Sums of mass up to each place.
+        rows: How many are drawn.
     """
     uniform = jax.random.uniform(key, (2, rows))
 
@@ -392,6 +396,10 @@ def replay_size(
     name: str,
 ) -> ReplaySize:
     """Return the slots of a tape, chosen where `tape_length` is None, and the steps and gradient steps of an update.
+
+    Args:
+        batch_size, tape_length, samples_per_insert, buffer_size, learning_starts: Settings of the agent.
+        name: Of the agent, for messages.
 
     Raises:
         ValueError: If an episode cannot fit onto a tape, the replay is too small for the rest, or the devices do not

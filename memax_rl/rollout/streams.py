@@ -46,7 +46,12 @@ class RolloutState(eqx.Module):
 
 
 class Finished(eqx.Module):
-    """Whether a slot ended an episode, and that episode's return and length (of no meaning where it did not)."""
+    """What ended in a slot.
+
+    Attributes:
+        done: Whether an episode did.
+        episode_return, episode_length: Its return and length; of no meaning where none ended.
+    """
 
     done: Bool[Array, "*axes"]
     episode_return: Float[Array, "*axes"]
@@ -58,6 +63,9 @@ def seed_key(seed: int, impl: str = "philox4x32") -> PRNGKeyArray:
 
     Philox (Salmon et al. 2011), not JAX's default Threefry: on a CPU each draw of that is a loop of its own, and the
     draws of a rollout took a tenth of the training time of small networks.
+
+    Args:
+        impl: Kind of the key, of `jax.random.key`.
 
     Raises:
         ValueError: If it is no whole number of 64 bits.
@@ -162,7 +170,7 @@ def _slot(inputs: AgentInput, action: Array, log_prob: Array, step: Timestep, ac
 
 
 def as_metrics(values: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as float32, but a `StepCount` as it is: float32 counts to 16 million only."""
+    """Return the `values` of metrics as float32, but a `StepCount` as it is: float32 counts to 16 million only."""
     return {n: v if isinstance(v, StepCount) else jnp.asarray(v, jnp.float32) for n, v in values.items()}
 
 
@@ -194,7 +202,7 @@ def first_unusable(tape: Tape, axis: int, devices: int = 1) -> Int[Array, ""]:
 
 
 def episode_metrics(finished: Finished) -> dict[str, Array]:
-    """Return count, mean return and mean length of the episodes that ended; nan where none did."""
+    """Return count, mean return and mean length, scalars, of the episodes that `finished`; nan where none did."""
     count = jnp.sum(finished.done)
 
     def mean(x):

@@ -73,7 +73,7 @@ def has_next(tape: Tape) -> Bool[Array, "rows slots"]:
 
 
 def next_slot(x: Float[Array, "rows slots"] | Bool[Array, "rows slots"]) -> Array:
-    """Return x of the next slot of each row; zero at the last."""
+    """Return x [rows, slots] of the next slot of each row; zero at the last."""
     return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
 
 

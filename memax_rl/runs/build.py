@@ -68,7 +68,7 @@ def seeds_of(config: TrainConfig) -> range:
 
 
 def seed_keys(config: TrainConfig) -> jax.Array:
-    """Return one key a seed; it depends on the seed alone, not on how many train together."""
+    """Return one key for each seed, [seeds]; it depends on the seed alone, not on how many train together."""
     return jnp.stack([seed_key(config.seed + i, key_impl(config.devices)) for i in range(config.num_seeds)])
 
 

@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Write arrays and `about`, which must fit into JSON, under a temporary name, and rename it.
+    """Write arrays of any shape and `about`, which must fit into JSON, under a temporary name, and rename it.
 
     Raises:
         OSError: If it cannot be written; nothing is left of it then.
@@ -65,7 +65,7 @@ def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], about: Mappin
 def read_checkpoint(
     path: Path, expected: Mapping[str, tuple[tuple[int, ...], np.dtype]], whole: bool = True
 ) -> tuple[dict[str, np.ndarray], Any]:
-    """Return arrays and what was written about them.
+    """Return arrays by name, of any shape, and what was written about them.
 
     Args:
         expected: Shape and dtype of each array. No other is read.

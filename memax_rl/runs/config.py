@@ -189,7 +189,7 @@ _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
 def read_count(value: Any) -> Any:
-    """Return a count that is written as 1M, 2.5k or 1e6 as a whole number; anything else as it is."""
+    """Return a `value` that is written as 1M, 2.5k or 1e6 as a whole number; anything else as it is."""
     if isinstance(value, str) and value[-1:].lower() in _UNITS:
         try:
             value = float(value[:-1]) * _UNITS[value[-1].lower()]
@@ -299,7 +299,7 @@ def presets() -> tuple[str, ...]:
 
 
 def find_shipped(kind: str, path: Path) -> Path:
-    """Return the file at `path`, or the one of that name that is shipped as one of the "studies" or for "tune".
+    """Return the file at `path`, or the shipped one of that name. `kind` is "studies" or "tune".
 
     Raises:
         ValueError: If there is neither.
@@ -314,7 +314,7 @@ def find_shipped(kind: str, path: Path) -> Path:
 
 
 def preset_path(name: str) -> Path:
-    """Return the file of a shipped configuration."""
+    """Return the file of a shipped configuration, by its `name`, such as "ppo/repeat_previous_easy"."""
     return _preset_folder() / f"{name}.yaml"
 
 

@@ -54,7 +54,7 @@ class Logged(Protocol):
         ...
 
     def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
-        """Return all fields."""
+        """Return all fields; in `mode` "json" as JSON has them."""
         ...
 
 

@@ -114,7 +114,7 @@ def _read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """Return the rows of a file, none where there is no file; an empty cell is nan."""
+    """Return the rows of a file, none if there is no file; an empty cell is nan. Raises `RunError` if it is damaged."""
     if not path.exists():
         return []
     header, lines = _read_lines(path)

@@ -153,7 +153,8 @@ class Run:
         unknown.
 
         Raises:
-            ValueError: As `config`.
+            ValueError: If the configuration is wrong.
+            RunError: If it is missing or damaged, or the run is that of a probe.
         """
         fields = self._fields_of_agent()
         # Any environment stands for the run's own.
@@ -313,7 +314,7 @@ class Run:
         return sorted({int(seed) for seed in lost})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json."""
+        """Write summary.json. Raises `RunError` if it cannot be written."""
         try:
             write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=True) + "\n")
         except OSError as error:
@@ -419,7 +420,7 @@ class Run:
         return {n.removeprefix(BEST): x for n, x in shapes.items() if n.startswith(BEST) == bool(prefix)}
 
     def restore_some(self, like: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-        """Return arrays of a checkpoint by their names, as `shapes` has them; no other is read. Raises `RunError`."""
+        """Return arrays of a checkpoint by name, shaped as those in `like`; no other is read. Raises `RunError`."""
         path, prefix = self.checkpoint_path(self._choose(checkpoint)), BEST if checkpoint == "best" else ""
         expected = {prefix + name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in like.items()}
         try:
@@ -482,7 +483,7 @@ class Run:
         return devices if isinstance(devices, int) else 1
 
     def change(self, **changed: int) -> None:
-        """Write other values of fields into the run's configuration. Raises `RunError` if it cannot be written."""
+        """Write the `changed` fields into the run's configuration. Raises `RunError` if it cannot be written."""
         fields = self.fields() | changed
         try:
             write_atomically(self.config_path, yaml.safe_dump(fields, sort_keys=False))

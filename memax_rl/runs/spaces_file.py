@@ -8,7 +8,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from memax_rl.envs.base import host_of
-from memax_rl.envs.plain_spaces import PlainLeaf, PlainSpace, from_plain, plain_leaves, to_plain
+from memax_rl.envs.plain_spaces import (
+    PlainDiscrete,
+    PlainLeaf,
+    PlainMultiDiscrete,
+    PlainSpace,
+    from_plain,
+    plain_leaves,
+    to_plain,
+)
+from memax_rl.envs.spaces import value_counts
 from memax_rl.envs.wrappers import layers
 
 # Bounds of every element of the largest observations are less.
@@ -50,9 +59,16 @@ class SpacesFile(BaseModel):
                 from_plain(space)
         if _sizes(self.environment.observation) != _sizes(self.learner.observation):
             raise ValueError("environment.observation and learner.observation have other parts than each other")
-        if len({_size(spaces.action) for spaces in (self.environment, self.learner, self.network)}) > 1:
+        chosen = self.learner.action if _is_joint(self.learner.action, self.network.action) else self.network.action
+        if len({_size(action) for action in (self.environment.action, self.learner.action, chosen)}) > 1:
             raise ValueError("the actions of environment, learner and network have other shapes than each other")
         return self
+
+
+def _is_joint(inner: Any, chosen: Any) -> bool:
+    """Whether the wrapper joint_action makes the one action of the other."""
+    counts = value_counts(from_plain(inner)) if isinstance(inner, PlainMultiDiscrete) else None
+    return counts is not None and isinstance(chosen, PlainDiscrete) and chosen.n == math.prod(counts)
 
 
 def _sizes(observation: Any) -> dict[Any, int]:

@@ -49,6 +49,10 @@ def estimate(scores: Scores, statistic: str, *, resamples: int = 2000, seed: int
     The interval is value ± t x standard error. The error is the bootstrap's, widened by sqrt(n / (n - 1)) for n runs a
     task; t has n - 1 degrees of freedom, of the task with fewest runs. For one task's mean that is Student's interval.
 
+    Args:
+        scores: Of each task an array [runs].
+        statistic: One of `STATISTICS`.
+
     Returns:
         `{"value", "low", "high"}`; low and high are nan where a task has a single run.
     """
@@ -108,6 +112,10 @@ def performance_profile(
     """Return the share of runs that score above each level, the mean over the tasks, and its 95 % interval.
 
     The interval is made as that of `estimate`, within 0 and 1; nan where a task has a single run.
+
+    Args:
+        scores: Of each task an array [runs].
+        levels: [levels].
     """
     rng, fewest = np.random.default_rng(seed), min(len(s) for s in scores)
     value = np.mean([(s[:, None] > levels).mean(axis=0) for s in scores], axis=0)
@@ -129,6 +137,10 @@ def ranking(
 
     Its uncertainty is that of the means: each is drawn as mean + t x standard error, with t of Student's distribution,
     and the ranks of the draws have a 95 % interval. All tasks have the same names.
+
+    Args:
+        tasks: Of each task the scores of each name, [runs].
+        draws: How many.
 
     Returns:
         For each name `{"value", "low", "high", "first"}`; `first` is the share of draws in which its rank is the best,
@@ -166,7 +178,11 @@ def welch(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def p_values(scores: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
-    """Return, for each pair, the p value of Welch's test of equal means, corrected for all pairs after Holm."""
+    """Return, for each pair, the p value of Welch's test of equal means, corrected for all pairs after Holm.
+
+    Args:
+        scores: The scores of each memory, [runs].
+    """
     raw = {}
     for a, b in itertools.combinations(scores, 2):
         x, y = scores[a], scores[b]
@@ -183,7 +199,12 @@ def p_values(scores: Mapping[str, np.ndarray]) -> dict[tuple[str, str], float]:
 
 
 def sentence(scores: Mapping[str, np.ndarray], level: float = 0.05) -> str:
-    """Return in plain words which memories can be told apart on a task."""
+    """Return in plain words which memories can be told apart on a task.
+
+    Args:
+        scores: The scores of each memory, [runs].
+        level: Of significance.
+    """
     if len(scores) < 2:
         return "one memory alone: nothing to compare"
     beaten: dict[str, list[str]] = {}

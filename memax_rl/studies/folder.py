@@ -36,6 +36,9 @@ class Folder:
     def prepare(self, study: Study, cells: Sequence[Cell]) -> None:
         """Write study.yaml. A study that was here already may have got more values or seeds, and nothing else.
 
+        Args:
+            study, cells: The study, and its cells.
+
         Raises:
             RunError: If the folder holds another study, or anything else.
         """
@@ -90,7 +93,11 @@ class Folder:
         return (self.path / cell.name / "summary.json").is_file()
 
     def begun(self, cell: Cell) -> Run | None:
-        """Return the cell's run, if it was begun. What a kill left of one that was being made is removed."""
+        """Return the cell's run, if it was begun. What a kill left of one that was being made is removed.
+
+        Raises:
+            RunError: If a damaged run is in its place.
+        """
         folder = self.path / cell.name
         if (folder / "config.yaml").is_file():
             return Run(folder)
@@ -109,6 +116,10 @@ class Folder:
         """Try to hold a cell, or wait for it, and yield whether this process does.
 
         The lock ends with the process, however that ends; see `memax_rl.studies.locks`.
+
+        Args:
+            name: Of the cell.
+            wait: Whether to wait until it is free.
 
         Raises:
             RunError: If the file system has no locks.
@@ -143,7 +154,10 @@ class Folder:
             return f"{path} cannot be read"
 
     def write_failure(self, cell: Cell, failure: Mapping[str, Any]) -> None:
-        """Tell why a cell failed. On a full disk nothing is written: the cell counts as not finished all the same."""
+        """Write why a cell failed, the fields of `failure`.
+
+        On a full disk nothing is written: the cell counts as not finished all the same.
+        """
         path = self.failure_path(cell)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

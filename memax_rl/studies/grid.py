@@ -217,7 +217,7 @@ def _is_list(value: Any) -> bool:
 
 
 def flatten(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values of nested fields."""
+    """Yield names, dotted after a `prefix`, and values of nested fields."""
     for key, value in fields.items():
         name = canonical(f"{prefix}{key}")
         if isinstance(value, Mapping) and name not in _OPEN and not name.startswith(tuple(f"{o}." for o in _OPEN)):
@@ -227,7 +227,11 @@ def flatten(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def once(fields: Iterator[tuple[str, Any]]) -> dict[str, Any]:
-    """Return names and values as a dict. Raises `ValueError` where a name comes twice, of two spellings of a field."""
+    """Return `fields`, names and values, as a dict.
+
+    Raises:
+        ValueError: Where a name comes twice, of two spellings of a field.
+    """
     found: dict[str, Any] = {}
     for name, value in fields:
         if name in found:
@@ -247,7 +251,11 @@ def _configure(fields: Mapping[str, Any]) -> TrainConfig | ProbeConfig:
 
 
 def configure(fields: Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration with the given fields, beginning with its preset or the defaults."""
+    """Return the configuration with the given fields, beginning with its preset or the defaults.
+
+    Raises:
+        ValueError: If a field or its value is wrong.
+    """
     preset = fields.get("preset")
     start = make_config({}) if preset is None else load_config(str(preset))
     start = start.model_copy(update={"num_seeds": 1, "seed": 0})
@@ -281,7 +289,7 @@ def _readable(text: str, exact: str) -> str:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
-    """Return the dotted names of the fields in which two configurations differ."""
+    """Return the names, dotted after a `prefix`, of fields in which two configurations, `before` and `now`, differ."""
     names = []
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = before.get(key), now.get(key)

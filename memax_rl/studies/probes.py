@@ -31,7 +31,14 @@ def _memory(fields: Mapping[str, Any]) -> str:
 
 
 def scores(probes: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, dict[str, list[float]]]:
-    """Return the scores of all seeds by memory and task. Raises `RunError` for a damaged file."""
+    """Return the scores of all seeds by memory and task.
+
+    Args:
+        probes: Configuration and summary of each run.
+
+    Raises:
+        RunError: For a damaged file.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     try:
         for fields, summary in probes:

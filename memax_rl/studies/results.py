@@ -155,7 +155,11 @@ def _largest(column: Any) -> float:
 
 
 def number(value: Any) -> float:
-    """Return a number, nan for None. Raises `ValueError` for one that no run reaches, whose square would overflow."""
+    """Return a `value` as a number, nan for None.
+
+    Raises:
+        ValueError: For one that no run reaches, whose square would overflow.
+    """
     found = math.nan if value is None else float(value)
     if _LARGEST < abs(found) < math.inf:
         raise ValueError(f"it holds {found:g}, which no run reaches")

@@ -99,6 +99,10 @@ def check(study: Study, imports: Sequence[str] = (), trust: bool = False) -> tup
 def run_one(folder: Folder, cells: Sequence[Cell], index: int, imports: Sequence[str], trust: bool) -> dict[str, Any]:
     """Run one cell in this process, as a job of an array does, and return what `run_cell` does.
 
+    Args:
+        cells: All cells of the study.
+        index: The number of the cell.
+
     Raises:
         ValueError: If there is no cell of that number.
     """
@@ -117,7 +121,7 @@ def study(
     imports: Iterable[str] = (),
     trust: bool = False,
 ) -> Outcome:
-    """Run a study to its end, and return how it ended. See `memax_rl.study`.
+    """Run a study to its end, and return how it ended. `workers` and all other arguments are those of `memax_rl.study`.
 
     Raises:
         ValueError: If the study is wrong, the folder holds another one, or `on` cannot be used; no cell was run then.

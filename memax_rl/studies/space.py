@@ -19,7 +19,14 @@ _Scalar = str | int | float | bool | None
 
 
 class Range(BaseModel):
-    """The values of one field: a range of numbers, or choices."""
+    """The values of one field: a range of numbers, or choices.
+
+    Attributes:
+        float, int: The ends of a range of real or whole numbers.
+        choice: The choices.
+        log: Whether a range is drawn from on a logarithmic scale.
+        step: The distance of the values of a range; None: every value.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -139,7 +146,7 @@ class Space(BaseModel):
         return configure(self.base | dict(values))
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
-        """Return the configuration of a trial. It is not evaluated at its end, unless `base` says so."""
+        """Return the configuration of a trial with these `values`; evaluated at its end only if `base` says so."""
         evaluated = {} if "eval_episodes" in self.base else {"eval_episodes": 0}
         own = {"seed": FIRST_SEED, "num_seeds": self.seeds, "on_divergence": "stop"}
         return self.config(values).model_copy(update=own | evaluated)

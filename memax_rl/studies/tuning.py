@@ -56,6 +56,9 @@ def score(rows: Iterable[Row], metric: str, total_steps: int, upto: float) -> fl
     """Return the mean over seeds of a metric's mean over the tenth of `total_steps` before `upto`; nan without a value.
 
     Updates in which the metric has no value, because no episode ended, do not count.
+
+    Args:
+        rows: Of metrics.csv.
     """
     by_seed: dict[float, list[float]] = {}
     for row in rows:
@@ -75,6 +78,10 @@ def tune(
     trust: bool = False,
 ) -> Tuned:
     """Search for settings until there are so many trials, and return how it stands. See `memax_rl.tune`.
+
+    Args:
+        space, trials: As in `memax_rl.tune`.
+        say: Is called with a line about each trial.
 
     Raises:
         ValueError: If the space is wrong, the folder holds another search, or the first trials all fail.

@@ -107,7 +107,11 @@ def evaluations_since_best(values: Iterable[float], min_delta: float) -> int:
 
 
 def callbacks_of(config: TrainConfig, own: Iterable[Callback]) -> list[Callback]:
-    """Return the callbacks of a training, that of the configuration first. Raises `ValueError` as `Callback.check`."""
+    """Return the callbacks of a training, that of the configuration before the user's `own`.
+
+    Raises:
+        ValueError: As `Callback.check`.
+    """
     settings = config.early_stopping
     shipped = [EarlyStopping(**settings.model_dump())] if settings.patience is not None else []
     callbacks: list[Callback] = [*shipped, *own]

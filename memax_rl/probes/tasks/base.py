@@ -64,7 +64,7 @@ class Task(BaseModel):
         return 1 / self.classes if self.classes else 0.0
 
     def data(self, split: Literal["train", "test"]) -> PyTree[Array]:
-        """Return the data that sequences are made of, of which test has others than train; none by default.
+        """Return the data that sequences are made of; those of the `split` "test" are others. None by default.
 
         Raises:
             ValueError: If they are not there; it says how to get them.
@@ -74,7 +74,7 @@ class Task(BaseModel):
 
     @abc.abstractmethod
     def sample(self, key: PRNGKeyArray, data: PyTree[Array] = ()) -> Sequence:
-        """Return a random sequence."""
+        """Return a random sequence, made of `data` where the task has any."""
 
     def at_length(self, length: int) -> "Task":
         """Return the task with longer or shorter sequences. Raises `ValueError` if it has none of that length."""
@@ -96,6 +96,6 @@ class Classification(Task):
 
 
 def at_least(task: Task, needed: int, why: str) -> None:
-    """Raise `ValueError` unless the sequences of a task have as many slots as needed."""
+    """Raise `ValueError` unless the sequences of a `task` have as many slots as `needed`; the message says `why`."""
     if task.length < needed:
         raise ValueError(f"length must be at least {needed} ({why}), got {task.length}; set it, or lower the others")
