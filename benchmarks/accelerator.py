@@ -95,7 +95,14 @@ LAYERS = (
     Layer("elman", {}, (13, 5), 1, 1, 0),
     Layer("slstm", {}, (42, 20), 4, 4, 0),
     Layer("linear_transformer", ONE_HEAD, (18, 6), 2, 0, 0.83),
+    Layer("gla", ONE_HEAD, (27, 9), 2.7, 0, 0),
+    Layer("mamba2", ONE_HEAD, (34.5, 11.5), 2.5, 0, 0),
+    Layer("mlstm", ONE_HEAD, (24, 8), 2.5, 0, 0),
     Layer("gated_delta_net", ONE_HEAD, (30, 12), 2.5, 0, 1.63),
+)
+CHECKED = (
+    *("lru", "s5", "min_gru", "s6", "gru", "lstm", "mgu", "elman", "slstm"),
+    *("linear_transformer", "gla", "mamba2", "mlstm", "delta_net", "gated_delta_net", "delta_product"),
 )
 
 
@@ -166,7 +173,7 @@ def checks(mode: kernels.Mode, small: bool) -> bool:
     lengths, batches = ((1, 21), (3,)) if small else ((1, 63, 500, 1025), (1, 64))
     print("\nchecks: largest error as a share of the largest entry, of values and of gradients")
     fine = True
-    for name in ("lru", "s5", "min_gru", "s6", "gru", "lstm", "mgu", "elman", "slstm"):
+    for name in CHECKED:
         worst = [0.0, 0.0]
         for steps, batch, width in (
             (t, n, w) for t in lengths for n in batches for w in ((10,) if small else (37, 128))
@@ -177,7 +184,7 @@ def checks(mode: kernels.Mode, small: bool) -> bool:
             worst = [max(pair) for pair in zip(worst, found, strict=True)]
         good = max(worst) < WRONG
         fine &= good
-        print(f"  {name:10s} {worst[0]:.0e} {worst[1]:.0e}  {'ok' if good else 'WRONG'}", flush=True)
+        print(f"  {name:18s} {worst[0]:.0e} {worst[1]:.0e}  {'ok' if good else 'WRONG'}", flush=True)
     return fine
 
 
@@ -325,7 +332,7 @@ def layers(size: Size, machine: Machine, mode: kernels.Mode, only: list[str] | N
 
 def tune(size: Size, mode: kernels.Mode) -> None:
     """Print the times of other shares of work in the kernels."""
-    from memax_rl.ops.kernels import _diagonal, _gates
+    from memax_rl.ops.kernels import _delta_rule, _diagonal, _gates, _linear_attention
 
     print("\nother shares of work: ms, forward and backward")
     xs, starts = inputs(size)
@@ -333,11 +340,19 @@ def tune(size: Size, mode: kernels.Mode) -> None:
         ("gru", _gates, {"_RESIDENT": a * 128**2, "_RESIDENT_BACKWARD": b * 128**2, "_EACH_WARP": each * 32})
         for a, b, each in ((2, 1, 64), (3, 1, 64), (1, 1, 64), (2, 2, 64), (2, 1, 32), (2, 1, 128))
     ]
+    for name, module, chunks in (
+        ("linear_transformer", _linear_attention, (16, 32, 64)),
+        ("gated_delta_net", _delta_rule, (16, 32)),
+    ):
+        choices += [(name, module, {"_CHUNK": steps, "_VALUES": 32}) for steps in chunks]
+        choices += [(name, module, {"_CHUNK": 32, "_VALUES": columns}) for columns in (16, 64)]
     for name, module, values in choices:
-        run, params = gradient(memory.make(name, in_size=size.width, out_size=size.width, key=jax.random.key(0)))
+        options = ONE_HEAD if module in (_linear_attention, _delta_rule) else {}
+        model = memory.make(name, in_size=size.width, out_size=size.width, key=jax.random.key(0), **options)
+        run, params = gradient(model)
         with mock.patch.multiple(module, **values):
             took, _ = milliseconds(run, mode, params, xs, starts)
-        print(f"  {name:10s} {values}: {took:.2f}", flush=True)
+        print(f"  {name:18s} {values}: {took:.2f}", flush=True)
 
 
 def ppo(small: bool, mode: kernels.Mode) -> None:

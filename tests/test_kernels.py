@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from memax_rl import memory, ops
 from memax_rl.ops import _nonlinear_recurrence, kernels
-from memax_rl.ops.kernels import _diagonal, _gates, _selective
+from memax_rl.ops.kernels import _choice, _chunks, _delta_rule, _diagonal, _gates, _linear_attention, _selective
 
 
 def _with(function, flags):
@@ -61,6 +61,12 @@ def _small(monkeypatch):
     monkeypatch.setattr(_diagonal, "_ROWS", 12)
     monkeypatch.setattr(_selective, "_CHUNK", 4)
     monkeypatch.setattr(_selective, "_STEPS", 2)
+    monkeypatch.setattr(_linear_attention, "_CHUNK", 16)
+    monkeypatch.setattr(_linear_attention, "_KEYS", 16)
+    monkeypatch.setattr(_linear_attention, "_VALUES", 16)
+    monkeypatch.setattr(_chunks, "_COLUMNS", 16)
+    monkeypatch.setattr(_delta_rule, "_CHUNK", 16)
+    monkeypatch.setattr(_delta_rule, "_VALUES", 16)
 
 
 def _linear_loop(a, b, h0, starts):
@@ -275,6 +281,157 @@ def test_selective_scan(length, states, channels, starts):
     _check(batch(ops.selective_scan), batch(loop), (dt, u, b, c, a, state))
 
 
+def _attention_loop(q, k, v, log_decay, state, starts):
+    def step(s, now):
+        q, k, v, log_decay, start = now
+        s = jnp.where(start, 0, s)
+        if log_decay is not None:
+            s = jnp.exp(jnp.maximum(log_decay, -80)).reshape(-1, 1) * s
+        s = s + k[:, None] * v[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, (q, k, v, log_decay, starts))
+
+
+def _attention_arrays(rng, decay, length, keys, values, *batch):
+    q, k = rng.normal(size=(2, *batch, length, keys)) * keys**-0.5
+    v, state = rng.normal(size=(*batch, length, values)), rng.normal(size=(*batch, keys, values))
+    shape = {"none": None, "step": (*batch, length), "channel": (*batch, length, keys)}[decay]
+    if shape is None:
+        return q, k, v, None, state
+    # Large sums are exact only where there is one decay a step.
+    sizes = [0.02, 1, 100 if decay == "step" else 1]
+    return q, k, v, -rng.exponential(size=shape) * rng.choice(sizes, shape), state
+
+
+@pytest.mark.parametrize("decay", ["none", "step", "channel"])
+@pytest.mark.parametrize(
+    ("length", "keys", "values", "starts"), [(1, 1, 1, "all"), (35, 20, 49, "random"), (32, 16, 16, "none")]
+)
+def test_linear_attention(decay, length, keys, values, starts):
+    """One chunk with a rest, three with one and two without; tiles with a rest on both sides and without."""
+    rng = np.random.default_rng(length)
+    flags = jnp.asarray(_starts(rng, starts, length))
+    arrays = _attention_arrays(rng, decay, length, keys, values)
+    _check(_with(ops.linear_attention, flags), _with(_attention_loop, flags), arrays)
+
+
+@pytest.mark.parametrize("decay", ["none", "step", "channel"])
+def test_linear_attention_resets_in_every_step(decay):
+    rng = np.random.default_rng(0)
+    arrays = _attention_arrays(rng, decay, 35, 5, 7)
+    _check(_with(ops.linear_attention, jnp.ones(35, bool)), _with(_attention_loop, jnp.ones(35, bool)), arrays)
+
+
+def test_linear_attention_with_long_chunks():
+    rng = np.random.default_rng(0)
+    flags = jnp.asarray(rng.random(70) < 0.02)
+    arrays = _attention_arrays(rng, "step", 70, 5, 7)
+    run = functools.partial(ops.linear_attention, chunk=64)
+    _check(_with(run, flags), _with(_attention_loop, flags), arrays)
+
+
+def test_linear_attention_in_a_batch_of_heads_that_share_keys():
+    rng = np.random.default_rng(0)
+    flags = jnp.asarray(_starts(rng, "random", 3, 20))
+    q, k, v, log_decay, state = _attention_arrays(rng, "step", 20, 4, 5, 3, 2)
+    assert log_decay is not None
+    arrays = q[:, 0], k[:, 0], np.moveaxis(v, 1, 2), np.moveaxis(log_decay, 1, 2), state[:, :1]
+
+    def batch(run):
+        heads = jax.vmap(run, in_axes=(None, None, 1, 1, None, None), out_axes=(0, 1))
+        return lambda q, k, v, log_decay, state: jax.vmap(heads)(q, k, v, log_decay, state[:, 0], flags)
+
+    _check(batch(ops.linear_attention), batch(_attention_loop), arrays)
+
+
+@pytest.mark.parametrize("op", [ops.linear_attention, ops.delta_rule])
+def test_float32_where_float64_is_the_default(op):
+    rng = np.random.default_rng(0)
+    arrays = _delta_arrays(rng, "step", 18, 3, 5)
+    arrays = arrays if op is ops.delta_rule else (*arrays[:3], *arrays[4:])
+    arrays = tuple(jnp.asarray(x, jnp.float32) for x in arrays)
+    with kernels.use("interpret"):
+        run = _with(op, jnp.arange(18) == 7)
+        expected = _value_and_gradients(run, arrays)
+        with jax.enable_x64(True):
+            got = _value_and_gradients(run, arrays)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == e.dtype == jnp.float32
+        np.testing.assert_allclose(g, e, atol=1e-5)
+
+
+@pytest.mark.parametrize(("op", "decay"), [("attention", "none"), ("attention", "channel"), ("delta", "step")])
+def test_a_program_with_kernels_runs_the_plain_form_on_a_cpu(op, decay):
+    """Forward and backward, with what the kernels would have kept for it."""
+    rng = np.random.default_rng(0)
+    run = _with(ops.linear_attention if op == "attention" else ops.delta_rule, jnp.arange(37) == 7)
+    arrays = (_attention_arrays if op == "attention" else _delta_arrays)(rng, decay, 37, 3, 5)
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
+    with kernels.use("1"):
+        got = _value_and_gradients(run, arrays)
+    for g, e in zip(got, _value_and_gradients(run, arrays), strict=True):
+        np.testing.assert_allclose(g, e, atol=2e-5)
+
+
+def test_linear_attention_forgets_exactly():
+    """Log decays that add up to hundreds in a chunk leave those in between as they are."""
+    q = k = v = jnp.ones((16, 1))
+    log_decay = jnp.where(jnp.arange(16) % 2 == 0, -80.0, -0.1)
+    with kernels.use("interpret"):
+        ys = ops.linear_attention(q, k, v, log_decay, jnp.zeros((1, 1)), jnp.zeros(16, bool))[1]
+    np.testing.assert_allclose(ys[1::2, 0], 1 + np.exp(-0.1), rtol=1e-6)
+
+
+def _delta_loop(q, k, v, beta, log_decay, state, starts):
+    every = len(k) // len(q)
+
+    def step(s, now):
+        q, k, v, beta, log_decay, start = now
+        s = jnp.where(start, 0, s)
+        if log_decay is not None:
+            s = jnp.exp(jnp.maximum(log_decay, -80)) * s
+        s = s + (beta * k)[:, None] * (v - k @ s)[None, :]
+        return s, q @ s
+
+    last, ys = jax.lax.scan(step, state, (jnp.repeat(q, every, axis=0), k, v, beta, log_decay, starts))
+    return last, ys[every - 1 :: every]
+
+
+def _delta_arrays(rng, decay, length, keys, values, *batch, every=1):
+    q, k, v, log_decay, state = _attention_arrays(rng, decay, length, keys, values, *batch)
+    k = k / np.linalg.norm(k, axis=-1, keepdims=True)
+    return q[..., every - 1 :: every, :], k, v, 2 * rng.random((*batch, length)), log_decay, state
+
+
+@pytest.mark.parametrize("decay", ["none", "step"])
+@pytest.mark.parametrize(
+    ("length", "keys", "values", "starts"), [(1, 1, 1, "all"), (35, 20, 49, "random"), (32, 16, 16, "none")]
+)
+def test_delta_rule(decay, length, keys, values, starts):
+    rng = np.random.default_rng(length)
+    flags = jnp.asarray(_starts(rng, starts, length))
+    arrays = _delta_arrays(rng, decay, length, keys, values)
+    _check(_with(ops.delta_rule, flags), _with(_delta_loop, flags), arrays)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_delta_rule_in_a_batch_of_heads(every):
+    """With resets in most steps, keys that come again, and outputs for each step or for every other one."""
+    rng = np.random.default_rng(0)
+    flags = jnp.asarray(rng.random((2, 34)) < np.array([[0.9], [0.05]]))
+    q, k, v, beta, log_decay, state = _delta_arrays(rng, "step", 34, 4, 5, 2, 3, every=every)
+    k[..., 1::2, :] = k[..., ::2, :]
+    assert log_decay is not None
+    arrays = *(np.moveaxis(x, 1, 2) for x in (q, k, v, beta, log_decay)), state
+
+    def batch(run):
+        heads = jax.vmap(run, in_axes=(1, 1, 1, 1, 1, 0, None), out_axes=(0, 1))
+        return lambda *x: jax.vmap(heads)(*x, flags)
+
+    _check(batch(ops.delta_rule), batch(_delta_loop), arrays)
+
+
 def _memory_gradient(name, length, batch, width, **options):
     """Return the gradient of a memory's scan over a batch as a function of shapes, and these."""
     model = memory.make(name, in_size=width, out_size=width, key=jax.random.key(0), **options)
@@ -299,6 +456,20 @@ KERNELS = {
     "mgu": "gates",
     "elman": "gates",
     "slstm": "gates",
+    "linear_transformer": "linear_attention",
+    "fwp": "linear_attention",
+    "gla": "linear_attention",
+    "mamba2": "linear_attention",
+    "mlstm": "linear_attention",
+    "mesa_net": "linear_attention",
+    "delta_net": "delta_rule",
+    "gated_delta_net": "delta_rule",
+    "delta_product": "delta_rule",
+}
+_CHUNKED = "gradients", "outputs", "state_gradients", "states"
+PASSES = {
+    "linear_attention": [*_CHUNKED, "value_gradients"],
+    "delta_rule": sorted((*_CHUNKED, "error_gradients", "solution_gradients", "solutions")),
 }
 
 
@@ -309,9 +480,11 @@ def test_lowered_for_cuda_at_the_size_of_the_benchmark(name, monkeypatch):
     function, shapes = _memory_gradient(name, 1024, 64, 128)
     with kernels.use("1"):
         traced = jax.jit(function).trace(*shapes)
-    assert kernels.names(traced.jaxpr) == [f"{KERNELS[name]}_backward", f"{KERNELS[name]}_forward"]
+    passes = PASSES.get(KERNELS[name], ("backward", "forward"))
+    assert kernels.names(traced.jaxpr) == [f"{KERNELS[name]}_{part}" for part in passes]
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("stablehlo.custom_call @__gpu$xla.gpu.triton") == 2 or text.count("triton_kernel_call") == 2
+    calls = (text.count(call) for call in ("stablehlo.custom_call @__gpu$xla.gpu.triton", "triton_kernel_call"))
+    assert len(passes) in calls
     assert "triton" not in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
@@ -373,6 +546,44 @@ def test_the_choice(monkeypatch):
     monkeypatch.setenv("MEMAX_RL_KERNELS", "yes")
     with pytest.raises(ValueError, match="MEMAX_RL_KERNELS must be one of auto, 0, 1, interpret, got 'yes'"):
         traced()
+
+
+def test_products_of_tf32_numbers_need_a_gpu_that_has_them(monkeypatch):
+    monkeypatch.setattr(_choice, "_on_nvidia", lambda: True)
+    for capability, chosen in ((7.5, None), (8.0, "cuda"), (12.1, "cuda")):
+        monkeypatch.setattr(_choice, "_capability", lambda capability=capability: capability)
+        assert kernels.chosen(tf32=True) == chosen
+        assert kernels.chosen() == "cuda"
+        with kernels.use("1"):
+            assert kernels.chosen(tf32=True) == "cuda"
+
+
+def test_sizes_that_have_no_kernel():
+    """A state of too many rows, and chunks that are not those of a kernel."""
+
+    def traced(run, keys, **options):
+        shapes = _shape(40, keys), _shape(40, keys), _shape(40, 3)
+        with kernels.use("1"):
+            return kernels.names(jax.make_jaxpr(functools.partial(run, **options))(*shapes)) != []
+
+    def attention(q, k, v, channels=False, **options):
+        decay = -jnp.ones(k.shape if channels else 40)
+        return ops.linear_attention(q, k, v, decay, jnp.zeros((k.shape[1], 3)), jnp.zeros(40, bool), **options)
+
+    def delta(q, k, v, **options):
+        ones = jnp.ones(40)
+        return ops.delta_rule(q, k, v, ones, -ones, jnp.zeros((k.shape[1], 3)), jnp.zeros(40, bool), **options)
+
+    assert traced(attention, 128)
+    assert traced(attention, 8, chunk=64)
+    assert traced(attention, 8, chunk=16, channels=True)
+    assert traced(delta, 128)
+    assert traced(delta, 8, chunk=32)
+    assert not traced(attention, 129)
+    assert not traced(attention, 8, chunk=24)
+    assert not traced(attention, 8, chunk=32, channels=True)
+    assert not traced(delta, 129)
+    assert not traced(delta, 8, chunk=64)
 
 
 def test_too_many_units_have_no_kernel():

@@ -110,6 +110,14 @@ def _loop_chunks(op, body, state, inputs):
 
 def _loop_chunks_fwd(op, body, state, inputs):
     state, inputs = no_second(op, (state, inputs))
+    (last, ys), states = loop_chunks_forward(body, state, inputs)
+    return (last, ys), (inputs, states)
+
+
+def loop_chunks_forward(
+    body: Callable[..., tuple[State, Any]], state: State, inputs: PyTree[Array]
+) -> tuple[tuple[State, Any], State]:
+    """Return the last state and all ys of chunks of inputs, and the state before each chunk."""
     count = _length(inputs)
 
     def step(t, state, _):
@@ -119,12 +127,26 @@ def _loop_chunks_fwd(op, body, state, inputs):
     _, y = jax.eval_shape(body, state, *jax.tree.map(lambda x: x[0], inputs))
     rows = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), (y, state))
     last, (ys, states) = loop(step, state, rows, count)
-    return (last, ys), (inputs, states)
+    return (last, ys), states
 
 
 def _loop_chunks_bwd(op, body, residuals, cotangents):
     (inputs, states), cotangents = residuals, no_second(op, cotangents)
-    return _loop_back(body, (), states, inputs, *cotangents)[1:]
+    return loop_chunks_back(body, states, inputs, *cotangents)
+
+
+def loop_chunks_back(
+    body: Callable[..., tuple[State, Any]], states: State, inputs: PyTree[Array], dlast: State, dys: Any
+) -> tuple[State, Any]:
+    """Return the gradients by the first state and the inputs, from those by the results of `loop_chunks_forward`.
+
+    Args:
+        body: See `scan_chunks`.
+        states: The state before each chunk.
+        inputs: Chunks of inputs.
+        dlast, dys: The gradients by the last state and all ys.
+    """
+    return _loop_back(body, (), states, inputs, dlast, dys)[1:]
 
 
 _loop_chunks.defvjp(_loop_chunks_fwd, _loop_chunks_bwd)
@@ -202,20 +224,25 @@ class Decays(NamedTuple):
 
 
 def decays(log_decay: Float[Array, " C"] | None, seg: Segments, dtype: Any) -> Decays:
-    """Return exp(g_i - g_j) and exp(g_i): ones, up to a start flag, where there is no decay.
-
-    The sums are taken in two parts, multiples of 1/1024 and the rest. The first is exact, so that the
-    difference of two large sums is as good as the sum of the few decays in between.
-    """
+    """Return exp(g_i - g_j) and exp(g_i): ones, up to a start flag, where there is no decay."""
     if log_decay is None:
         return Decays(seg.same.astype(dtype), seg.first.astype(dtype))
-    log_decay = jnp.where(seg.starts, 0, jnp.maximum(log_decay, LEAST_LOG_DECAY))
-    coarse = jax.lax.stop_gradient(jnp.round(log_decay * _GRID) / _GRID)
-    g_coarse, g_fine = (_running_sum(part, seg) for part in (coarse, log_decay - coarse))
+    g_coarse, g_fine = step_sums(log_decay, seg)
     exponent = (g_coarse[:, None] - g_coarse[None, :]) + (g_fine[:, None] - g_fine[None, :])
     # Masked before exp: above the diagonal the exponent is positive, exp may overflow, and inf * 0 is nan.
     within = jnp.exp(jnp.where(seg.same, exponent, -jnp.inf))
     return Decays(within, jnp.where(seg.first, jnp.exp(g_coarse + g_fine), 0))
+
+
+def step_sums(log_decay: Float[Array, " C"], seg: Segments) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+    """Return g in two parts that add up to it, multiples of 1/1024 and the rest.
+
+    The first is exact, so that the difference of two large sums is as good as the sum of the few decays in between.
+    """
+    log_decay = jnp.where(seg.starts, 0, jnp.maximum(log_decay, LEAST_LOG_DECAY))
+    coarse = jax.lax.stop_gradient(jnp.round(log_decay * _GRID) / _GRID)
+    fine = log_decay - coarse
+    return _running_sum(coarse, seg), _running_sum(fine, seg)
 
 
 def _running_sum(x: Float[Array, " C"], seg: Segments) -> Float[Array, " C"]:

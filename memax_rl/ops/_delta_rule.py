@@ -20,6 +20,7 @@ but two cancel: dL/dg_i = dq_i . q_i - dv_i . v_i, where dq_i . q_i is dy_i . y_
 over dS o S.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from memax_rl.ops import kernels
 from memax_rl.ops._checks import check_chunk, check_starts, is_reference
 from memax_rl.ops._chunks import (
     LEAST_LOG_DECAY,
@@ -73,7 +75,8 @@ def delta_rule(
         log_decay: The logarithm of the decay, at most 0, or None for no decay. What is below -80 counts as -80.
         state: S before the first step; it counts until the first start flag.
         starts: True where a step begins a new sequence.
-        chunk: Steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+        chunk: Steps a chunk, by default 32 on a CPU, 64 elsewhere, and what suits a kernel where one runs. It need not
+            divide T.
         method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
             mode; by default the fast form, for first derivatives in reverse mode.
 
@@ -87,12 +90,19 @@ def delta_rule(
     if reads == 0 or length % reads:
         raise ValueError(f"q must have a row for each of the {length} keys or for every r-th of them, got {reads} rows")
     every = length // reads
-    chunk = -(-chunk_size(chunk, length) // every) * every
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     steps = tuple(None if x is None else x.astype(compute) for x in (k, v, beta, log_decay))
     if is_reference(method):
         last, ys = _plain(jnp.repeat(q.astype(compute), every, axis=0), steps, state.astype(compute), starts)
         return last.astype(state.dtype), ys[every - 1 :: every].astype(v.dtype)
+    if (how := kernels.chosen(tf32=True)) and compute == jnp.float32:
+        # It imports Pallas, which a CPU does without.
+        from memax_rl.ops.kernels._delta_rule import layout
+
+        if found := layout(how, k, v, log_decay, chunk):
+            last, ys = _by_kernel(how, found, state.astype(compute), q.astype(compute), steps, starts)
+            return last.astype(state.dtype), ys.astype(v.dtype)
+    chunk = -(-chunk_size(chunk, length) // every) * every
     # A padded step has beta = 0 and decay 1: it does not change the state.
     inputs = split_chunks(steps, length, chunk), split_chunks(starts, length, chunk)
     queries = split_chunks(q.astype(compute), reads, chunk // every)
@@ -205,6 +215,55 @@ def _delta_rule_bwd(residuals, cotangents):
 
 
 define(_delta_rule, _OP, _delta_rule_fwd, _delta_rule_bwd)
+
+
+def _by_kernel(how, layout, state, q, steps, starts):
+    length, reads = len(starts), len(q)
+    every = length // reads
+    if every > 1:
+        # A kernel reads every step: without a query, zero.
+        q = jnp.pad(q[:, None], ((0, 0), (every - 1, 0), (0, 0))).reshape(length, -1)
+    q, inputs, starts = split_chunks((q, steps, starts), length, layout.steps)
+    state, q, inputs = no_forward(_OP, (state, q, inputs))
+    last, ys = cast(tuple[Array, Array], _kernels(how, layout, state, q, inputs, starts))
+    return last, ys.reshape(-1, ys.shape[-1])[every - 1 : length : every]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernels(how, layout, state, q, inputs, starts):
+    return _kernels_fwd(how, layout, state, q, inputs, starts)[0]
+
+
+def _kernels_fwd(how, layout, state, q, inputs, starts):
+    from memax_rl.ops.kernels._delta_rule import delta_rule_forward
+
+    def plain(state, q, k, v, beta, log_decay, starts):
+        (last, ys), residuals = _delta_rule_fwd(state, q, (k, v, beta, log_decay), starts)
+        errors, inverses, states = residuals[3:6]
+        return last, ys, errors, inverses, jnp.swapaxes(states, 1, 2)
+
+    kernel = functools.partial(delta_rule_forward, layout)
+    last, ys, errors, inverses, states = kernels.launch(how, kernel, plain, state, q, *inputs, starts)
+    return (last, ys), (q, inputs, starts, errors, inverses, states, last)
+
+
+def _kernels_bwd(how, layout, residuals, cotangents):
+    from memax_rl.ops.kernels._delta_rule import delta_rule_backward
+
+    q, (k, v, beta, log_decay), starts, errors, inverses, states, last = residuals
+
+    def plain(q, k, beta, log_decay, starts, errors, inverses, states, dlast, dys):
+        residuals = q, (k, v, beta, log_decay), starts, errors, inverses, jnp.swapaxes(states, 1, 2), last
+        dstate, dq, (dk, dv, dbeta, dlog_decay), _ = _delta_rule_bwd(residuals, (dlast, dys))
+        return dstate, dq, dk, dv, dbeta, dlog_decay
+
+    kernel = functools.partial(delta_rule_backward, layout)
+    arrays = q, k, beta, log_decay, starts, errors, inverses, states, *cotangents
+    dstate, dq, *dinputs = kernels.launch(how, kernel, plain, *arrays)
+    return dstate, dq, tuple(dinputs), None
+
+
+define(_kernels, _OP, _kernels_fwd, _kernels_bwd)
 
 
 def generalized_delta_rule(

@@ -11,12 +11,14 @@ with Gamma_ij the decay from step j to step i and c_i that from before the chunk
 flag. With a decay per channel, Gamma belongs inside the product over channels, see `_chunks.channel_scores`.
 """
 
-from typing import Literal
+import functools
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from memax_rl.ops import kernels
 from memax_rl.ops._checks import check_chunk, check_starts, is_reference
 from memax_rl.ops._chunks import (
     LEAST_LOG_DECAY,
@@ -25,9 +27,15 @@ from memax_rl.ops._chunks import (
     chunk_size,
     decays,
     loop_chunks,
+    loop_chunks_back,
+    loop_chunks_forward,
     segments,
+    split_chunks,
     transposed,
 )
+from memax_rl.ops._first_order import define, no_forward
+
+_OP = "ops.linear_attention"
 
 
 def linear_attention(
@@ -53,7 +61,8 @@ def linear_attention(
             What is below -80 counts as -80.
         state: S before the first step; it counts until the first start flag.
         starts: True where a step begins a new sequence.
-        chunk: Steps a chunk; 32 by default on a CPU and 64 elsewhere. It need not divide T.
+        chunk: Steps a chunk, by default 32 on a CPU, 64 elsewhere, and what suits a kernel where one runs. It need not
+            divide T.
         method: `"reference"` for a plain `jax.lax.scan` over time, differentiable any number of times and in forward
             mode; by default the fast form, for first derivatives in reverse mode.
 
@@ -72,8 +81,15 @@ def linear_attention(
     if is_reference(method):
         last, ys = _plain(state.astype(compute), (*floats, starts))
         return last.astype(state.dtype), ys.astype(v.dtype)
-    first, inputs, size = state.astype(compute), (*floats, starts), chunk_size(chunk, length)
-    last, ys = loop_chunks("ops.linear_attention", body, first, inputs, length, size)
+    how, first, inputs = kernels.chosen(tf32=True), state.astype(compute), (*floats, starts)
+    if how and compute == jnp.float32:
+        # It imports Pallas, which a CPU does without.
+        from memax_rl.ops.kernels._linear_attention import layout
+
+        if found := layout(how, q, v, log_decay, chunk):
+            last, ys = _by_kernel(how, body, found, first, inputs)
+            return last.astype(state.dtype), ys.astype(v.dtype)
+    last, ys = loop_chunks(_OP, body, first, inputs, length, chunk_size(chunk, length))
     return last.astype(state.dtype), ys.astype(v.dtype)
 
 
@@ -103,3 +119,44 @@ def _channel_chunk(state, q, k, v, log_decay, starts):
     (scores,) = channel_scores(q, [k], decay.g, decay.g, seg.same, seg)
     ys = (q * decay.from_before) @ state + scores @ v
     return decay.from_before[-1][:, None] * state + transposed(k * decay.to_end) @ v, ys
+
+
+def _by_kernel(how, body, layout, state, inputs):
+    length = len(inputs[-1])
+    state, chunks = no_forward(_OP, (state, split_chunks(inputs, length, layout.steps)))
+    last, ys = cast(tuple[Array, Array], _kernels(how, body, layout, state, chunks))
+    return last, ys.reshape(-1, ys.shape[-1])[:length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _kernels(how, body, layout, state, inputs):
+    return _kernels_fwd(how, body, layout, state, inputs)[0]
+
+
+def _kernels_fwd(how, body, layout, state, inputs):
+    from memax_rl.ops.kernels._linear_attention import linear_attention_forward
+
+    def plain(state, *inputs):
+        (last, ys), states = loop_chunks_forward(body, state, inputs)
+        return last, ys, states
+
+    kernel = functools.partial(linear_attention_forward, layout)
+    last, ys, states = kernels.launch(how, kernel, plain, state, *inputs)
+    return (last, ys), (states, inputs)
+
+
+def _kernels_bwd(how, body, layout, residuals, cotangents):
+    from memax_rl.ops.kernels._linear_attention import linear_attention_backward
+
+    (states, inputs), (dlast, dys) = residuals, cotangents
+
+    def plain(states, q, k, v, log_decay, starts, dlast, dys):
+        dstate, dinputs = loop_chunks_back(body, states, (q, k, v, log_decay, starts), dlast, dys)
+        return dstate, *dinputs[:-1]
+
+    kernel = functools.partial(linear_attention_backward, layout)
+    dstate, *dinputs = kernels.launch(how, kernel, plain, states, *inputs, dlast, dys)
+    return dstate, (*dinputs, None)
+
+
+define(_kernels, _OP, _kernels_fwd, _kernels_bwd)

@@ -1,6 +1,6 @@
 """Every kernel in Pallas' interpreter against a plain loop in float64, over a grid of sizes: values and all gradients.
 
-    python tests/stress/kernels.py [--quick]
+    python tests/stress/kernels.py [--quick] [--cases attention delta]
 
 Lengths 1, 63, 500 and 1,025, batches of 1, 5 and 64, widths that are no multiple of a tile, without resets, with random
 ones and with one in every step, from a state that is not zero. Prints the largest error of each case as a share of the
@@ -54,6 +54,31 @@ def selective(dt: Any, u: Any, b: Any, c: Any, a: Any, state: Any, starts: Any) 
     return jax.lax.scan(step, state, (dt, u, b, c, starts))
 
 
+def attention(q: Any, k: Any, v: Any, log_decay: Any, state: Any, starts: Any) -> Any:
+    """Return the last state and all y of the plain loop of linear attention."""
+
+    def step(s, now):
+        q, k, v, log_decay, start = now
+        s = jnp.where(start, 0, s)
+        s = s if log_decay is None else jnp.exp(log_decay).reshape(-1, 1) * s
+        s = s + k[:, None] * v[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, (q, k, v, log_decay, starts))
+
+
+def delta(q: Any, k: Any, v: Any, beta: Any, log_decay: Any, state: Any, starts: Any) -> Any:
+    """Return the last state and all y of the plain loop of the delta rule."""
+
+    def step(s, now):
+        q, k, v, beta, log_decay, start = now
+        s = jnp.exp(log_decay) * jnp.where(start, 0, s)
+        s = s + (beta * k)[:, None] * (v - k @ s)[None, :]
+        return s, q @ s
+
+    return jax.lax.scan(step, state, (q, k, v, beta, log_decay, starts))
+
+
 def gates(cell: Callable, product: Callable) -> Callable:
     """Return the plain loop of a cell."""
 
@@ -94,6 +119,20 @@ def cases(rng: np.random.Generator, length: int, batch: int) -> Iterator[Case]:
         a, state = -rng.exponential(size=(states, channels)), rng.normal(size=(batch, states, channels))
         axes = (0, 0, 0, 0, None, 0)
         yield f"selective {states} x {channels}", ops.selective_scan, selective, (dt, u, b, c, a, state), axes
+    for decay, keys, values in (("none", 33, 65), ("step", 1, 1), ("step", 37, 49), ("channel", 20, 33)):
+        q, k = rng.normal(size=(2, batch, length, keys)) * keys**-0.5
+        v, state = rng.normal(size=(batch, length, values)), rng.normal(size=(batch, keys, values))
+        shape = {"none": None, "step": (batch, length), "channel": (batch, length, keys)}[decay]
+        log_decay = None if shape is None else -rng.exponential(size=shape) * rng.choice([0.02, 1], shape)
+        axes = (0, 0, 0, None if shape is None else 0, 0)
+        name = f"attention, {decay} {keys}"
+        yield name, ops.linear_attention, attention, (q, k, v, log_decay, state), axes
+    for keys, values in ((1, 1), (33, 49)):
+        q, k = rng.normal(size=(2, batch, length, keys)) * keys**-0.5
+        k /= np.linalg.norm(k, axis=-1, keepdims=True)
+        v, state = rng.normal(size=(batch, length, values)), rng.normal(size=(batch, keys, values))
+        beta, log_decay = 2 * rng.random((batch, length)), -rng.exponential(size=(batch, length)) * 0.1
+        yield f"delta {keys}", ops.delta_rule, delta, (q, k, v, beta, log_decay, state), (0, 0, 0, 0, 0, 0)
     for model, count, parts in ((GRU, 3, 1), (LSTM, 4, 2)):
         for width in (1, 33):
             matrices = [rng.normal(size=(width, width)) * width**-0.5 for _ in range(count)]
@@ -135,13 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="lengths 1 and 63 only")
     parser.add_argument("--lengths", type=int, nargs="+", help="these lengths only")
+    parser.add_argument("--starts", nargs="+", default=tuple(STARTS), choices=STARTS, help="these resets only")
+    parser.add_argument("--cases", nargs="+", default=("",), help="only those whose name begins so, as real or delta")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="these batches only")
     arguments = parser.parse_args()
     lengths, failed = arguments.lengths or LENGTHS[: 2 if arguments.quick else None], False
-    for kind, length, batch in ((k, t, n) for k in STARTS for t in lengths for n in arguments.batches):
+    for kind, length, batch in ((k, t, n) for k in arguments.starts for t in lengths for n in arguments.batches):
         rng = np.random.default_rng([length, batch])
         starts = rng.random((batch, length)) < STARTS[kind]
         for name, run, loop, arrays, axes in cases(rng, length, batch):
+            if not name.startswith(tuple(arguments.cases)):
+                continue
             begin = time.perf_counter()
             with jax.enable_x64(True):
                 values, gradients = results(loop, jax.tree.map(jnp.asarray, arrays), axes, jnp.asarray(starts))
@@ -152,7 +195,7 @@ def main() -> None:
             errors = worst(got[0], values), worst(got[1], gradients)
             wrong = not (errors[0] < 1e-5 and errors[1] < 1e-4)
             failed |= wrong
-            size, took = f"T {length:5d}  batch {batch:3d}  starts {kind:7s} {name:20s}", time.perf_counter() - begin
+            size, took = f"T {length:5d}  batch {batch:3d}  starts {kind:7s} {name:22s}", time.perf_counter() - begin
             told = f"values {errors[0]:.0e} gradients {errors[1]:.0e} {took:6.1f} s{'  WRONG' if wrong else ''}"
             print(size, told, flush=True)
     sys.exit(failed)

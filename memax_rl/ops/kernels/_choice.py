@@ -46,17 +46,26 @@ def mode() -> Mode:
     return _override.get() or _known(VARIABLE, os.environ.get(VARIABLE) or "auto")
 
 
-def chosen() -> Launch | None:
-    """Return how kernels run in what is traced now, None for the plain form."""
+def chosen(*, tf32: bool = False) -> Launch | None:
+    """Return how kernels run in what is traced now, None for the plain form.
+
+    Args:
+        tf32: Whether it is one for GPUs that multiply TF32 numbers. By default others do not run it.
+    """
     choice = mode()
     if choice == "interpret":
         return "interpret"
-    return "cuda" if choice == "1" or (choice == "auto" and _on_nvidia()) else None
+    on_gpu = choice == "auto" and _on_nvidia() and (not tf32 or _capability() >= 8)
+    return "cuda" if choice == "1" or on_gpu else None
 
 
 def _on_nvidia() -> bool:
     # The backend "gpu" is also AMD's.
     return jax.default_backend() == "gpu" and "cuda" in backend.get_backend().platform_version
+
+
+def _capability() -> float:
+    return float(jax.local_devices()[0].compute_capability)
 
 
 def launch(how: Launch, kernel: Callable[..., Any], plain: Callable[..., Any], *args: Any) -> Any:
