@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 
 from memax_rl import memory, ops
+from memax_rl.evaluation.figures import BLUE, VERMILLION, make_figure, shorten
 
 WIDTH = 128
 HEAD = 64
@@ -412,31 +413,31 @@ def draw_sizes(rows: list[dict[str, Any]], path: Path, machine: str) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path, machine: str) -> None:
-    """Draw for the largest T and batch: time and temporary memory, ours and what stands beside."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    """Draw for the largest T and batch: time and temporary memory of the models and of their counterparts."""
+    from matplotlib.lines import Line2D
 
     size = max((row["T"], row["batch"]) for row in rows)
     rows = [row for row in rows if (row["T"], row["batch"]) == size]
     labels = [f"{row['model']} ({row['beside']})" if row["beside"] else row["model"] for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 1.2 + 0.24 * len(rows)), sharey=True, layout="constrained")
-    panels = (("fwd+bwd ms", "forward and backward, ms"), ("MB", "temporary memory, MB"))
+    looks = {"memax_rl": (BLUE, "o"), "counterpart, in brackets": (VERMILLION, "^")}
+    styles = {name: {"color": c, "marker": m, "markersize": 4, "linestyle": ""} for name, (c, m) in looks.items()}
+    legend = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    ours, other = styles.values()
+    caption = f"T = {size[0]}, batch {size[1]}, width {WIDTH}. {machine}. Medians over the turns; logarithmic scales."
+    figure, axes = make_figure(2, "One layer, forward and backward", legend, caption, height=0.5 + 0.155 * len(rows))
+    panels = (("fwd+bwd ms", "time, ms"), ("MB", "temporary memory, MB"))
     for axis, (key, title) in zip(axes, panels, strict=True):
         for i, row in enumerate(rows):
             theirs = row.get(f"other {key}")
             if theirs is not None:
                 axis.plot([row[key], theirs], [i, i], color="0.8", zorder=1)
-                axis.scatter(theirs, i, color="tab:orange", s=22, label="beside" if i == 0 else None)
-            axis.scatter(row[key], i, color="tab:blue", s=22, label="memax_rl" if i == 0 else None)
-        axis.set(xscale="log", xlabel=title)
-        axis.grid(axis="x", which="both", alpha=0.2)
-    axes[0].set_yticks(range(len(rows)), labels, fontsize=7)
-    axes[0].invert_yaxis()
-    axes[0].legend(loc="lower right")
-    figure.suptitle(f"T = {size[0]}, batch {size[1]}, width {WIDTH}; {machine}", fontsize=8)
-    figure.savefig(path, dpi=110)
+                axis.plot(theirs, i, **other)
+            axis.plot(row[key], i, **ours)
+        axis.set(xscale="log", xlabel=title, ylim=(len(rows) - 0.4, -0.6))
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_yticks(range(len(rows)), [])
+    axes[0].set_yticks(range(len(rows)), [shorten(label.replace(" heads=1", ""), 48) for label in labels])
+    figure.savefig(path, dpi=130)
 
 
 def machine_name() -> str:

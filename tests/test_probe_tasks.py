@@ -47,12 +47,13 @@ def test_selective_copying_asks_for_the_symbols_wherever_they_stand():
     assert len(places) == 4
 
 
-def test_first_symbol_asks_at_the_end():
-    for inputs, targets, where in draw("first_symbol", length=9, alphabet=3):
-        assert np.flatnonzero(where).tolist() == [8]
-        assert inputs[8] == 3
-        assert inputs[:8].max() < 3
-        assert targets[8] == inputs[0]
+@pytest.mark.parametrize(("doublings", "asked"), [(False, [10]), (True, [1, 2, 4, 8, 10])])
+def test_first_symbol_asks_at_the_end_and_at_doublings(doublings, asked):
+    for inputs, targets, where in draw("first_symbol", length=11, alphabet=3, doublings=doublings):
+        assert np.flatnonzero(where).tolist() == asked
+        assert inputs[10] == 3
+        assert inputs[:10].max() < 3
+        assert (targets[where] == inputs[0]).all()
 
 
 def test_induction_heads_asks_what_followed_the_special_symbol():

@@ -71,7 +71,11 @@ class SelectiveCopying(Copying):
 
 
 class FirstSymbol(Classification):
-    """Say the first of many random symbols at the end."""
+    """Say the first of many random symbols at the end.
+
+    With `doublings`, say it after 1, 2, 4, 8, ... slots too: what is near is learned first, and leads on to what is
+    twice as far. The score is then the share of these distances over which the symbol is held.
+    """
 
     known: ClassVar[str] = "Memories that can keep a value while they ignore inputs; a gate or a decay near one."
     source: ClassVar[str] = "The latching problem of https://doi.org/10.1109/72.279181"
@@ -80,6 +84,8 @@ class FirstSymbol(Classification):
     """Slots of a sequence; the last one asks."""
     alphabet: int = Field(default=4, ge=2, le=10_000)
     """How many different symbols there are."""
+    doublings: bool = False
+    """Ask after 1, 2, 4, 8, ... slots too; else at the last one alone."""
 
     @property
     def input_space(self) -> spaces.Discrete:
@@ -91,6 +97,11 @@ class FirstSymbol(Classification):
 
     def sample(self, key, data=()) -> Sequence:
         inputs = jax.random.randint(key, (self.length,), 0, self.alphabet).at[-1].set(self.alphabet)
+        if self.doublings:
+            slots = jnp.arange(self.length)
+            # One bit is set in a power of two.
+            asked = ((slots > 0) & ((slots & (slots - 1)) == 0)) | (slots == self.length - 1)
+            return Sequence(inputs, jnp.where(asked, inputs[0], 0), asked)
         return _asked_at_the_end(inputs, inputs[0])
 
 

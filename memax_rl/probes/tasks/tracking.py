@@ -185,6 +185,10 @@ class Localization(Task):
     taken in the frame of before the turn. The position is divided by its root mean square at the last slot; the
     orientation is said by the first two rows of the rotation matrix, which are continuous in it, where a rotation
     vector is not (https://arxiv.org/abs/1812.07035).
+
+    With turns of up to pi, as in Memax, the correlation with the true orientation falls to a third with each turn that
+    is left out, so that at a hundred slots a memory scores zero until it composes nearly all of them exactly. Turns of
+    up to 0.5 leave 0.97 of it: what composes some of them scores something.
     """
 
     known: ClassVar[str] = (
@@ -194,7 +198,7 @@ class Localization(Task):
     source: ClassVar[str] = "Continuous localization of https://github.com/smorad/memax"
 
     angle: float = Field(default=math.pi, ge=0, le=math.pi)
-    """The largest angle of a turn, radians."""
+    """The largest angle of a turn, radians. With 0.5 or less memories are told apart at a hundred slots."""
     every: bool = True
     """Ask at every slot; else at the last one alone."""
 
