@@ -1,7 +1,8 @@
 """Recurrent deep Q-learning on tapes of whole episodes.
 
 Mnih et al. 2015, https://doi.org/10.1038/nature14236; recurrent as in Hausknecht and Stone 2015,
-https://arxiv.org/abs/1507.06527.
+https://arxiv.org/abs/1507.06527; rescaled values and priorities of episodes as in Kapturowski et al. 2019,
+https://openreview.net/forum?id=r1lyTjAqYX.
 
 One update:
 1. `_collect` takes `steps` slots in each of N environment streams, epsilon-greedily, and adds them to the replay.
@@ -47,6 +48,8 @@ class DQNConfig(ReplaySettings):
     """Exponent of an episode's priority. For sample_by "priority"."""
     priority_beta: float = Field(default=0.6, ge=0, le=1)
     """Exponent of the importance weights; 1 undoes the bias entirely. For sample_by "priority"."""
+    priority_eta: float = Field(default=0.9, ge=0, le=1)
+    """Share of the greatest error in an episode's priority; the rest is the mean's. For sample_by "priority"."""
     epsilon_start: float = Field(default=1.0, ge=0, le=1)
     """Probability of a random action at the start."""
     epsilon_end: float = Field(default=0.05, ge=0, le=1)
@@ -67,6 +70,8 @@ class DQNConfig(ReplaySettings):
     """Choose the next action by the online network, and value it by the target network."""
     dueling: bool = True
     """Split action values into a state's value and the actions' advantages."""
+    rescale_values: bool = False
+    """Learn h(Q), where h(x) = sign(x) (sqrt(abs(x) + 1) - 1) + x / 1000 draws large values together, as R2D2 does."""
     target_update_period: int = Field(default=50, ge=1, lt=2**31)
     """Gradient steps between updates of the target network."""
     target_tau: float = Field(default=1.0, gt=0, le=1)
@@ -150,6 +155,8 @@ class DQN:
         self.schedule = make_schedule(config.lr_schedule, config.learning_rate)
         self.epsilon_schedule = optax.linear_schedule(config.epsilon_start, config.epsilon_end, 1)
         self.optimizer = make_optimizer(config)
+        # From returns to what the network says, and back.
+        self.value_scale = rlax.SIGNED_HYPERBOLIC_PAIR if config.rescale_values else rlax.IDENTITY_PAIR
 
     def init(self, key: PRNGKeyArray) -> DQNState:
         """Return the state before training."""
@@ -257,7 +264,8 @@ class DQN:
             count = count + 1
             target = self.follow(online, target, count)
             if self.config.sample_by == "priority":
-                priority = replays.reprioritize(replay, sample, error, devices=self.devices).priority
+                eta = self.config.priority_eta
+                priority = replays.reprioritize(replay, sample, error, eta, self.devices).priority
             return ((online, target), optimizer, priority, count), metrics
 
         def learn(carry):
@@ -304,7 +312,7 @@ class DQN:
         return optax.incremental_update(online, target, tau)
 
     def targets(self, q: QValues, target_q: QValues, tape: Tape) -> Float[Array, "rows slots"]:
-        """Return targets of the taken actions' values, from Q of the online (`q`) and the target network (`target_q`).
+        """Return targets of what the networks say of the actions taken, from the online (`q`) and the target network.
 
         Computed from what the networks say now, at every gradient step. Slots that are not valid hold no meaning.
         """
@@ -315,7 +323,7 @@ class DQN:
             value = _on_slots(lambda target_q: target_q.max(), target_q)
         # One slot further on the same unroll. Where that belongs to another episode, the transition was terminated and
         # the value is not used: a truncated one is followed by the slot of its final observation.
-        next_value = next_slot(value)
+        next_value = next_slot(self.value_scale.apply_inv(value))
         # Where the next slot holds no transition, or one that the tape cuts, the sum ends with that slot's value.
         cut = tape.truncated | ~next_slot(tape.valid)
 
@@ -329,7 +337,8 @@ class DQN:
         # Whether the next action is the best there, so that what follows it says what is to be learned.
         is_best = next_slot(_on_slots(lambda q, action: jnp.all(q.mode() == action), q, tape.action))
         discount = learning_discount(tape, config.gamma)
-        return jax.vmap(row)(learning_reward(tape), next_value, tape.terminated, cut, discount, is_best)
+        returns = jax.vmap(row)(learning_reward(tape), next_value, tape.terminated, cut, discount, is_best)
+        return self.value_scale.apply(returns)
 
     def _loss(self, online, target, static, sample: Sample) -> tuple[Float[Array, ""], tuple[Array, dict[str, Array]]]:
         """Return the weighted Huber loss of sampled tapes, the errors of all slots, and metrics.
@@ -347,7 +356,7 @@ class DQN:
         metrics = {
             "loss": loss,
             "td_error": jnp.sum(jnp.abs(error)) / count,
-            "q_value": jnp.sum(jnp.where(tape.valid, value, 0)) / count,
+            "q_value": jnp.sum(jnp.where(tape.valid, self.value_scale.apply_inv(value), 0)) / count,
             "tape/utilization": jnp.mean(tape.valid) / self.devices,
         }
         return loss, jax.lax.stop_gradient((error, metrics))

@@ -2,6 +2,12 @@
 
 from _mistakes import Mistake, bc, ppo
 
+RESCALED = (
+    "tests/test_dqn.py::test_rescaled_targets_by_hand",
+    "tests/test_dqn.py::test_rescaled_targets_agree_with_rlax",
+    "tests/test_dqn.py::test_a_rescaled_value_at_an_end",
+)
+
 MISTAKES = (
     Mistake(
         1,
@@ -104,9 +110,33 @@ MISTAKES = (
         6,
         "the next value of Q-learning is that of the same slot",
         "agents/dqn.py",
-        "next_value = next_slot(value)",
-        "next_value = value",
+        "next_value = next_slot(self.value_scale.apply_inv(value))",
+        "next_value = self.value_scale.apply_inv(value)",
         ("tests/test_dqn.py::test_next_values_are_one_unroll_shifted_by_one_slot",),
+    ),
+    Mistake(
+        6,
+        "rescaled values are summed with rewards as they are",
+        "agents/dqn.py",
+        "next_value = next_slot(self.value_scale.apply_inv(value))",
+        "next_value = next_slot(value)",
+        RESCALED,
+    ),
+    Mistake(
+        6,
+        "targets of rescaled values are not rescaled",
+        "agents/dqn.py",
+        "return self.value_scale.apply(returns)",
+        "return returns",
+        RESCALED,
+    ),
+    Mistake(
+        9,
+        "the priority of an episode has a fixed share of its greatest error",
+        "agents/dqn.py",
+        "eta = self.config.priority_eta",
+        "eta = 0.9",
+        ("tests/test_dqn.py::test_priorities_mix_the_greatest_and_the_mean_error",),
     ),
     Mistake(
         9,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rlax
 from _probes import Probe, Recall, run_updates
 
 from memax_rl.agents.dqn import DQN, DQNConfig, unroll
@@ -182,6 +183,63 @@ def test_double_and_plain_targets_by_hand():
         np.testing.assert_allclose(agent.targets(q, target_q, tape)[0], want)
 
 
+def _one_episode(reward, said, double_by=None) -> tuple[QValues, QValues, replays.Tape]:
+    """Return Q of the online network, Q of the target network, and the tape [1, slots] of one open episode."""
+    values = jax.vmap(jax.vmap(lambda raw: QValues(spaces.Discrete(said.shape[1]), raw)))
+    slots = len(reward)
+    no = jnp.zeros((1, slots), bool)
+    flags = {"terminated": no, "truncated": no, "valid": no.at[0, :-1].set(True), "start": no.at[0, 0].set(True)}
+    tape = replays.Tape(jnp.zeros((1, slots)), jnp.zeros((1, slots), jnp.int32), jnp.asarray(reward)[None], **flags)
+    chosen = said if double_by is None else double_by
+    return values(jnp.asarray(chosen)[None]), values(jnp.asarray(said)[None]), tape
+
+
+def test_rescaled_targets_by_hand():
+    """h(3) = 2 - 1 + .003, h(8) = 3 - 1 + .008 and h(15) = 4 - 1 + .015; h(-x) = -h(x)."""
+    said = np.array([[0, 0], [1.003, 0], [-2.008, -3.015], [0, 2.008]], np.float32)
+    q, target_q, tape = _one_episode([6.5, 19, -1, 0], said)
+    # Followed by 3, -8 and 8. One step: 6.5 + 3 / 2 = 8, 19 - 8 / 2 = 15, -1 + 8 / 2 = 3.
+    agent = _agent(Probe(longest=3), gamma=0.5, rescale_values=True)
+    np.testing.assert_allclose(agent.targets(q, target_q, tape)[0, :3], [2.008, 3.015, 1.003], atol=2e-4)
+    # Two steps: 6.5 + 19 / 2 - 8 / 4 = 14, 19 - 1 / 2 + 8 / 4 = 20.5, and the last, which has no second step.
+    agent = _agent(Probe(longest=3), gamma=0.5, rescale_values=True, n_step=2)
+    want = [15**0.5 - 1 + 0.014, 21.5**0.5 - 1 + 0.0205, 1.003]
+    np.testing.assert_allclose(agent.targets(q, target_q, tape)[0, :3], want, atol=2e-4)
+
+
+@pytest.mark.parametrize("settings", [{"q_lambda": 0.7}, {"n_step": 1}, {"n_step": 3}], ids=str)
+def test_rescaled_targets_agree_with_rlax(settings, key):
+    """Q-learning of Kapturowski et al. 2019 over one episode, with values of both signs and many sizes."""
+    slots, (reward_key, q_key, choice_key) = 12, jax.random.split(key, 3)
+    reward = 20 * jax.random.normal(reward_key, (slots,))
+    said, by = 3 * jax.random.normal(q_key, (slots, 3)), jax.random.normal(choice_key, (slots, 3))
+    discount, taken = jnp.full(slots - 1, 0.9), jnp.zeros(slots - 1, jnp.int32)
+    nothing, pair = jnp.zeros((slots - 1, 3)), rlax.SIGNED_HYPERBOLIC_PAIR
+    if "q_lambda" in settings:
+        by = said
+        arguments = nothing, taken, reward[:-1], discount, said[1:], jnp.asarray(0.7)
+        want = rlax.transformed_q_lambda(*arguments, tx_pair=pair)
+    else:
+        arguments = nothing, taken, said[1:], jnp.argmax(by[1:], axis=1).astype(jnp.int32), reward[:-1], discount
+        want = rlax.transformed_n_step_q_learning(*arguments, settings["n_step"], tx_pair=pair)
+    agent = _agent(Probe(longest=3), gamma=0.9, rescale_values=True, **settings)
+    np.testing.assert_allclose(agent.targets(*_one_episode(reward, said, by))[0, :-1], want, rtol=1e-4, atol=1e-4)
+
+
+def test_priorities_mix_the_greatest_and_the_mean_error(key):
+    """By the share that is set, from the errors before the gradient step."""
+    agent = _agent(Probe(random=True), sample_by="priority", priority_eta=0.25)
+    assert agent.sizes.gradient_steps == 1
+    state, _ = run_updates(agent, agent.init(key), 3)
+    after, _ = eqx.filter_jit(agent._learn)(state, 1e-3, key)
+    sample = jax.jit(agent.sample)(state.replay, jax.random.split(key, 1)[0])
+    online, static = eqx.partition((state.network, state.target), eqx.is_inexact_array)
+    _, (error, _) = jax.jit(lambda a, b, s: agent._loss(a, b, static, s))(*online, sample)
+    want = jax.jit(lambda *a: replays.reprioritize(*a, eta=0.25))(state.replay, sample, error).priority
+    np.testing.assert_allclose(after.replay.priority, want, rtol=1e-4)
+    assert not np.allclose(want, state.replay.priority)
+
+
 def test_multi_discrete_values_are_sums_over_components():
     q = QValues(spaces.MultiDiscrete((2, 3)), jnp.array([1.0, 4.0, 10.0, 30.0, 20.0]))
     assert float(q.of(jnp.array([0, 2]))) == 21
@@ -319,6 +377,18 @@ def test_value_at_an_end(ending, want, n_step, key):
     agent = _agent(probe, "mlp", 8, past=False, gamma=0.8, learning_rate=1e-2, target_update_period=1, n_step=n_step)
     _, metrics = run_updates(agent, agent.init(key), 250)
     assert float(metrics["q_value"][-1]) == pytest.approx(want, abs=0.25)
+
+
+def test_a_rescaled_value_at_an_end(key):
+    """The network says h(5) = sqrt(6) - 1 + .005 where the return is 5; the metric is of the return."""
+    probe = Probe(longest=1, ending="truncated", constant=True)
+    settings = {"gamma": 0.8, "learning_rate": 1e-2, "target_update_period": 1, "rescale_values": True}
+    agent = _agent(probe, "mlp", 8, past=False, **settings)
+    state, metrics = run_updates(agent, agent.init(key), 250)
+    assert float(metrics["q_value"][-1]) == pytest.approx(5, abs=0.25)
+    sample = jax.jit(agent.sample)(state.replay, key)
+    said = np.asarray(_unroll(state.network, sample.tape).raw)[np.asarray(sample.tape.valid)]
+    np.testing.assert_allclose(said.max(axis=-1), 6**0.5 - 1 + 0.005, atol=0.06)
 
 
 class RecallBoth(Recall):

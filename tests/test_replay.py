@@ -1,6 +1,7 @@
 """The replay against a plain Python reference: what is stored, what is drawn, and how often."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -263,12 +264,13 @@ def test_weights_of_a_smaller_beta_are_a_power(key):
     assert a.min() < a.max()
 
 
-def test_priorities_by_hand(key):
-    """Two episodes on a tape: 0.9 max + 0.1 mean of each, over the slots that count; the rest keeps its priority."""
+@pytest.mark.parametrize("eta", [0.9, 0.25])
+def test_priorities_by_hand(eta, key):
+    """Two episodes on a tape: max and mean of each, over the slots that count; the rest keeps its priority."""
     _, replay = _filled(1)
     drawn = _sample(replay, key, rows=1, slots=SLOTS, by="priority")
     error = jnp.arange(1.0, SLOTS + 1)[None] * jnp.where(jnp.arange(SLOTS) % 2 == 0, 1, -1)[None]
-    after = jax.jit(replays.reprioritize)(replay, drawn, error)
+    after = jax.jit(partial(replays.reprioritize, eta=eta))(replay, drawn, error)
     start, valid = np.asarray(drawn.tape.start[0]), np.asarray(drawn.tape.valid[0])
     bounds = [*np.flatnonzero(start), SLOTS]
     changed = set()
@@ -276,7 +278,7 @@ def test_priorities_by_hand(key):
         sizes = [abs(float(error[0, t])) for t in range(a, b) if valid[t]]
         at = (int(drawn.stream[0]), int(drawn.index[0, a]))
         if sizes:
-            assert float(after.priority[at]) == pytest.approx(0.9 * max(sizes) + 0.1 * np.mean(sizes), rel=1e-6)
+            assert float(after.priority[at]) == pytest.approx(eta * max(sizes) + (1 - eta) * np.mean(sizes), rel=1e-6)
             changed.add(at)
     assert len(changed) > 1
     same = np.asarray(after.priority == replay.priority)

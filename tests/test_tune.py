@@ -70,7 +70,7 @@ def test_a_wrong_space_is_one_line(parts, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", ["ppo", "dqn", "pqn", "sac"])
 def test_the_shipped_spaces_are_right(name):
     space = load_space(Path(name))
     space.check()
@@ -204,7 +204,7 @@ def test_failing_trials_are_recorded_and_end_a_search_that_has_no_others(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere"], "'nowhere' is no file, nor one that is shipped; known: dqn, ppo"),
+        (["nowhere"], "'nowhere' is no file, nor one that is shipped; known: dqn, ppo, pqn, sac"),
         (["ppo"], "needs a folder"),
         (["ppo", "--ppo.gama", "3", "--out", "x"], "unknown field ppo.gama"),
         (["ppo", "--trials", "0", "--out", "x"], "invalid value for '--trials'"),
