@@ -213,10 +213,16 @@ def errors(name: str, size: Size, mode: kernels.Mode) -> tuple[float, float]:
 
 
 def share(got: Any, wanted: Any) -> float:
-    """Return the largest error as a share of the largest entry of its array; nan counts as infinite."""
+    """Return the largest error as a share of the largest entry of its array; nan counts as infinite.
+
+    An array whose entries are below a thousandth of the largest of all is compared with that: it may be nothing but
+    rounding, as the gradient by a scale in front of a norm.
+    """
+    got, wanted = (list(map(np.asarray, jax.tree.leaves(tree))) for tree in (got, wanted))
+    least = 1e-3 * max(1, *(float(np.max(np.abs(w))) for w in wanted))
     worst = 0.0
-    for g, w in zip(map(np.asarray, jax.tree.leaves(got)), map(np.asarray, jax.tree.leaves(wanted)), strict=True):
-        error = np.max(np.abs(g - w)) / max(np.max(np.abs(w)), 1e-3)
+    for g, w in zip(got, wanted, strict=True):
+        error = np.max(np.abs(g - w)) / max(np.max(np.abs(w)), least)
         worst = max(worst, float(error) if np.isfinite(error) else np.inf)
     return worst
 
