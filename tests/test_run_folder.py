@@ -335,14 +335,25 @@ def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path,
         ("seed: !!bool x", r"not valid YAML: .* not of the type that its tag"),
         ("env: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("x: " + "y" * 2_000_000, "larger than"),
+        ("network: {memory: gru, memory: lru}", "'memory' is there twice in one place; write it once"),
     ],
-    ids=["alias", "deep", "timestamp", "bool", "python", "large"],
+    ids=["alias", "deep", "timestamp", "bool", "python", "large", "twice"],
 )
 def test_yaml_that_is_no_configuration_is_refused_shortly(tmp_path, text, says):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=says) as caught:
         load_config(tmp_path / "config.yaml")
     assert len(str(caught.value)) < 600
+
+
+def test_a_pipe_is_read_as_a_file_and_an_endless_one_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("seed: 3",))
+    writer.start()
+    assert load_config(tmp_path / "pipe").seed == 3
+    writer.join()
+    with pytest.raises(ValueError, match="larger than"):
+        load_config("/dev/zero")
 
 
 def test_dates_are_text():

@@ -268,7 +268,7 @@ def load_config(name: str | Path) -> TrainConfig:
         ValueError: If there is no such file or preset, or it does not hold a valid configuration.
     """
     path = expanded(name)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         if str(name) not in presets():
             raise ValueError(f"no configuration file or preset {str(name)!r}; {close_to(str(name), presets())}")
         path = preset_path(str(name))

@@ -11,7 +11,10 @@ _DEEPEST = 20
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values: no aliases, which can stand for more than any memory holds, and no dates or deep nests."""
+    """YAML of plain values: no aliases, which can stand for more than any memory holds, no key twice, no dates.
+
+    Nor what is nested deeply.
+    """
 
     depth = 0
 
@@ -24,6 +27,15 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name in seen:
+                raise yaml.YAMLError(f"{name!r} is there twice in one place; write it once")
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 for _letter, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
@@ -50,9 +62,12 @@ def _cut(text: str, longest: int = 300) -> str:
 def read_fields(path: Path) -> dict[str, Any]:
     """Return the fields in a YAML file. Raises `ValueError` that names the file if it holds anything else."""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        # Not by its size: a pipe, such as a shell's <(...), has none.
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
             raise ValueError(f"{path} is larger than {_LARGEST_FILE} bytes, and no configuration")
-        fields = parse_yaml(path.read_text())
+        fields = parse_yaml(content.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     except OSError as error:
