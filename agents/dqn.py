@@ -312,7 +312,7 @@ class DQN:
         return optax.incremental_update(online, target, tau)
 
     def targets(self, q: QValues, target_q: QValues, tape: Tape) -> Float[Array, "rows slots"]:
-        """Return targets of what the networks say of the actions taken, from the online (`q`) and the target network.
+        """Return targets of what the online (`q`) and the target network (`target_q`) say of the actions taken.
 
         Computed from what the networks say now, at every gradient step. Slots that are not valid hold no meaning.
         """
