@@ -297,6 +297,8 @@ def test_a_file_is_read_and_changed_by_what_is_typed(capsys, tmp_path):
         (["--memory"], "--memory needs a value"),
         (["--memory", "gru", "--memory", "lru"], "--memory is given twice"),
         (["--memory", "gru", "lru", "--network.memory", "s5"], "--memory and --network.memory are the same field"),
+        (["--memory", "gru,lru"], "--network.memory: several values stand one after the other, without commas"),
+        (["--memory", "gru", "--env", "own/No"], "one of your own needs --import MODULE"),
         (["--memory", "gru", "--cell", "9"], "there is no cell 9; the study has cells 0 to 0"),
         (["nowhere.yaml"], "'nowhere.yaml' is no file, nor one that is shipped; known: behavior_cloning, dqn, "),
         ([], "the grid is empty"),

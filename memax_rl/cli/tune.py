@@ -1,13 +1,14 @@
 """`memax-rl tune`: search for settings."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from memax_rl.cli.common import PathType, answers, import_own, prepare_jax, trust_options
-from memax_rl.cli.study import FieldsCommand, by_field
+from memax_rl.cli.study import FieldsCommand, by_field, name_modules
 
 _EXAMPLES = """\
 Examples:
@@ -42,7 +43,7 @@ def tune(
 
     if file.is_dir() and ctx.obj:
         raise ValueError(f"{file} is the folder of a search, which says what it is; leave out the fields")
-    given: Any = file if file.is_dir() else _space(file, ctx.obj)
+    given: Any = file if file.is_dir() else _space(file, ctx.obj, imports)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -55,7 +56,7 @@ def tune(
     print(f"memax-rl train --config {ended.best}")
 
 
-def _space(file: Path, fields: dict[str, list[str]]) -> Any:
+def _space(file: Path, fields: dict[str, list[str]], imports: Sequence[str]) -> Any:
     """Return the space of a file, with the fields that were typed: one value for all trials, several as choices."""
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
@@ -70,4 +71,4 @@ def _space(file: Path, fields: dict[str, list[str]]) -> Any:
             space[name] = values
         else:
             base[name] = values[0]
-    return studies.make_space(whole | {"base": base, "space": space})
+    return studies.make_space(whole | {"base": name_modules(base, imports), "space": space})

@@ -264,8 +264,8 @@ def configure(fields: Mapping[str, Any]) -> TrainConfig:
     try:
         return override(start, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
     except ValueError as error:
-        # In a file, fields have no dashes in front.
-        raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))) from None
+        # In a file, fields have no dashes in front; these two are options of the command.
+        raise ValueError(re.sub(r"(?<![\w-])--(?!import\b|trust\b)(?=[a-z])", "", str(error))) from None
 
 
 def _parts(chosen: Mapping[str, Any], config: TrainConfig | ProbeConfig) -> list[str]:

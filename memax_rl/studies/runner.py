@@ -181,7 +181,8 @@ class _Pool:
         self.count = min(self.wanted or len(self.gpus) or len(machine.cores()), max(1, len(self.waiting)))
         with show(self.state, progress) as say, stop_signals() as stopped:
             self.say = say
-            say(f"{len(self.cells)} cells, {len(self.waiting)} to run, {self.count} workers, in {self.folder.path}")
+            workers = f"{self.count} worker{'s' if self.count > 1 else ''}"
+            say(f"{len(self.cells)} cells, {len(self.waiting)} to run, {workers}, in {self.folder.path}")
             for name in again:
                 say(f"again: {name}, which failed before")
             try:
