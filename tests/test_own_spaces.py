@@ -225,6 +225,16 @@ def test_an_environment_that_cannot_run_in_a_loop_is_told_so_in_words(how, says)
     assert "\n" not in str(error.value)
 
 
+def test_an_action_space_of_another_package_is_only_recognized():
+    class Acts(Shows):
+        def action_space(self, params):
+            return Foreign(n=2)
+
+    envs.register("own/Acts", lambda: Acts(BOX, jnp.ones(2)))
+    env, params = envs.make("own/Acts")
+    assert env.action_space(params).n == 2
+
+
 @pytest.mark.parametrize("base", [Shows, Turns])
 @pytest.mark.parametrize(
     ("method", "values", "says"),

@@ -213,6 +213,6 @@ def check_returns(env_id: str, env: Any, key: Any) -> None:
     params = env.default_params
     with lenient():
         _, state = call_for(f"{env_id}: reset_env", ("observation", "state"), env.reset_env, key, params)
-        action = jax.eval_shape(lambda: env.action_space(params).sample(jax.random.key(0)))
+        action = jax.eval_shape(lambda: spaces.recognize(env.action_space(params)).sample(jax.random.key(0)))
         parts = ("observation", "state", "reward", "terminated", "info")
         call_for(f"{env_id}: step_env", parts, env.step_env, key, state, action, params)
