@@ -263,8 +263,7 @@ def evaluate_in_context(
     def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
         with products_in(config.precision):
             played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
-        best, same = best_returns(env, key, tasks), same_tasks(env, key, tasks)
-        return summarize_trials(np.stack(played).astype(np.float64), best, same=same)
+        return _summary(env, key, np.stack(played))
 
     # `num_tasks` limits the training tasks only.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
@@ -273,10 +272,7 @@ def evaluate_in_context(
         "policy": "greedy" if greedy else "sampled",
         "seeds": seeds,
         "checkpoint": checkpoint,
-        "tasks": tasks,
-        "distinct_tasks": {
-            split: int(same_tasks(env, key, tasks).max()) + 1 for split, env in (("train", train), ("test", test))
-        },
+        **_count(train, test, key, tasks),
         "episodes": episodes,
         "trained_episodes": trained,
         "train": {"agent": measure(train, episodes), "wiped": measure(train, episodes, wiped=True)},
@@ -322,9 +318,21 @@ def _make_play(agent: Any, networks: Any, greedy: bool, key: PRNGKeyArray, tasks
     return play_seed
 
 
+def _count(train: Trials, test: Trials, key: PRNGKeyArray, tasks: int) -> dict[str, Any]:
+    """Return how many trials of each split are played, and of how many different tasks they are."""
+    distinct = {env.split: int(same_tasks(env, key, tasks).max()) + 1 for env in (train, test)}
+    return {"tasks": tasks, "distinct_tasks": distinct}
+
+
+def _summary(env: Trials, key: PRNGKeyArray, returns: Float[np.ndarray, "seeds tasks episodes"]) -> dict[str, Any]:
+    """Return the summary of trials that were played with this key."""
+    tasks = returns.shape[1]
+    best, same = best_returns(env, key, tasks), same_tasks(env, key, tasks)
+    return summarize_trials(returns.astype(np.float64), best, same=same)
+
+
 def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: int) -> dict[str, Any]:
     """Return the summary of every known strategy, on the tasks that the agent plays."""
-    best, same = best_returns(env, key, tasks), same_tasks(env, key, tasks)
 
     def measure(policy):
         def act(carry, inputs, key):
@@ -335,7 +343,7 @@ def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: in
         return play_trials(env, act, start, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
 
     played = {name: eqx.filter_jit(measure)(policy) for name, policy in strategies(env, episodes).items()}
-    return {name: summarize_trials(np.asarray(r, np.float64)[None], best, same=same) for name, r in played.items()}
+    return {name: _summary(env, key, np.asarray(r)[None]) for name, r in played.items()}
 
 
 def write_results(result: dict[str, Any], folder: Path) -> tuple[Path, Path]:
