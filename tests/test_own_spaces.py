@@ -225,6 +225,13 @@ def test_an_environment_that_cannot_run_in_a_loop_is_told_so_in_words(how, says)
     assert "\n" not in str(error.value)
 
 
+def test_numbers_are_cast_to_the_dtype_of_a_box():
+    env, params = envs.make(_register(gymnax_spaces.Box(0, 1, (2,), jnp.int32), jnp.ones(2)))
+    assert env.reset(jax.random.key(0), params)[0].dtype == jnp.int32
+    catch, params = envs.make("gymnax/Catch-bsuite")
+    assert catch.reset(jax.random.key(0), params)[0].dtype == jnp.int32
+
+
 def test_an_action_space_of_another_package_is_only_recognized():
     class Acts(Shows):
         def action_space(self, params):

@@ -132,8 +132,9 @@ class GymnaxAdapter(Environment):
         if len(paths) != len(parts):
             raise NotAsDeclared(spaces.other_parts(f"{self.env_id}: an observation", space, obs))
         for (path, x), part in zip(paths, parts, strict=True):
-            # The cast would cut 0.7 down to 0.
-            if not jnp.issubdtype(part.dtype, jnp.floating) and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
+            # The cast would cut 0.7 down to 0. gymnax's own Catch shows 0.0 and 1.0 in a Box of integers.
+            is_whole = isinstance(part, spaces.Discrete | spaces.MultiDiscrete)
+            if is_whole and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
                 raise NotAsDeclared(
                     f"{self.env_id}: an observation{jax.tree_util.keystr(path)} has the dtype {jnp.asarray(x).dtype}, "
                     f"but its space {spaces.describe(part)} holds {jnp.dtype(part.dtype)}"
