@@ -189,12 +189,6 @@ def by_field(fields: Mapping[str, Sequence[str]], short: Mapping[str, str] | Non
     return {name: fields[typed] for name, typed in names.items()}
 
 
-def name_modules(base: dict[str, Any], imports: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of all runs with the modules that were named by --import, as those of `train` keep them."""
-    modules = list(dict.fromkeys([*(base.get("imports") or ()), *imports]))
-    return base | ({"imports": modules} if imports else {})
-
-
 def make_grid(
     file: Path | None,
     fields: dict[str, Sequence[str]],
@@ -216,6 +210,7 @@ def make_grid(
     """
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
+    from memax_rl.studies.grid import name_modules
 
     whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
     base, grid = dict(whole.get("base", {})) | dict(more or {}), dict(whole.get("grid", {}))
@@ -235,5 +230,5 @@ def make_grid(
             grid[name] = values
         else:
             base[name] = values[0]
-    base = name_modules(base, imports)
-    return studies.make_study(whole | {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {}))
+    whole |= {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {})
+    return studies.make_study(name_modules(whole, imports))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from memax_rl.cli.common import PathType, answers, import_own, prepare_jax, trust_options
-from memax_rl.cli.study import FieldsCommand, by_field, name_modules
+from memax_rl.cli.study import FieldsCommand, by_field
 
 _EXAMPLES = """\
 Examples:
@@ -60,6 +60,7 @@ def _space(file: Path, fields: dict[str, list[str]], imports: Sequence[str]) -> 
     """Return the space of a file, with the fields that were typed: one value for all trials, several as choices."""
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
+    from memax_rl.studies.grid import name_modules
 
     whole = studies.load_space(file).model_dump(exclude_defaults=True)
     base, space = dict(whole.get("base", {})), dict(whole["space"])
@@ -71,4 +72,4 @@ def _space(file: Path, fields: dict[str, list[str]], imports: Sequence[str]) -> 
             space[name] = values
         else:
             base[name] = values[0]
-    return studies.make_space(whole | {"base": name_modules(base, imports), "space": space})
+    return studies.make_space(name_modules(whole | {"base": base, "space": space}, imports))
