@@ -58,7 +58,9 @@ for _command in (train, evaluate, icl, inspect, export, play, collect, listing, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    message = "stopped before the first update" if arguments[:1] == ["train"] else "stopped"
+    message = "stopped"
+    if arguments[:1] == ["train"]:
+        message = "stopped before the first update; a run folder that was made is continued with --resume"
     with signals.exit_at_once(message):
         try:
             status = _group.main(arguments, prog_name=_NAME, standalone_mode=False)

@@ -241,8 +241,8 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row("chance (random actions)", f"{result['chance']:.3f}", "")
         table.add_row("best known strategy", f"{result['best']:.3f}", "")
     table.caption = (
-        f"{seeds} run{'s' if seeds > 1 else ''} (one a seed), {result['episodes_per_seed']} fresh episodes each; "
-        "intervals by bootstrap over the same"
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {result['episodes_per_seed']} fresh episodes each; intervals: "
+        f"bootstrap over {'runs, or over runs and their episodes' if seeds > 1 else 'episodes'}"
     )
     if result["unfinished_episodes"]:
         table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"
