@@ -2,17 +2,13 @@
 
 import gc
 import os
-import tempfile
 
-from _compiler import quick_flags
+from _compiler import PROGRAMS, quick_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = quick_flags()
-# Many tests train with the same few programs. What this process and those that it starts have compiled is kept until it
-# ends, in two folders: those that it starts may be killed while they write.
-_programs = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_programs.name, "started")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(PROGRAMS.name, "started")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # For test_devices.py; all else uses the first.
@@ -22,7 +18,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_compilation_cache_dir", os.path.join(_programs.name, "own"))
+jax.config.update("jax_compilation_cache_dir", os.path.join(PROGRAMS.name, "own"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -32,6 +28,11 @@ gc.set_threshold(50_000, 20, 50)
 
 # Annotations cost nothing in production; here every call of the library checks its shapes.
 _hook = install_import_hook("memax_rl", "_typecheck.typechecked")
+
+
+def pytest_unconfigure():
+    """Forget what was compiled."""
+    PROGRAMS.cleanup()
 
 
 @pytest.fixture
