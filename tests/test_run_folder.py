@@ -445,13 +445,14 @@ def test_a_signal_is_watched_for_once_a_process_and_handlers_come_back():
 
 def test_a_second_signal_ends_a_training_at_once(tmp_path):
     """The first one waits for the update in progress, which may be long."""
+    # A small program, quickly compiled, whose updates take seconds.
     fields = [
         "--memory",
         "gru",
-        "--network.depth",
-        "4",
         "--width",
-        "256",
+        "64",
+        "--ppo.update-epochs",
+        "25",
         "--total-steps",
         "100M",
         "--checkpoint-interval",
