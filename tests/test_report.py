@@ -229,6 +229,18 @@ def test_settings_make_labels_and_options_make_tasks():
     assert set(compare(results, curves).labels) == {
         "gru (network.depth=1)", "lru (network.depth=1)", "lru (network.depth=3)"
     }  # fmt: skip
+    # A setting that is not set is another than one that is, also an option of the one memory alone.
+    results["network.depth"], results["ppo.reward_scale"] = 1, [1.0, None, 1.0, 1.0]
+    results["network.memory_options.gated"] = [None, None, None, True]
+    assert set(compare(results, curves).labels) == {
+        "gru (ppo.reward_scale=1)",
+        "gru (ppo.reward_scale=none)",
+        "lru (ppo.reward_scale=1, network.memory_options.gated=none)",
+        "lru (ppo.reward_scale=1, network.memory_options.gated=True)",
+    }
+    results = results.drop(columns=["ppo.reward_scale", "network.memory_options.gated"])
+    results["env_options.size"] = [1, None, 1, None]
+    assert [task.name for task in compare(results, curves).tasks] == ["env/A, size=1", "env/A, size=none"]
     results["env_options.size"] = [1, 2, 1, 2]
     results["eval_episodes"] = [1, 2, 3, 4]
     results["network.depth"] = 1

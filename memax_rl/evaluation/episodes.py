@@ -97,7 +97,7 @@ def evaluate_state(
         "policy": "greedy" if greedy else "sampled",
         "episodes_per_seed": episodes,
         "seeds": list(seeds),
-        "diverged_seeds": sorted(set(range(config.seed, config.seed + config.num_seeds)) - set(seeds)),
+        "diverged_seeds": lost_seeds(config, seeds),
         "return": summarize(returns.astype(np.float64)),
         "return_over_episodes": summarize(returns.astype(np.float64), over="episodes"),
         "chance": chance,
@@ -220,6 +220,21 @@ def _check_spaces(agent: Any, env: Any, env_params: Any, config: TrainConfig) ->
             )
 
 
+def lost_seeds(config: Any, seeds: Sequence[int]) -> list[int]:
+    """Return which seeds of a run are not among those with a sound network."""
+    return sorted(set(range(config.seed, config.seed + config.num_seeds)) - set(seeds))
+
+
+def say_lost(result: dict[str, Any]) -> str:
+    """Return in words, for the end of a caption, which seeds a result leaves out; nothing where it has all.
+
+    Args:
+        result: With a list of `diverged_seeds`.
+    """
+    lost = list(map(str, result["diverged_seeds"]))
+    return f"; left out, because diverged in training: seed{'s' * (len(lost) > 1)} {', '.join(lost)}" if lost else ""
+
+
 def print_table(result: dict[str, Any]) -> None:
     """Print the result of `evaluate` as a table."""
     from rich.console import Console
@@ -242,7 +257,7 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row("best known strategy", f"{result['best']:.3f}", "")
     table.caption = (
         f"{seeds} run{'s' if seeds > 1 else ''} (one a seed), {result['episodes_per_seed']} fresh episodes each; "
-        "intervals by bootstrap over the same"
+        f"intervals by bootstrap over the same{say_lost(result)}"
     )
     if result["unfinished_episodes"]:
         table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"

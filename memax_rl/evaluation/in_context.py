@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memax_rl import envs
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
+from memax_rl.evaluation.episodes import lost_seeds, say_lost
 from memax_rl.networks import from_environment
 from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
@@ -246,6 +247,7 @@ def evaluate_in_context(
         **_about(config, test),
         "policy": "greedy" if greedy else "sampled",
         "seeds": seeds,
+        "diverged_seeds": lost_seeds(config, seeds),
         "checkpoint": checkpoint,
         "tasks": tasks,
         "episodes": episodes,
@@ -354,6 +356,7 @@ def print_icl_table(result: dict[str, Any]) -> None:
     table.caption = (
         f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {result['tasks']} tasks, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over {over}"
+        f"{say_lost(result)}"
     )
     # Wide enough for the table where the output is no terminal.
     console = Console()
