@@ -96,8 +96,7 @@ def evaluate_state(
         "memory": config.network.memory,
         "policy": "greedy" if greedy else "sampled",
         "episodes_per_seed": episodes,
-        "seeds": list(seeds),
-        "diverged_seeds": lost_seeds(config, seeds),
+        **of_seeds(config, seeds),
         "return": summarize(returns.astype(np.float64)),
         "return_over_episodes": summarize(returns.astype(np.float64), over="episodes"),
         "chance": chance,
@@ -220,9 +219,10 @@ def _check_spaces(agent: Any, env: Any, env_params: Any, config: TrainConfig) ->
             )
 
 
-def lost_seeds(config: Any, seeds: Sequence[int]) -> list[int]:
-    """Return which seeds of a run are not among those with a sound network."""
-    return sorted(set(range(config.seed, config.seed + config.num_seeds)) - set(seeds))
+def of_seeds(config: Any, seeds: Sequence[int]) -> dict[str, list[int]]:
+    """Return what a result says of the seeds of a run, those with a sound network and the others."""
+    lost = set(range(config.seed, config.seed + config.num_seeds)) - set(seeds)
+    return {"seeds": list(seeds), "diverged_seeds": sorted(lost)}
 
 
 def say_lost(result: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memax_rl import envs
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
-from memax_rl.evaluation.episodes import lost_seeds, say_lost
+from memax_rl.evaluation.episodes import of_seeds, say_lost
 from memax_rl.networks import from_environment
 from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
@@ -246,8 +246,7 @@ def evaluate_in_context(
     return {
         **_about(config, test),
         "policy": "greedy" if greedy else "sampled",
-        "seeds": seeds,
-        "diverged_seeds": lost_seeds(config, seeds),
+        **of_seeds(config, seeds),
         "checkpoint": checkpoint,
         "tasks": tasks,
         "episodes": episodes,

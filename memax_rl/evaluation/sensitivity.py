@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
-from memax_rl.evaluation.episodes import lost_seeds, say_lost
+from memax_rl.evaluation.episodes import of_seeds, say_lost
 from memax_rl.evaluation.figures import BLACK, BLUE, GRAY, VERMILLION, make_figure, seeds_and, set_counts
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.networks.encoder import AgentInput, Encoder
@@ -264,8 +264,7 @@ def inspect(
     return {
         "env": config.env,
         "memory": config.network.memory,
-        "seeds": seeds,
-        "diverged_seeds": lost_seeds(config, seeds),
+        **of_seeds(config, seeds),
         "checkpoint": checkpoint,
         "rows": rows,
         "steps": slots,

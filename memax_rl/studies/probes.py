@@ -12,8 +12,12 @@ from memax_rl.studies.results import read_json, results
 
 
 class Lengths(NamedTuple):
-    """What a probe reached at so many times its trained length: of each sound seed the score, and the norm of the last
-    block's state after each trained length."""
+    """What a probe reached at so many times its trained length.
+
+    Attributes:
+        scores: Of each seed that did not diverge.
+        norms: Of each of these, that of the last block's state after each trained length.
+    """
 
     scores: list[float]
     norms: list[list[float]]
@@ -94,12 +98,12 @@ def by_memory(probes: Sequence[Probe]) -> dict[str, dict[str, list[Probe]]]:
 
 
 def chance_levels(probes: Sequence[Probe]) -> dict[str, float]:
-    """Return the score of a guess on each task."""
+    """Return the score of a guess on each task of some `probes`."""
     return {probe.task: probe.chance for probe in probes}
 
 
 def scores_of(probes: Sequence[Probe]) -> list[float]:
-    """Return the scores of all seeds."""
+    """Return the scores of all seeds of some `probes`."""
     return [score for probe in probes for score in probe.scores]
 
 
