@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import io
 import sys
 
 import pytest
@@ -26,6 +27,13 @@ def test_help_and_lists_import_nothing_heavy(arguments):
     """They answer in a fraction of a second because JAX is not imported."""
     code = f"import sys\nfrom memax_rl.cli import main\nassert main({arguments}) == 0\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_name_in_no_encoding_is_printed(monkeypatch):
+    """What was done and written must not end as an error because its folder's name cannot be encoded."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    assert main(["completion", "bash"]) == 0
+    print("written: \udcff", flush=True)
 
 
 def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):

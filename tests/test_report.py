@@ -72,10 +72,12 @@ def report(folder, out, *options):
 
 
 def test_the_report_holds_everything_and_loads_nothing(tmp_path):
+    # A name that is not UTF-8.
+    folder = tmp_path / "runs\udcff"
     for seed in range(3):
         for memory, value in (("gru", 0.1), ("lru", 0.9)):
-            write(tmp_path / f"runs/{memory}{seed}", memory, seed, value + 0.01 * seed)
-    text = report(tmp_path / "runs", tmp_path / "out")
+            write(folder / f"{memory}{seed}", memory, seed, value + 0.01 * seed)
+    text = report(folder, tmp_path / "out")
     page = Page(text)
     assert "lru is better than gru with 3 seeds" in text
     assert not re.findall(r"https?://|url\(|@import|<link|<img|<iframe", text)
@@ -306,6 +308,7 @@ def test_links_and_damage_are_named(tmp_path, capsys):
         ("metrics.csv", "\n2,0,2,20,1,0.2", "\n2,0,2,20,1,1e308"),
         ("summary.json", "0.5", "1e308"),
         ("summary.json", "8", "{}"),
+        ("config.yaml", "num_seeds: 1", "num_seeds: 1000000000"),
     ],
 )
 def test_what_no_run_writes_is_damage(file, old, new, tmp_path, capsys):

@@ -57,6 +57,8 @@ def test_repr_says_what_the_run_is_and_how_far_it_came(finished, copy):
     assert repr(finished) == f"Run({str(finished.folder)!r}, {about}, steps=816 of 816, finished)"
     copy.summary_path.unlink()
     assert repr(copy).endswith(", unfinished)")
+    copy.metrics_path.write_text("env_steps\n1\ninf\n")
+    assert "not readable: " in repr(copy)
     copy.metrics_path.unlink()
     assert "steps=0 of 816, unfinished" in repr(copy)
     copy.config_path.write_text("env: [")
