@@ -1,10 +1,10 @@
 """The command line: help by topic, completion, and what is said to a mistake."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
-import io
 import sys
 
 import pytest
