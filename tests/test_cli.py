@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import sys
 import pytest
 
 from memax_rl.cli import catalog, main
+from memax_rl.cli.common import answers, report
 from memax_rl.cli.make_catalog import build
 
 
@@ -34,6 +37,16 @@ def test_a_name_in_no_encoding_is_printed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
     assert main(["completion", "bash"]) == 0
     print("written: \udcff", flush=True)
+
+
+def test_a_device_without_memory_is_one_line_and_json_has_no_nan(capsys):
+    def exhausted():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\nmore")
+
+    assert answers(exhausted)() == 2
+    assert re.fullmatch("memax-rl: error: there is not enough memory.*40 bytes.*\n", capsys.readouterr().err)
+    report({"return": [math.nan, {"low": -math.inf}, 1.5]}, True, lambda result: None)
+    assert json.loads(capsys.readouterr().out) == {"return": [None, {"low": None}, 1.5]}
 
 
 def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):

@@ -104,6 +104,7 @@ def evaluate_state(
         "mean_return_per_seed": per_seed,
         "mean_length": float(np.mean(lengths)),
         "unfinished_episodes": int(np.sum(~ended)),
+        "unusable_episodes": int(np.sum(~np.isfinite(returns))),
     }
 
 
@@ -261,4 +262,6 @@ def print_table(result: dict[str, Any]) -> None:
     )
     if result["unfinished_episodes"]:
         table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"
+    if result["unusable_episodes"]:
+        table.caption += f"; {result['unusable_episodes']} have a return that is not finite, as some reward was not"
     Console().print(table)
