@@ -68,6 +68,7 @@ def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):
         (["train", "--sed", "3"], "unknown field --sed; did you mean '--seed'"),
         (["train", "--seed"], "--seed needs a value"),
         (["train", "--ppo.gama=1"], "unknown field --ppo.gama; did you mean '--ppo.gamma'"),
+        (["train", "--agent", "dqn", "--ppo.gamma=1"], "--ppo.gamma is a field of agent 'ppo', and the agent is 'dqn'"),
         (["train", "--env", "popgym/RepeatFirst"], "unknown environment 'popgym/RepeatFirst'; did you mean"),
         (["train", "stray"], "unexpected extra argument (stray)"),
         (["trian"], "no such command 'trian'"),
