@@ -1,0 +1,165 @@
+"""Write docs/results/popgym.md from the runs of the study of POPGym.
+
+    memax-rl study popgym --workers 1 --out studies/popgym
+    python benchmarks/popgym_results.py studies/popgym      # docs/results/popgym.csv, and the page from it
+    python benchmarks/popgym_results.py                     # the page alone
+
+A run that is not finished is not in the file, and its task is marked as not run. "Last" is the mean return of the
+episodes that ended in the last 65,536 steps of training, "best epoch" the greatest such mean: the measure of the POPGym
+paper.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from table import EPOCH, best_epoch
+
+from memax_rl.envs.baselines.scores import reference_scores
+from memax_rl.evaluation.statistics import interquartile_mean
+from memax_rl.runs import Run
+from memax_rl.runs.files import write_atomically
+from memax_rl.studies.comparison import mean_interval
+from memax_rl.studies.results import find_runs
+
+FOLDER = Path(__file__).parents[1] / "docs" / "results"
+# The best of 13 models after 15 million steps, best epoch: Morad et al. 2023, https://arxiv.org/abs/2303.01859, at
+# Easy, Medium and Hard. Of the others no figure is at hand.
+PAPER = {
+    "RepeatFirst": (1.0, 1.0, 0.969),
+    "RepeatPrevious": (1.0, 0.789, 0.191),
+    "Autoencode": (-0.283, -0.425, -0.456),
+    "CountRecall": (0.509, -0.528, -0.475),
+    "HigherLower": (0.529, 0.511, 0.506),
+    "Concentration": None,
+    "Battleship": None,
+    "MineSweeper": None,
+    "MultiarmedBandit": (0.631, 0.598, 0.574),
+    "PositionOnlyCartPole": (1.0, 1.0, 1.0),
+    "VelocityOnlyCartPole": None,
+    "NoisyPositionOnlyCartPole": (0.995, 0.642, 0.390),
+    "PositionOnlyPendulum": None,
+    "NoisyPositionOnlyPendulum": None,
+}
+DIFFICULTIES = ("Easy", "Medium", "Hard")
+
+Row = dict[str, Any]
+
+
+def last_epoch(metrics: list[dict[str, float]]) -> float:
+    """Return the mean return of the episodes that ended in the last 65,536 steps of training. NaN if none did."""
+    last = [row for row in metrics if row["env_steps"] > metrics[-1]["env_steps"] - EPOCH and row["episode/count"] > 0]
+    count = sum(row["episode/count"] for row in last)
+    return sum(row["episode/return"] * row["episode/count"] for row in last) / count if count else math.nan
+
+
+def row_of(run: Run) -> Row:
+    """Return what is kept of a finished run."""
+    fields, summary = run.fields(), json.loads(run.summary_path.read_text())
+    metrics = run.metrics()
+    return {
+        "task": fields["env"].removeprefix("popgym/"),
+        "memory": summary["memory"],
+        "seed": fields["seed"],
+        "steps": int(metrics[-1]["env_steps"]),
+        "return": round(summary["evaluation"]["return"]["mean"]["value"], 4),
+        "episodes": summary["evaluation"]["episodes_per_seed"],
+        "last": round(last_epoch(metrics), 4),
+        "best_epoch": round(best_epoch(metrics), 4),
+        "seconds": round(summary["seconds"]),
+        "jax": summary["jax"],
+    }
+
+
+def rows_of(folders: list[Path]) -> list[Row]:
+    """Return the finished runs of studies, one seed a run, in order of task and seed."""
+    runs = (Run.open(path) for path in find_runs(*folders))
+    return sorted((row_of(run) for run in runs if run.summary_path.exists()), key=lambda r: (r["task"], r["seed"]))
+
+
+def to_csv(rows: list[Row]) -> str:
+    """Return the rows as a table of comma-separated values."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def mean(values: list[float]) -> str:
+    """Return the mean of the seeds, and with two or more half of its 95 % interval."""
+    middle, _, high = mean_interval(np.array(values)[:, None])
+    return f"{middle[0]:.3f}" + (f" ± {high[0] - middle[0]:.3f}" if len(values) > 1 else "")
+
+
+def line(task: str, paper: float | None, rows: list[Row]) -> str:
+    """Return a row of the page's table."""
+    chance, best = reference_scores(f"popgym/{task}")
+    scores = [f"{chance:.3f}", f"{best:.3f}", "" if paper is None else f"{paper:.3f}"]
+    if not rows:
+        return f"| {task} | not run | | | | | | {' | '.join(scores)} | |"
+    column = {key: [float(row[key]) for row in rows] for key in ("return", "last", "best_epoch", "seconds")}
+    shown = [mean(column[key]) for key in ("return", "last", "best_epoch")]
+    steps = f"{int(rows[0]['steps']) / 1e6:.1f} M"
+    seconds = f"{np.mean(column['seconds']) / 60:.0f}"
+    return f"| {task} | {rows[0]['memory']} | {steps} | {len(rows)} | {' | '.join(shown + scores)} | {seconds} |"
+
+
+def normalized(rows: list[Row]) -> list[float]:
+    """Return the return of each run on the way from chance (0) to the best known strategy (1)."""
+    scores = [(float(row["return"]), *reference_scores(f"popgym/{row['task']}")) for row in rows]
+    return [(value - chance) / (best - chance) for value, chance, best in scores]
+
+
+def tables(rows: list[Row]) -> str:
+    """Return the table of all tasks, and the sentence on all of them together."""
+    lines = [
+        "| task | memory | steps | seeds | return | last 65,536 steps | best epoch | chance | best known | paper "
+        "| minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for family, paper in PAPER.items():
+        for place, difficulty in enumerate(DIFFICULTIES):
+            task = family + difficulty
+            own = [row for row in rows if row["task"] == task]
+            lines.append(line(task, paper and paper[place], own))
+    tasks = sorted({row["task"] for row in rows})
+    scores = np.array([np.mean(normalized([row for row in rows if row["task"] == task])) for task in tasks])
+    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    lines += [
+        "",
+        f"{len(tasks)} of {len(PAPER) * len(DIFFICULTIES)} tasks have run, {hours:.1f} hours of training in all. "
+        f"With chance as 0 and the best known strategy as 1, the interquartile mean over these tasks is "
+        f"{interquartile_mean(scores):.3f}, the mean {scores.mean():.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def fill(page: str, rows: list[Row]) -> str:
+    """Return the page with the tables of these rows between its two marks."""
+    before, after = page.split("<!-- results -->")[0], page.split("<!-- end -->")[1]
+    return f"{before}<!-- results -->\n{tables(rows)}\n<!-- end -->{after}"
+
+
+def main() -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folders", nargs="*", type=Path, help="of studies; without, the page is made from the file")
+    folders = parser.parse_args().folders
+    if folders and not (rows := rows_of(folders)):
+        parser.error(f"no finished run in {', '.join(map(str, folders))}")
+    if folders:
+        write_atomically(FOLDER / "popgym.csv", to_csv(rows))
+    with (FOLDER / "popgym.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = FOLDER / "popgym.md"
+    write_atomically(page, fill(page.read_text(), rows))
+
+
+if __name__ == "__main__":
+    main()
