@@ -102,7 +102,9 @@ def test_compare_of_nothing_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("script", ["table", "fill", "repeat_previous", "probe_table", "probe_expectations"])
+@pytest.mark.parametrize(
+    "script", ["table", "fill", "repeat_previous", "popgym_results", "probe_table", "probe_expectations"]
+)
 def test_scripts_that_print_studies_say_what_is_none(script, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     (tmp_path / "notes.txt").write_text("mine")
