@@ -32,11 +32,13 @@ from memax_rl import envs
 from memax_rl.agents.dqn import DQN, DQNConfig
 from memax_rl.envs.popgym.repeat import RepeatPrevious
 from memax_rl.evaluation.episodes import play
+from memax_rl.evaluation.figures import look, make_figure
 from memax_rl.networks import NetworkConfig, QValues, make_q_network
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.replay import Replay, Sample
 from memax_rl.rollout.tape import previous
+from memax_rl.studies.plots import short
 
 ENVS = {
     "RepeatFirstEasy": lambda: envs.make("popgym/RepeatFirstEasy"),
@@ -289,27 +291,30 @@ def main() -> None:
 
 
 def draw(curves: dict, arguments: argparse.Namespace) -> None:
-    """Draw return against steps (above) and against seconds (below) for each environment."""
-    import matplotlib
+    """Draw return against steps, a panel for each environment."""
+    from matplotlib.lines import Line2D
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    columns = len(arguments.envs)
-    figure, axes = plt.subplots(
-        2, columns, figsize=(3.2 * columns, 6), layout="constrained", sharey="col", squeeze=False
+    styles = {}
+    for place, method in enumerate(arguments.methods):
+        color, _, marker = look(place)
+        styles[method] = {"color": color, "linestyle": ("-", "--", ":")[place % 3], "marker": marker, "markersize": 3}
+    legend = [Line2D([], [], label=method, **style) for method, style in styles.items()]
+    caption = (
+        f"Greedy return on {arguments.episodes} fresh episodes: mean over {arguments.seeds} seeds, and their range. "
+        f"Memory: {arguments.memory}."
     )
-    for column, env in enumerate(arguments.envs):
-        for method in arguments.methods:
-            steps, seconds, scores = curves[env, method]
-            for axis, x in zip(axes[:, column], (steps, seconds), strict=True):
-                (line,) = axis.plot(x, scores.mean(axis=0), label=method)
-                axis.fill_between(x, scores.min(axis=0), scores.max(axis=0), alpha=0.2, color=line.get_color())
-        axes[0, column].set(title=env, xlabel="environment steps")
-        axes[1, column].set(xlabel="seconds of training, one seed")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("greedy return")
-    axes[0, 0].legend()
+    figure, axes = make_figure(len(arguments.envs), "Three ways to replay", legend, caption)
+    for axis, env in zip(axes, arguments.envs, strict=True):
+        for method, style in styles.items():
+            steps, _, scores = curves[env, method]
+            axis.plot(steps, scores.mean(axis=0), markevery=4, **style)
+            low, high = scores.min(axis=0), scores.max(axis=0)
+            axis.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.set_title(env, fontsize=8, loc="left")
+        axis.set_xlabel("environment steps")
+        axis.xaxis.set_major_formatter(lambda value, _: short(value))
+        axis.locator_params(axis="x", nbins=3)
+    axes[0].set_ylabel("greedy return")
     figure.savefig(arguments.out.with_suffix(".png"), dpi=130)
 
 

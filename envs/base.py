@@ -62,6 +62,10 @@ class EnvironmentFailure(RuntimeError):
     """An environment could not be made, or on the host raised, hung, or gave a bad value. The message says why."""
 
 
+class NotAsDeclared(ValueError):
+    """An environment gave something else than it says that it gives. The message names it, and says what."""
+
+
 class Environment(environment.Environment):
     """A gymnax environment with a stricter contract.
 

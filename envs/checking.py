@@ -1,5 +1,6 @@
 """A check of a new environment against its spaces."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memax_rl.envs import spaces
+from memax_rl.envs.base import NotAsDeclared
 from memax_rl.envs.trust import place
 
 
@@ -51,6 +53,20 @@ def check_environment(env_id: str, env: Any, params: Any) -> None:
         state = after
 
 
+def call_for(what: str, parts: Sequence[str], function: Any, *args: Any) -> tuple[Any, ...]:
+    """Return shapes and dtypes of what a function of the user's returns, a tuple of these parts; it is not run.
+
+    Raises:
+        ValueError: Where it raises anything, or returns something else.
+    """
+    result = call(what, jax.eval_shape, function, *args)
+    if not isinstance(result, tuple) or len(result) != len(parts):
+        got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        got = "an array" if got == jax.ShapeDtypeStruct.__name__ else got
+        raise ValueError(f"{what} must return ({', '.join(parts)}), got {got}")
+    return result
+
+
 def call(what: str, function: Any, *args: Any) -> Any:
     """Return what a function of the user's returns; what it raises is told in one line, with its place.
 
@@ -59,6 +75,8 @@ def call(what: str, function: Any, *args: Any) -> Any:
     """
     try:
         return function(*args)
+    except NotAsDeclared:
+        raise
     except Exception as error:
         reason = " ".join(str(error).strip().split("\n\n")[0].split())
         raise ValueError(f"{what} raised {type(error).__name__}: {reason}{place(error)}") from error
@@ -101,7 +119,7 @@ def _check_state(what: str, before: Any, after: Any) -> None:
 def _check_observation(what: str, space: Any, observation: Any) -> None:
     found, expected = jax.tree.leaves_with_path(observation), spaces.leaves(space)
     if len(found) != len(expected):
-        raise ValueError(f"{what} has {len(found)} arrays, but its space has {len(expected)}")
+        raise ValueError(spaces.other_parts(what, space, observation))
     for (path, x), leaf in zip(found, expected, strict=True):
         name = what + (f" at {jax.tree_util.keystr(path)}" if path else "")
         if jnp.shape(x) != tuple(leaf.shape):

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from pydantic import BaseModel
 
 from memax_rl.envs.adapters import interfaces
 from memax_rl.envs.base import Environment
-from memax_rl.envs.checking import call, check_environment
+from memax_rl.envs.checking import call, call_for, check_environment
 from memax_rl.envs.meta.trial_options import TrialOptions
-from memax_rl.envs.meta.trials import TaskEnvironment, make_trials
+from memax_rl.envs.meta.trials import TaskEnvironment, Trials, make_trials
 from memax_rl.envs.option_models import read_options
 
 
@@ -43,8 +44,19 @@ def make_own(
             )
         _check_attributes(env_id, made)
         env = make_trials(made, {name: options[name] for name in TrialOptions.model_fields})
+        _check_episodes(env_id, env)
     check_environment(env_id, env, env.default_params)
     return env
+
+
+def _check_episodes(env_id: str, trials: Trials) -> None:
+    """Raise `ValueError` unless a family's functions return as many values as they should. Nothing is run."""
+    key, tasks = jax.random.key(0), trials.tasks
+    task = call(f"{env_id}: a task", jax.eval_shape, trials.draw_task, key)
+    _, state = call_for(f"{env_id}: reset_episode", ("observation", "state"), tasks.reset_episode, key, task)
+    action = jax.eval_shape(tasks.action_space.sample, key)
+    parts = ("observation", "state", "reward", "whether the episode ended")
+    call_for(f"{env_id}: step_episode", parts, tasks.step_episode, key, task, state, action)
 
 
 def _check_attributes(env_id: str, tasks: TaskEnvironment) -> None:

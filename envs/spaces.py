@@ -169,6 +169,24 @@ def leaves(space: Space) -> list[Any]:
     return [space]
 
 
+def other_parts(what: str, space: Space, observation: Any) -> str:
+    """What is wrong with an observation of another number of arrays than its space has: the keys that lack or differ.
+
+    Args:
+        what: Whose observation it is, the beginning of the sentence.
+        space: Its space.
+        observation: What came in its place.
+    """
+    if isinstance(space, Dict) and isinstance(observation, Mapping):
+        lacks = [repr(name) for name in space.spaces if name not in observation]
+        more = [repr(name) for name in observation if name not in space.spaces]
+        if lacks or more:
+            said = [f"lacks {', '.join(lacks)}"] * bool(lacks) + [f"has {', '.join(more)} beside"] * bool(more)
+            return f"{what} {' and '.join(said)}; its space is {describe(space)}"
+    came = " ".join(str(jax.tree.map(lambda x: jax.typeof(x).str_short(), observation)).split())
+    return f"{what} must be as its space, {describe(space)}; got {came[:200]}"
+
+
 def describe(space: Space) -> str:
     """A space in a few words: `Discrete(4)`, `MultiDiscrete(3 x 104)`, `Box(2)`, `Tuple(Discrete(2), Discrete(4))`."""
     if isinstance(space, Tuple):

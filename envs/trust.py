@@ -58,10 +58,10 @@ def import_modules(modules: Iterable[str]) -> None:
         except ModuleNotFoundError as error:
             if error.name and module.split(".")[0] != error.name.split(".")[0]:
                 raise ValueError(f"the module {module} needs {error.name}, which is not installed") from error
-            raise ValueError(
-                f"there is no module {module[:100]}; it is looked for in the current folder, beside the configuration "
-                "file, and where Python looks"
-            ) from None
+            where = "it is looked for in the current folder, beside the configuration file, and where Python looks"
+            if module.endswith(".py") or "/" in module:
+                where = f"a module is named without folder and ending: {Path(module).stem[:100]}; {where}"
+            raise ValueError(f"there is no module {module[:100]}; {where}") from None
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"the module {module} cannot be imported: {reason}{place(error)}") from error
@@ -99,8 +99,15 @@ def import_package(package: str) -> None:
 _INSTALLED = {str(Path(path)) for path in sysconfig.get_paths().values()} | {str(Path(__file__).resolve().parent)}
 
 
+def is_installed(file: str) -> bool:
+    """Whether a file of Python code is of Python, of an installed package or of this one, and not the user's own."""
+    return any(str(Path(file).resolve()).startswith(path) for path in _INSTALLED)
+
+
 def place(error: BaseException) -> str:
     """Return file and line of the user's code that raised, or nothing where none of it did."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(str(Path(f.filename).resolve()).startswith(path) for path in _INSTALLED)]
+    # Python's own importer has no file.
+    frames = [f for f in frames if not f.filename.startswith("<")]
+    own = [f for f in frames if not is_installed(f.filename)]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""

@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+import tempfile
 
+# Many tests train with the same few programs. What this process and those that it starts have compiled is kept until it
+# ends, in two folders: those that it starts may be killed while they write.
+PROGRAMS = tempfile.TemporaryDirectory()
 _QUICK = "--xla_cpu_use_fusion_emitters=false"
 
 

@@ -111,6 +111,14 @@ MISTAKES = (
     ),
     Mistake(
         24,
+        "an exported policy takes a mask of legal actions and forgets it",
+        "memax_rl/evaluation/export.py",
+        "reward, start, keys, *mask)",
+        "reward, start, keys, *[jnp.ones_like(m) for m in mask])",
+        ("tests/test_action_masks.py::test_an_exported_policy_takes_the_mask",),
+    ),
+    Mistake(
+        24,
         "a task that is held out is trained on",
         "envs/meta/trials.py",
         'chosen = order[:held_out] if split == "test" else order[held_out:]',

@@ -1,5 +1,6 @@
 """Action masks: an action that is not legal is never taken, and no value of one is ever learned from."""
 
+import json
 import re
 from typing import Any
 
@@ -24,12 +25,14 @@ from memax_rl.envs.baselines.policy import PolicyInput, RandomPolicy
 from memax_rl.envs.meta.trials import FromReset, Trials
 from memax_rl.envs.registry import _OWN
 from memax_rl.envs.wrappers import TimeLimitConfig, wrap
+from memax_rl.evaluation.export import export
 from memax_rl.networks import ActionDistribution, NetworkConfig, QValues, make_q_network
 from memax_rl.networks.encoder import AgentInput
 from memax_rl.rollout import replay as replays
 from memax_rl.rollout.streams import start_stream, step_stream
 from memax_rl.runs import make_config
 from memax_rl.runs.build import make_agent
+from memax_rl.training import check
 
 MASKED = "gym/memax_test/Masked-v0"
 LEGAL = jnp.array([[True, True, False, False], [False, True, False, True], [False, False, True, False]])
@@ -459,3 +462,39 @@ def test_a_loaded_policy_takes_a_mask(tmp_path):
         assert policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask).tolist() == [1, 3]
     with pytest.raises(ValueError, match=r"action_mask: expected bools of the shape \[2, 4\], got bool \[4\]"):
         policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask[0])
+
+
+def test_a_policy_of_masked_actions_asks_for_the_mask(tmp_path):
+    run = memax_rl.train(env="own/Masked", out=tmp_path / "run", **PPO)
+    spaces_file = run.spaces()
+    assert spaces_file is not None
+    assert spaces_file.action_masks
+    with pytest.raises(ValueError, match="action_mask: in training the environment said which actions are legal"):
+        memax_rl.load(run.folder).step(0)
+    free = memax_rl.train(**SMALL, env="gymnax/CartPole-v1", total_steps=64, out=tmp_path / "free")
+    memax_rl.load(free.folder).step(np.zeros(4))
+    assert "action Discrete(4), of which a mask says what is legal" in check(run.config())
+    assert "action Discrete(2)" in check(free.config())
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("fields", [PPO, DQN], ids=["ppo", "dqn"])
+def test_an_exported_policy_takes_the_mask(fields, batch_size, tmp_path):
+    run = memax_rl.train(env="own/Masked", out=tmp_path / "run", **fields)
+    made = export(run.folder, tmp_path / "out", batch_size=batch_size)
+    arguments = json.loads((made / "metadata.json").read_text())["arguments"]
+    batch = () if batch_size is None else (batch_size,)
+    assert arguments["action_mask"] == {"name": "action_mask", "shape": [*batch, 4], "dtype": "bool"}
+    names = ["carry", "observation", "reward", "start", "action_mask", "key"]
+    assert [*arguments] == (names if fields is PPO else names[:-1])
+    step = jax.export.deserialize(bytearray((made / "policy.stablehlo").read_bytes())).call
+    first = np.load(made / "carry.npz")
+    carry = [first[x["name"]] for x in arguments["carry"]]
+    policy = memax_rl.load(run.folder, batch_size=batch_size)
+    for t, legal in enumerate([3, 1, 0, 2]):
+        mask = np.broadcast_to(np.arange(4) == legal, (*batch, 4))
+        shown, paid = np.full(batch, t % 3, np.int32), np.full(batch, 0.5, np.float32)
+        key = [np.full(arguments["key"]["shape"], t, np.uint32)] if "key" in arguments else []
+        carry, action = step(carry, [shown], paid, np.full(batch, t == 0), mask, *key)
+        np.testing.assert_array_equal(action, legal)
+        np.testing.assert_array_equal(policy.step(shown, paid, action_mask=mask), legal)

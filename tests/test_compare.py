@@ -124,16 +124,18 @@ def test_the_ranking_knows_how_sure_it_is():
 def test_many_memories_have_a_short_sentence():
     x = np.array([0.0, 0.1, 0.2])
     assert sentence(dict.fromkeys("abcd", x)) == "no two of the 4 memories can be told apart with 3 seeds"
-    found = sentence({"a": x, "b": x, "c": x, "d": x + 5})
+    found = sentence({"a": x, "b": x, "c": x, "d": x + 0.5})
     assert found.startswith("d is better than a, b and c with 3 seeds (p at most ")
     assert found.endswith("); no other two can be told apart")
     found = sentence({"a": x, "b": x + 5, "c": x, "d": x + 5})
-    assert found.startswith("b and d are each better than a and c with 3 seeds (p at most ")
+    assert found.startswith("b and d are each better than a and c with 3 seeds (p < 0.001)")
 
 
 def test_the_sentence_says_what_can_be_told_apart():
     x = np.array([0.0, 0.1, 0.2])
     assert sentence({"gru": x, "lru": x}) == "gru and lru cannot be told apart with 3 seeds"
-    assert sentence({"gru": x, "lru": x + 5}).startswith("lru is better than gru with 3 seeds (p = ")
+    assert sentence({"gru": x, "lru": x + 0.5}).startswith("lru is better than gru with 3 seeds (p = ")
+    flat = {"gru": np.zeros(2), "lru": np.ones(2)}
+    assert sentence(flat) == "lru is better than gru with 2 seeds (p < 0.001)", "p is 0 where seeds do not differ"
     assert sentence({"gru": x[:1], "lru": x + 5}) == "gru and lru cannot be told apart with 1 and 3 seeds"
     assert sentence({"gru": x}) == "one memory alone: nothing to compare"

@@ -19,6 +19,7 @@ from memax_rl.evaluation.in_context import (
     evaluate_in_context,
     play_trials,
     print_icl_table,
+    same_tasks,
     summarize_trials,
     trained_episodes,
 )
@@ -58,6 +59,11 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
     assert [len(result["longer"][n]["return_by_episode"]) for n in ("2", "4")] == [6, 12]
     assert set(result["strategies"]) == {"random", "greedy", "UCB1", "Thompson sampling", "Gittins index"}
     assert result["strategies"]["Gittins index"]["area"]["value"] > 0
+    assert result["distinct_tasks"] == {"train": 8, "test": 8}
+    print_icl_table(result)
+    assert "8 tasks, 2 seeds" in capsys.readouterr().out
+    print_icl_table(result | {"distinct_tasks": {"train": 8, "test": 3}})
+    assert "8 trials of 3 held-out tasks, 2 seeds" in capsys.readouterr().out
     print_icl_table(result)
     assert "held-out, memory wiped" in capsys.readouterr().out
 
@@ -118,6 +124,29 @@ def test_seeds_that_play_the_same_tasks_make_no_interval_narrower():
     alone, together = (summarize_trials(x, None)["area"] for x in (one, np.repeat(one, 8, axis=0)))
     widths = [entry["high"] - entry["low"] for entry in (alone, together)]
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
+def test_trials_of_the_same_task_make_no_interval_narrower():
+    """Eight trials each of 40 tasks, whose returns hang on the task alone, know of 40 tasks, not of 320."""
+    one = np.random.default_rng(0).normal(1, 2, (1, 40, 2))
+    alone = summarize_trials(one, None)["area"]
+    together = summarize_trials(np.repeat(one, 8, axis=1), None, same=np.repeat(np.arange(40), 8))["area"]
+    assert (together["low"], together["high"]) == pytest.approx((alone["low"], alone["high"]))
+    # Of one task its trials are all that is known.
+    single = summarize_trials(one, None, same=np.zeros(40, int))["area"]
+    assert (single["low"], single["high"]) == (alone["low"], alone["high"])
+
+
+def test_trials_of_the_same_task_are_found():
+    env, _ = envs.make("meta/DarkRoom", size=3, split="test")
+    key = jax.random.key(0)
+    same = same_tasks(env, key, 32)
+    goals = np.asarray(jax.vmap(lambda k: env.reset(k)[1].task)(jax.random.split(jax.random.split(key)[0], 32)))
+    goals = goals.reshape(32, -1)
+    assert set(same) == {0, 1}
+    for i in range(32):
+        np.testing.assert_array_equal(same == same[i], (goals == goals[i]).all(axis=1))
+    assert same_tasks(envs.make("meta/BernoulliBandit")[0], key, 32).max() == 31
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,13 @@ def here(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_the_page_run(page, here, capsys):
-    (commands,) = blocks(page, "sh")
-    for command in commands.splitlines():
+    for command in "".join(blocks(page, "sh")).splitlines():
         program, *arguments = shlex.split(command)
         assert program == "memax-rl"
-        if arguments[0] == "train":
+        if arguments[0] == "study":
+            first, last = arguments.index("--memory") + 1, arguments.index("--seeds")
+            arguments[first : last + 2] = ["mlp", "--workers", "1"]
+        if arguments[0] in ("train", "study"):
             at = arguments.index("--total-steps") + 1
             assert arguments[at] in ("200k", "500k")
             arguments[at] = "600"

@@ -101,6 +101,31 @@ def test_lists_show_what_a_module_registers(home):
     assert "own_gru" in memax(home, "list", "memories", "--import", "own_room").stdout.split()
 
 
+def test_a_file_in_place_of_a_module_and_a_module_that_hides_ones_own_are_told(home, tmp_path):
+    done = memax(home, "list", "envs", "--import", "own_room.py")
+    assert done.returncode == 2
+    assert "named without folder and ending: own_room; it is looked for" in done.stderr
+    # Python has a module of this name itself, and finds it first.
+    (tmp_path / "calendar.py").write_text(MODULE)
+    done = memax(tmp_path, "list", "envs", "--import", "calendar")
+    assert done.returncode == 2
+    assert "Python has another module of this name" in done.stderr
+    assert "rename yours" in done.stderr
+
+
+def test_cells_of_a_study_keep_the_name_of_the_module(home, tmp_path, capsys):
+    folder = str(tmp_path / "study")
+    fields = [*FIELDS[: FIELDS.index("--eval-episodes")], "--eval-episodes", "0"]
+    done = memax(home, "study", "--import", "own_room", *fields, "--out", folder, "--cell", "0")
+    assert done.returncode == 0, done.stderr
+    (cell,) = (tmp_path / "study").glob("*/*/seed0")
+    assert Run.open(cell).fields()["imports"] == ["own_room"]
+    assert main(["study", folder]) == 2
+    assert "add --import own_room or --trust" in capsys.readouterr().err
+    assert main(["evaluate", folder]) == 2
+    assert "it is a study, whose runs are below, such as " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("modules", ["x", [1], {"a": 1}, None], ids=str)
 def test_imports_of_another_type_are_one_line(home, tmp_path, modules):
     fields = yaml.safe_load((home / "run" / "config.yaml").read_text()) | {"imports": modules}
@@ -115,7 +140,7 @@ def test_imports_of_another_type_are_one_line(home, tmp_path, modules):
     [
         ('raise ValueError("two\\nlines")', "raised ValueError: two lines (broken.py, line 1)"),
         ("import sys\nsys.exit(3)", "raised SystemExit: 3 (broken.py, line 2)"),
-        ("def (", "raised SyntaxError: invalid syntax (broken.py, line 1)"),
+        ("def (", "raised SyntaxError: invalid syntax (broken.py, line 1)\n"),
         ("import no_such_package", "no_such_package"),
         ("from json import nothing", "cannot be imported: cannot import name 'nothing' from 'json'"),
     ],

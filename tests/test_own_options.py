@@ -270,6 +270,16 @@ class Abstract(TaskEnvironment):
     pass
 
 
+class FewOfReset(Levers):
+    def reset_episode(self, key, task):
+        return jnp.array(0)
+
+
+class FewOfStep(Levers):
+    def step_episode(self, key, task, state, action):
+        return state, state, 1.0
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -278,6 +288,8 @@ class Abstract(TaskEnvironment):
         (Raises, r"making it raised KeyError: 'lever' \(test_own_options.py, line \d+\)"),
         (Bare, "Bare lacks episode_length, observation_space, action_space"),
         (Abstract, "making it raised TypeError: .*reset_episode"),
+        (FewOfReset, r"own/Wrong: reset_episode must return \(observation, state\), got an array"),
+        (FewOfStep, r"own/Wrong: step_episode must return \(.*, whether the episode ended\), got 3 values"),
         (lambda: Room(RoomOptions()), "register_tasks expects a .*TaskEnvironment, got Room"),
     ],
 )

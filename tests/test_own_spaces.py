@@ -104,12 +104,37 @@ def test_an_environment_with_any_promised_space_trains(kind, tmp_path):
         (BOX, jnp.array([0.5, 7.0]), {}, r"own/Shows: the observation of reset is outside of its space"),
         (BOX, jnp.array([0.5, jnp.nan]), {}, r"own/Shows: .* not finite"),
         (gymnax_spaces.Discrete(3), jnp.array(3), {}, r"outside of its space, \[0, 2\]: 3"),
-        (gymnax_spaces.Dict({"a": BOX}), {"a": jnp.ones(2), "b": jnp.ones(2)}, {}, "2 arrays, but .* space has 1"),
+        (
+            gymnax_spaces.Dict({"a": BOX}),
+            {"a": jnp.ones(2), "b": jnp.ones(2)},
+            {},
+            "an observation has 'b' beside; its space is",
+        ),
+        (gymnax_spaces.Dict({"a": BOX, "b": BOX}), {"a": jnp.ones(2)}, {}, "^own/Shows: an observation lacks 'b'; its"),
+        (gymnax_spaces.Tuple([BOX, BOX]), jnp.ones(2), {}, r"must be as its space, Tuple\(.*\); got f(loat)?32\[2\]"),
+        (
+            gymnax_spaces.Discrete(3),
+            jnp.array(0.7),
+            {},
+            r"has the dtype float32, but its space Discrete\(3\) holds int32",
+        ),
         (gymnax_spaces.Dict({"a": BOX}), {"a": jnp.ones((2, 1))}, {}, r"at \['a'\] has the shape \(2, 1\)"),
         (BOX, jnp.ones(2), {"reward": float("inf")}, "reward of step 1 must be one finite number"),
         (Foreign(what=1), jnp.ones(2), {}, "cannot read the space"),
     ],
-    ids=["shape", "range", "nan", "discrete", "structure", "shape of a part", "reward", "space"],
+    ids=[
+        "shape",
+        "range",
+        "nan",
+        "discrete",
+        "structure",
+        "key",
+        "tuple",
+        "float",
+        "shape of a part",
+        "reward",
+        "space",
+    ],
 )
 def test_what_an_environment_shows_is_checked_against_its_space_when_it_is_made(space, value, options, says):
     with pytest.raises(ValueError, match=says):
@@ -186,7 +211,7 @@ class Turns(Environment):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("raises", r"own/Turns: step 1 raised KeyError: 'door' \(test_own_spaces.py, line \d+\)$"),
+        ("raises", r"own/Turns: step_env raised KeyError: 'door' \(test_own_spaces.py, line \d+\)$"),
         ("dtype", "own/Turns: the observation of reset has the dtype int32, but its space float32"),
         ("state", r"own/Turns: the state of step 1 at \['time'\] is f(loat)?32\[\], but that of reset is i(nt)?32\[\]"),
         ("structure", "own/Turns: the state of step 1 has another structure than that of reset"),
@@ -198,6 +223,42 @@ def test_an_environment_that_cannot_run_in_a_loop_is_told_so_in_words(how, says)
     with pytest.raises(ValueError, match=says) as error:
         envs.make("own/Turns")
     assert "\n" not in str(error.value)
+
+
+def test_numbers_are_cast_to_the_dtype_of_a_box():
+    env, params = envs.make(_register(gymnax_spaces.Box(0, 1, (2,), jnp.int32), jnp.ones(2)))
+    assert env.reset(jax.random.key(0), params)[0].dtype == jnp.int32
+    catch, params = envs.make("gymnax/Catch-bsuite")
+    assert catch.reset(jax.random.key(0), params)[0].dtype == jnp.int32
+
+
+def test_an_action_space_of_another_package_is_only_recognized():
+    class Acts(Shows):
+        def action_space(self, params):
+            return Foreign(n=2)
+
+    envs.register("own/Acts", lambda: Acts(BOX, jnp.ones(2)))
+    env, params = envs.make("own/Acts")
+    assert env.action_space(params).n == 2
+
+
+@pytest.mark.parametrize("base", [Shows, Turns])
+@pytest.mark.parametrize(
+    ("method", "values", "says"),
+    [
+        ("reset_env", 1, r"own/Few: reset_env must return \(observation, state\), got an array"),
+        ("reset_env", 3, r"own/Few: reset_env must return \(observation, state\), got 3 values"),
+        ("step_env", 4, r"step_env must return \(observation, state, reward, terminated, info\), got 4 values"),
+    ],
+)
+def test_another_number_of_values_than_a_function_returns_is_told(base, method, values, says):
+    def few(self, *arguments):
+        return jnp.ones(2) if values == 1 else tuple(jnp.ones(2) for _ in range(values))
+
+    few_values = type("Few", (base,), {method: few})
+    envs.register("own/Few", lambda: few_values(*([BOX, jnp.ones(2)] if base is Shows else ["well"])))
+    with pytest.raises(ValueError, match=says):
+        envs.make("own/Few")
 
 
 def test_everything_that_a_class_lacks_is_listed_at_once():

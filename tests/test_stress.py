@@ -16,7 +16,7 @@ STRESS = Path(__file__).parent / "stress"
         ["fuzz.py", "--cases", "60", "--seed", "1"],
         ["kills.py", "--kills", "2", "--kinds", "ppo"],
         ["damage.py", "--cases", "25"],
-        ["studies.py", "--kills", "2", "--memories", "min_gru", "--total-steps", "60k", "--longest", "10"],
+        ["studies.py", "--kills", "2", "--memories", "min_gru", "--total-steps", "20k", "--longest", "8"],
     ],
     ids=["fuzz", "kills", "damage", "studies"],
 )

@@ -14,6 +14,7 @@ from memax_rl.cli import main
 from memax_rl.runs import Run, make_config, presets
 from memax_rl.runs.config import dump_config
 from memax_rl.studies import Folder, Study, load_study, machine, make_study, runner, study
+from memax_rl.studies.grid import name_modules
 from memax_rl.studies.progress import Progress
 
 ENV = "popgym/RepeatPreviousEasy"
@@ -300,6 +301,8 @@ def test_a_file_is_read_and_changed_by_what_is_typed(capsys, tmp_path):
         (["--memory"], "--memory needs a value"),
         (["--memory", "gru", "--memory", "lru"], "--memory is given twice"),
         (["--memory", "gru", "lru", "--network.memory", "s5"], "--memory and --network.memory are the same field"),
+        (["--memory", "gru,lru"], "--network.memory: several values stand one after the other, without commas"),
+        (["--memory", "gru", "--env", "own/No"], "one of your own needs --import MODULE"),
         (["--memory", "gru", "--cell", "9"], "there is no cell 9; the study has cells 0 to 0"),
         (["nowhere.yaml"], "'nowhere.yaml' is no file, nor one that is shipped; known: behavior_cloning, dqn, "),
         ([], "the grid is empty"),
@@ -323,3 +326,17 @@ def test_the_line_about_a_finished_cell_has_the_return_of_its_evaluation(tmp_pat
     assert progress.describe(cell, 3.0).endswith(f"{cell.name} in 3 s, return 0.25")
     (run / "summary.json").write_text('{"evaluation": {"mean_return_per_seed": [0.75]}}')
     assert progress.describe(cell, 3.0).endswith(", return 0.75")
+
+
+def test_runs_name_the_modules_and_probes_have_no_place_for_them(tmp_path):
+    agents = name_modules({"base": {"imports": ["a"]}, "grid": {"memory": ["gru"]}}, ["b", "a"])
+    assert agents["base"] == {"imports": ["a", "b"]}
+    for probes in ({"base": {"task": "parity"}}, {"grid": {"task": ["parity"]}}, {"cases": [{"task": "parity"}]}):
+        assert name_modules(probes, ["a"]) == probes
+    wrong = {"base": ["imports"], "grid": {"memory": ["gru"]}}
+    assert name_modules(wrong, ["a"]) == wrong, "what is wrong is told by the study"
+    # `json` is imported already, and registers nothing.
+    ended = study(
+        {"base": {**SMALL, "env": ENV}, "grid": {"memory": ["mlp"]}}, out=tmp_path, workers=1, imports=["json"]
+    )
+    assert Run.open(tmp_path / ended.finished[0]).fields()["imports"] == ["json"]

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
 from memax_rl.envs import spaces
-from memax_rl.envs.base import Environment, EnvironmentFailure, lenient, strong
+from memax_rl.envs.base import Environment, EnvironmentFailure, NotAsDeclared, lenient, strong
+from memax_rl.envs.checking import call_for
 
 
 def _time_limit(env: Any, params: Any) -> int:
@@ -125,15 +126,21 @@ class GymnaxAdapter(Environment):
             return self.inner.action_mask(state, params)
 
     def _cast_observation(self, obs: Any, params: Any) -> Any:
-        leaves, structure = jax.tree.flatten(obs)
-        kinds = [leaf.dtype for leaf in spaces.leaves(self.observation_space(params))]
-        if len(leaves) != len(kinds):
-            raise ValueError(
-                f"{self.env_id}: an observation has {len(leaves)} arrays, but its observation space has {len(kinds)}"
-            )
-        return structure.unflatten(
-            [jax.lax.convert_element_type(x, kind) for x, kind in zip(leaves, kinds, strict=True)]
-        )
+        paths, structure = jax.tree.flatten_with_path(obs)
+        space = self.observation_space(params)
+        parts = spaces.leaves(space)
+        if len(paths) != len(parts):
+            raise NotAsDeclared(spaces.other_parts(f"{self.env_id}: an observation", space, obs))
+        for (path, x), part in zip(paths, parts, strict=True):
+            # The cast would cut 0.7 down to 0. gymnax's own Catch shows 0.0 and 1.0 in a Box of integers.
+            is_whole = isinstance(part, spaces.Discrete | spaces.MultiDiscrete)
+            if is_whole and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
+                raise NotAsDeclared(
+                    f"{self.env_id}: an observation{jax.tree_util.keystr(path)} has the dtype {jnp.asarray(x).dtype}, "
+                    f"but its space {spaces.describe(part)} holds {jnp.dtype(part.dtype)}"
+                )
+        arrays = [jax.lax.convert_element_type(x, part.dtype) for (_, x), part in zip(paths, parts, strict=True)]
+        return structure.unflatten(arrays)
 
 
 def make(env_id: str) -> GymnaxAdapter:
@@ -183,6 +190,7 @@ def adapt(env_id: str, env: Any) -> Environment:
             "every episode after one step; define default_params, with max_steps_in_episode"
         )
     if isinstance(env, Environment):
+        check_returns(env_id, env, jax.random.key(0))
         return env
     if not hasattr(env, "step"):
         raise ValueError(f"{env_id}: {own.__name__} lacks step; subclass gymnax.environments.environment.Environment")
@@ -191,4 +199,21 @@ def adapt(env_id: str, env: Any) -> Environment:
             f"{env_id}: default_params of {own.__name__} has no max_steps_in_episode, by which gymnax's step "
             "truncates; add the field"
         )
+    check_returns(env_id, env, jax.random.key(0))
     return GymnaxAdapter(env_id, env)
+
+
+def check_returns(env_id: str, env: Any, key: Any) -> None:
+    """Raise `ValueError` unless `reset_env` and `step_env` return as many values as gymnax's do. Nothing is run.
+
+    Args:
+        env_id: Its name, for messages.
+        env: An environment with gymnax's interface.
+        key: A key as it expects them, or its shape and dtype.
+    """
+    params = env.default_params
+    with lenient():
+        _, state = call_for(f"{env_id}: reset_env", ("observation", "state"), env.reset_env, key, params)
+        action = jax.eval_shape(lambda: spaces.recognize(env.action_space(params)).sample(jax.random.key(0)))
+        parts = ("observation", "state", "reward", "terminated", "info")
+        call_for(f"{env_id}: step_env", parts, env.step_env, key, state, action, params)

@@ -5,8 +5,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from memax_rl.envs.adapters.brax_like import BraxAdapter
 from memax_rl.envs.adapters.gymnax import adapt as adapt_gymnax
+from memax_rl.envs.adapters.gymnax import check_returns
 from memax_rl.envs.adapters.jumanji_like import JumanjiAdapter
 from memax_rl.envs.adapters.legacy_gymnax import LegacyGymnaxAdapter, steps_by_six
 from memax_rl.envs.base import Environment, lenient
@@ -32,7 +36,11 @@ def adapt(env_id: str, env: Any) -> Environment:
     if _has(env, "reset_env", "step_env", "action_space", "observation_space", "default_params"):
         with lenient():
             is_new = steps_by_six(env)
-        return adapt_gymnax(env_id, env) if is_new else LegacyGymnaxAdapter(env_id, env)
+        if is_new:
+            return adapt_gymnax(env_id, env)
+        # Packages of that time keep keys as arrays of two numbers.
+        check_returns(env_id, env, jax.ShapeDtypeStruct((2,), jnp.uint32))
+        return LegacyGymnaxAdapter(env_id, env)
     return adapt_gymnax(env_id, env)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt32
 
 from memax_rl.envs import spaces
-from memax_rl.envs.base import Environment, EnvParams, Step, lenient, strong
+from memax_rl.envs.base import Environment, EnvParams, NotAsDeclared, Step, lenient, strong
 from memax_rl.envs.batching import replace_where
 
 
@@ -135,11 +135,9 @@ class PackageEnvironment(Environment):
     def cast(self, observation: Any, params: Any) -> Any:
         """Give every array of an observation the dtype of its space."""
         leaves, structure = jax.tree.flatten(observation)
-        expected = spaces.leaves(self.observation_space(params))
+        expected = spaces.leaves(space := self.observation_space(params))
         if len(leaves) != len(expected):
-            raise ValueError(
-                f"{self.env_id}: an observation has {len(leaves)} arrays, but its observation space has {len(expected)}"
-            )
+            raise NotAsDeclared(spaces.other_parts(f"{self.env_id}: an observation", space, observation))
         return structure.unflatten([jnp.asarray(x, s.dtype) for x, s in zip(leaves, expected, strict=True)])
 
     @functools.cached_property

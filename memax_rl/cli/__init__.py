@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # A name of a file may be in no encoding; work that is done must not end as an error when it is printed.
         sys.stdout.reconfigure(errors="backslashreplace")
-    message = "stopped before the first update" if arguments[:1] == ["train"] else "stopped"
+    message = "stopped"
+    if arguments[:1] == ["train"]:
+        message = "stopped before the first update; a run folder that was made is continued with --resume"
     with signals.exit_at_once(message):
         try:
             status = _group.main(arguments, prog_name=_NAME, standalone_mode=False)

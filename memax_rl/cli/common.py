@@ -118,6 +118,20 @@ def import_own(imports: Sequence[str], trust: bool = False, *folders: Path) -> N
 
     with only_imports(imports):
         import_modules(imports)
+    for module in imports:
+        _check_found(module)
+
+
+def _check_found(module: str) -> None:
+    """Raise `ValueError` where Python takes an installed module of this name before the one in this folder."""
+    from memax_rl.envs.trust import is_installed
+
+    found = getattr(sys.modules.get(module), "__file__", None)
+    if (Path.cwd() / f"{module}.py").is_file() and (found is None or is_installed(found)):
+        raise ValueError(
+            f"--import {module}: Python has another module of this name, {found or 'built in'}, and takes it before "
+            f"{module}.py of this folder; rename yours"
+        )
 
 
 def prepare_jax(*, trains: bool = False) -> None:

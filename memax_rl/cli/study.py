@@ -118,7 +118,7 @@ def study(
             raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
         given: Any = file
     else:
-        given = make_grid(file, ctx.obj, seeds)
+        given = make_grid(file, ctx.obj, seeds, imports=imports)
     if check:
         chosen = studies.Folder(given).study() if isinstance(given, Path) else given
         for index, one in enumerate(runner.check(chosen, imports, trust)):
@@ -190,14 +190,27 @@ def by_field(fields: Mapping[str, Sequence[str]], short: Mapping[str, str] | Non
 
 
 def make_grid(
-    file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None, more: Mapping[str, Any] | None = None
+    file: Path | None,
+    fields: dict[str, Sequence[str]],
+    seeds: int | None,
+    more: Mapping[str, Any] | None = None,
+    imports: Sequence[str] = (),
 ) -> Any:
     """Return the study of a file, with the fields that were typed: one value for all cells, several for the grid.
 
-    `more`: values of fields for all cells.
+    Args:
+        file: None for a study of these fields alone.
+        fields: What was typed, the values of each.
+        seeds: How many, or None for those of the file.
+        more: Values of fields for all cells.
+        imports: Modules that were named by --import, which the cells are to name too.
+
+    Raises:
+        ValueError: If a field cannot be set so.
     """
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
+    from memax_rl.studies.grid import name_modules
 
     whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
     base, grid = dict(whole.get("base", {})) | dict(more or {}), dict(whole.get("grid", {}))
@@ -206,6 +219,10 @@ def make_grid(
             raise ValueError(f"--{name} is zipped with other fields in {file}; change it there")
         if any(name in case for case in whole.get("cases", ())):
             raise ValueError(f"--{name} stands in the cases of {file}; change it there")
+        known = {"env", "network.memory", "agent"}
+        for text in texts:
+            if name in known and "," in text and not text.lstrip().startswith("["):
+                raise ValueError(f"--{name}: several values stand one after the other, without commas, got {text}")
         base.pop(name, None)
         # A name of a preset may look like anything else.
         values = [text if name == "preset" else parse_value(text) for text in texts]
@@ -213,4 +230,5 @@ def make_grid(
             grid[name] = values
         else:
             base[name] = values[0]
-    return studies.make_study(whole | {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {}))
+    whole |= {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {})
+    return studies.make_study(name_modules(whole, imports))

@@ -1,6 +1,7 @@
 """`memax-rl tune`: search for settings."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def tune(
 
     if file.is_dir() and ctx.obj:
         raise ValueError(f"{file} is the folder of a search, which says what it is; leave out the fields")
-    given: Any = file if file.is_dir() else _space(file, ctx.obj)
+    given: Any = file if file.is_dir() else _space(file, ctx.obj, imports)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -55,10 +56,11 @@ def tune(
     print(f"memax-rl train --config {ended.best}")
 
 
-def _space(file: Path, fields: dict[str, list[str]]) -> Any:
+def _space(file: Path, fields: dict[str, list[str]], imports: Sequence[str]) -> Any:
     """Return the space of a file, with the fields that were typed: one value for all trials, several as choices."""
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
+    from memax_rl.studies.grid import name_modules
 
     whole = studies.load_space(file).model_dump(exclude_defaults=True)
     base, space = dict(whole.get("base", {})), dict(whole["space"])
@@ -70,4 +72,4 @@ def _space(file: Path, fields: dict[str, list[str]]) -> Any:
             space[name] = values
         else:
             base[name] = values[0]
-    return studies.make_space(whole | {"base": base, "space": space})
+    return studies.make_space(name_modules(whole | {"base": base, "space": space}, imports))

@@ -257,8 +257,9 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_row("chance (random actions)", f"{result['chance']:.3f}", "")
         table.add_row("best known strategy", f"{result['best']:.3f}", "")
     table.caption = (
-        f"{seeds} run{'s' if seeds > 1 else ''} (one a seed), {result['episodes_per_seed']} fresh episodes each; "
-        f"intervals by bootstrap over the same{say_lost(result)}"
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {result['episodes_per_seed']} fresh episodes each; intervals: "
+        f"bootstrap over {'runs, or over runs and their episodes' if seeds > 1 else 'episodes'}"
+        f"{say_lost(result)}"
     )
     if result["unfinished_episodes"]:
         table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"

@@ -24,6 +24,7 @@ from jax import export as jax_export
 from jax.extend.core import jaxpr_as_fun
 
 from memax_rl._version import __version__
+from memax_rl.envs.spaces import value_counts
 from memax_rl.evaluation.policy import PolicyStep, choose
 from memax_rl.ops import kernels, plain_products
 from memax_rl.paths import expanded
@@ -41,8 +42,8 @@ class ExportError(ValueError):
 class _Exported:
     """The function that is exported, and its arguments.
 
-    (carry, observation, reward, start, key) -> (carry, action); without `key` where the policy is greedy. Carry and
-    observation are lists of arrays.
+    (carry, observation, reward, start, action_mask, key) -> (carry, action); without `action_mask` where all actions
+    are always legal, and without `key` where the policy is greedy. Carry and observation are lists of arrays.
     """
 
     def __init__(self, step: PolicyStep, greedy: bool, batch_size: int | None):
@@ -53,13 +54,14 @@ class _Exported:
         self._key = np.asarray(jax.random.key_data(seed_key(0)))
         self.greedy = greedy
 
-    def __call__(self, carry: list[Any], observation: list[Any], reward: Any, start: Any, *key: Any) -> Any:
+    def __call__(self, carry: list[Any], observation: list[Any], reward: Any, start: Any, *rest: Any) -> Any:
         """Return carry and action after a step."""
+        mask, key = (rest[:1], rest[1:]) if self._step.needs_mask else ((), rest)
         bits = key[0] if key else jnp.broadcast_to(jnp.asarray(self._key), (*self._batch, *self._key.shape))
         keys = jax.random.wrap_key_data(bits, impl="philox4x32")
         state = jax.tree.unflatten(self._tree, carry)
-        step = self._step if not self._batch else jax.vmap(self._step, in_axes=(None, 0, 0, 0, 0, 0))
-        state, action = step(self._step.leaves, state, tuple(observation), reward, start, keys)
+        step = self._step if not self._batch else jax.vmap(self._step, in_axes=(None, *[0] * (5 + len(mask))))
+        state, action = step(self._step.leaves, state, tuple(observation), reward, start, keys, *mask)
         return jax.tree.leaves(state), action
 
     def arguments(self) -> list[Any]:
@@ -70,8 +72,9 @@ class _Exported:
 
         carry = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self.carry]
         observation = [of(leaf.shape, dtype) for _, leaf, dtype in self._step.observations]
+        mask = [of((sum(value_counts(self._step.mask_space)),), np.bool_)] if self._step.needs_mask else []
         key = [] if self._greedy else [of(self._key.shape, self._key.dtype)]
-        return [carry, observation, of((), np.float32), of((), np.bool_), *key]
+        return [carry, observation, of((), np.float32), of((), np.bool_), *mask, *key]
 
 
 def export(
@@ -171,7 +174,8 @@ def _describe(
     trained: Trained, step: PolicyStep, function: _Exported, seed: int, batch_size: int | None, wrapped: bool
 ) -> dict[str, Any]:
     """Return what metadata.json holds."""
-    carry, observation, reward, start, *key = function.arguments()
+    carry, observation, reward, start, *rest = function.arguments()
+    rest = dict(zip([*["action_mask"] * step.needs_mask, "key"], rest, strict=False))
     after, action = jax.eval_shape(function.__call__, *function.arguments())
     paths = [list(path) for path, _, _ in step.observations]
     return {
@@ -195,7 +199,7 @@ def _describe(
             ],
             "reward": _array("reward", reward),
             "start": _array("start", start),
-            **({"key": _array("key", key[0])} if key else {}),
+            **{name: _array(name, x) for name, x in rest.items()},
         },
         "results": {
             "carry": [_array(f"next_carry_{i}", x) for i, x in enumerate(after)],
@@ -269,12 +273,13 @@ def _is_same(function: _Exported, path: Path) -> bool:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names, run = [x.name for x in session.get_inputs()], jax.jit(function.__call__)
-    carry, (_, observation, reward, _) = function.carry, function.arguments()
+    carry, (_, observation, reward, _, *mask) = function.carry, function.arguments()
     shown, paid = [np.ones(x.shape, x.dtype) for x in observation], np.ones(reward.shape, reward.dtype)
+    legal = [np.ones(x.shape, x.dtype) for x in mask]
     for start in (True, False):
         starts = np.full(reward.shape, start)
-        wanted = [np.asarray(x) for x in jax.tree.leaves(run(carry, shown, paid, starts))]
-        got = session.run(None, dict(zip(names, [*carry, *shown, paid, starts], strict=True)))
+        wanted = [np.asarray(x) for x in jax.tree.leaves(run(carry, shown, paid, starts, *legal))]
+        got = session.run(None, dict(zip(names, [*carry, *shown, paid, starts, *legal], strict=True)))
         if not all(np.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(wanted, got, strict=True)):
             return False
         carry = wanted[:-1]

@@ -96,3 +96,14 @@ def set_counts(axes: Any, first: int, last: int) -> None:
 def seeds_and(seeds: int, count: int, what: str) -> str:
     """Return as "3 seeds, 16 episodes"."""
     return f"{seeds} seed{'s' if seeds != 1 else ''}, {count} {what}{'s' if count != 1 else ''}"
+
+
+def trials_of(result: dict[str, Any]) -> str:
+    """Say how many tasks were played: `512 tasks`, or `512 trials of 16 held-out tasks` where some were more than once.
+
+    Args:
+        result: What `evaluate_in_context` returned, also that of a version that did not count distinct tasks.
+    """
+    tasks = result["tasks"]
+    held_out = result.get("distinct_tasks", {}).get("test", tasks)
+    return f"{tasks} tasks" if held_out == tasks else f"{tasks} trials of {held_out} held-out tasks"

@@ -21,6 +21,7 @@ from memax_rl import envs
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
 from memax_rl.evaluation.episodes import of_seeds, say_lost
+from memax_rl.evaluation.figures import trials_of
 from memax_rl.networks import from_environment
 from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
@@ -93,20 +94,33 @@ def best_returns(env: Trials, key: PRNGKeyArray, tasks: int) -> Float[np.ndarray
     Args:
         tasks: How many.
     """
-    start_key, _ = jax.random.split(key)
-
-    def best(key):
-        _, state = env.reset(key, env.default_params)
-        return env.tasks.best_return(state.task)
-
-    result = jax.vmap(best)(jax.random.split(start_key, tasks))
+    result = jax.vmap(env.tasks.best_return)(_drawn_tasks(env, key, tasks))
     return None if result is None else np.asarray(result, np.float64)
+
+
+def same_tasks(env: Trials, key: PRNGKeyArray, tasks: int) -> Int[np.ndarray, " tasks"]:
+    """Return a number for each trial that `play_trials` plays with this key, the same for trials of the same task.
+
+    Args:
+        tasks: How many trials.
+    """
+    drawn = jax.tree.leaves(_drawn_tasks(env, key, tasks))
+    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in drawn]
+    rows = [np.ascontiguousarray(x).reshape(tasks, -1).view(np.uint8).reshape(tasks, -1) for x in plain]
+    return np.unique(np.concatenate(rows, axis=1), axis=0, return_inverse=True)[1].reshape(tasks)
+
+
+def _drawn_tasks(env: Trials, key: PRNGKeyArray, tasks: int) -> Any:
+    """Return the tasks that `play_trials` plays with this key, stacked."""
+    start_key, _ = jax.random.split(key)
+    return jax.vmap(lambda key: env.reset(key, env.default_params)[1].task)(jax.random.split(start_key, tasks))
 
 
 def summarize_trials(
     returns: Float[np.ndarray, "seeds tasks episodes"],
     best: Float[np.ndarray, " tasks"] | None,
     *,
+    same: Int[np.ndarray, " tasks"] | None = None,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -119,9 +133,20 @@ def summarize_trials(
     - `"regret"`: the sum of the best expected returns minus the area; None where the best is unknown.
 
     Each is `{"value", "low", "high"}`. The interval is a percentile bootstrap that resamples tasks and seeds; all seeds
-    play the same tasks, and a resampled task contributes all its episodes.
+    play the same tasks, and a resampled task contributes all its trials and their episodes.
+
+    Args:
+        returns: Of every episode of a trial of each task.
+        best: The best expected return of an episode of each task, or None.
+        same: The number of each trial's task, as `same_tasks` gives it, where a task may be played twice. With one
+            task alone its trials are resampled.
+        confidence: Share of the intervals, such as .95.
+        resamples: Draws of the bootstrap.
+        seed: Of these draws.
     """
     seeds, tasks, episodes = returns.shape
+    same = np.arange(tasks) if same is None or same.max() == 0 else same
+    distinct = int(same.max()) + 1
     columns = [returns, returns[..., -1:] - returns[..., :1], returns.sum(axis=-1, keepdims=True)]
     if best is not None:
         columns.append((episodes * best[None] - returns.sum(axis=-1))[..., None])
@@ -131,8 +156,8 @@ def summarize_trials(
     means = np.empty((resamples, x.shape[-1]))
     for i, drawn in enumerate(drawn_seeds):
         # The seeds play the same tasks, so a task is drawn for all of them.
-        weights = rng.multinomial(tasks, np.full(tasks, 1 / tasks)) / (tasks * seeds)
-        means[i] = np.einsum("t,stf->f", weights, x[drawn])
+        weights = rng.multinomial(distinct, np.full(distinct, 1 / distinct))[same]
+        means[i] = np.einsum("t,stf->f", weights / (weights.sum() * seeds), x[drawn])
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     value = x.mean(axis=(0, 1))
@@ -239,7 +264,7 @@ def evaluate_in_context(
     def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
         with products_in(config.precision):
             played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
-        return summarize_trials(np.stack(played).astype(np.float64), best_returns(env, key, tasks))
+        return _summary(env, key, np.stack(played))
 
     # `num_tasks` limits the training tasks only.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
@@ -248,7 +273,7 @@ def evaluate_in_context(
         "policy": "greedy" if greedy else "sampled",
         **of_seeds(config, seeds),
         "checkpoint": checkpoint,
-        "tasks": tasks,
+        **_count(train, test, key, tasks),
         "episodes": episodes,
         "trained_episodes": trained,
         "train": {"agent": measure(train, episodes), "wiped": measure(train, episodes, wiped=True)},
@@ -294,9 +319,21 @@ def _make_play(agent: Any, networks: Any, greedy: bool, key: PRNGKeyArray, tasks
     return play_seed
 
 
+def _count(train: Trials, test: Trials, key: PRNGKeyArray, tasks: int) -> dict[str, Any]:
+    """Return how many trials of each split are played, and of how many different tasks they are."""
+    distinct = {env.split: int(same_tasks(env, key, tasks).max()) + 1 for env in (train, test)}
+    return {"tasks": tasks, "distinct_tasks": distinct}
+
+
+def _summary(env: Trials, key: PRNGKeyArray, returns: Float[np.ndarray, "seeds tasks episodes"]) -> dict[str, Any]:
+    """Return the summary of trials that were played with this key."""
+    tasks = returns.shape[1]
+    best, same = best_returns(env, key, tasks), same_tasks(env, key, tasks)
+    return summarize_trials(returns.astype(np.float64), best, same=same)
+
+
 def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: int) -> dict[str, Any]:
     """Return the summary of every known strategy, on the tasks that the agent plays."""
-    best = best_returns(env, key, tasks)
 
     def measure(policy):
         def act(carry, inputs, key):
@@ -307,7 +344,7 @@ def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: in
         return play_trials(env, act, start, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
 
     played = {name: eqx.filter_jit(measure)(policy) for name, policy in strategies(env, episodes).items()}
-    return {name: summarize_trials(np.asarray(r, np.float64)[None], best) for name, r in played.items()}
+    return {name: _summary(env, key, np.asarray(r)[None]) for name, r in played.items()}
 
 
 def write_results(result: dict[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -353,7 +390,7 @@ def print_icl_table(result: dict[str, Any]) -> None:
     seeds = len(result["seeds"])
     over = "tasks and seeds" if seeds > 1 else "tasks"
     table.caption = (
-        f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {result['tasks']} tasks, "
+        f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {trials_of(result)}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over {over}"
         f"{say_lost(result)}"
     )

@@ -15,8 +15,8 @@ from memax_rl.evaluation.figures import (
     SKY,
     VERMILLION,
     make_figure,
-    seeds_and,
     set_counts,
+    trials_of,
 )
 from memax_rl.runs.files import save_figure
 
@@ -86,7 +86,7 @@ def _caption(result: dict[str, Any]) -> str:
     seeds = len(result["seeds"])
     caption = (
         f"Mean return by {'episode' if result['has_boundaries'] else 'block'} of the trial, weights fixed "
-        f"({seeds_and(seeds, result['tasks'], 'task')}, {result['policy']} actions). "
+        f"({seeds} seed{'s' if seeds > 1 else ''}, {trials_of(result)}, {result['policy']} actions). "
         f"Bands: 95 % bootstrap intervals of the mean over tasks{' and seeds' if seeds > 1 else ''}."
     )
     if result["strategies"]:

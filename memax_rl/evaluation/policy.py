@@ -53,6 +53,7 @@ class PolicyStep:
         action_space: The network's.
         mask_space: That of which a mask of legal actions holds the values: the environment's, counted from 0.
         needs_reward: Whether the network sees its previous reward.
+        needs_mask: Whether the environment that it was trained in says which actions are legal.
 
     Args:
         trained: What of a run is needed to act.
@@ -72,6 +73,7 @@ class PolicyStep:
         self._precision: Precision = trained.config.precision
         self.needs_reward = trained.config.network.previous_reward
         spaces = trained.spaces
+        self.needs_mask = spaces.action_masks
         self.action_space = from_plain(spaces.network.action)
         self.spaces = spaces.network if wrapped else spaces.environment
         self._learner = spaces.network if wrapped else spaces.learner
@@ -263,7 +265,8 @@ class LoadedPolicy:
                 may be left out.
             start: Whether the observation is the first of an episode; of a batch, one flag each. After `reset` all are.
             key: Of the random action, or one each, instead of the policy's own.
-            action_mask: Which actions are legal; for several components one after the other. None: all are.
+            action_mask: Which actions are legal; for several components one after the other. It must be given where
+                the environment of training has one, and may be left out where all always are.
 
         Raises:
             ValueError: That says what is wrong with an argument.
@@ -297,6 +300,11 @@ class LoadedPolicy:
         return state, after, action
 
     def _mask(self, mask: Any) -> np.ndarray | None:
+        if mask is None and self._function.needs_mask:
+            raise ValueError(
+                "action_mask: in training the environment said which actions are legal, and without a mask the policy "
+                "takes others too; give it, all true where all are"
+            )
         if mask is None:
             return None
         space = self._function.mask_space

@@ -114,7 +114,7 @@ class Run:
         except OSError as error:
             raise RunError(f"{cut(str(run.folder))} cannot be opened: {error.strerror}") from None
         if not is_run:
-            raise RunError(f"{cut(str(run.folder))} is not a run folder: it has no config.yaml")
+            raise RunError(f"{cut(str(run.folder))} is not a run folder: it has no config.yaml{run._runs_below()}")
         # A folder may be a stranger's, and a link may lead anywhere.
         tables = (run.metrics_path, run.evaluations_path)
         files = (run.config_path, run.spaces_path, *tables, run.summary_path, *run._checkpoint_files())
@@ -319,6 +319,16 @@ class Run:
             write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=True) + "\n")
         except OSError as error:
             raise RunError(f"{self.summary_path} cannot be written: {error.strerror}") from None
+
+    def _runs_below(self) -> str:
+        """Say where a folder that is no run has some, as that of a study: the end of a message, or nothing."""
+        if not self.folder.is_dir():
+            return ""
+        below = sorted(self.folder.glob("*/config.yaml")) or sorted(self.folder.glob("*/*/*/config.yaml"))
+        if not below:
+            return ""
+        is_study = (self.folder / "study.yaml").is_file()
+        return f"; {'it is a study, whose runs' if is_study else 'runs'} are below, such as {cut(str(below[0].parent))}"
 
     # Checkpoints
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from memax_rl.envs.base import host_of
+from memax_rl.envs.base import has_action_mask, host_of
 from memax_rl.envs.plain_spaces import (
     PlainDiscrete,
     PlainLeaf,
@@ -42,6 +42,7 @@ class SpacesFile(BaseModel):
         learner: The same in the learner's form, before any wrapper: discrete values count from 0, numbers have at most
             32 bits.
         network: As the network sees and makes them, in all wrappers.
+        action_masks: Whether the environment says which of its actions are legal.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -50,6 +51,7 @@ class SpacesFile(BaseModel):
     environment: PlainSpaces
     learner: PlainSpaces
     network: PlainSpaces
+    action_masks: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "SpacesFile":
@@ -59,6 +61,8 @@ class SpacesFile(BaseModel):
                 from_plain(space)
         if _sizes(self.environment.observation) != _sizes(self.learner.observation):
             raise ValueError("environment.observation and learner.observation have other parts than each other")
+        if self.action_masks and not isinstance(self.learner.action, PlainDiscrete | PlainMultiDiscrete):
+            raise ValueError("action_masks is true, and only discrete actions have a mask")
         chosen = self.learner.action if _is_joint(self.learner.action, self.network.action) else self.network.action
         if len({_size(action) for action in (self.environment.action, self.learner.action, chosen)}) > 1:
             raise ValueError("the actions of environment, learner and network have other shapes than each other")
@@ -88,7 +92,8 @@ def spaces_of(env: Any, params: Any) -> SpacesFile:
 
     host = host_of(bare)
     given = of(bare) if host is None else _plain(host.observation_space, host.action_space)
-    return SpacesFile(environment=given, learner=of(bare), network=of(env))
+    masks = has_action_mask(bare, params)
+    return SpacesFile(environment=given, learner=of(bare), network=of(env), action_masks=masks)
 
 
 def _plain(observation: Any, action: Any) -> PlainSpaces:

@@ -101,7 +101,7 @@ def _adaptation(key: tuple[Any, ...], found: list[tuple[str, dict[str, Any]]]) -
         "runs (Student), or over tasks where there is one run"
     )  # fmt: skip
     caption = (
-        f"Mean return by {unit}, weights fixed, on held-out tasks; {span(seeds, 'seed')}, {tasks} tasks, "
+        f"Mean return by {unit}, weights fixed, on held-out tasks; {span(seeds, 'seed')}, {tasks} trials, "
         f"trials of {episodes} {unit.split()[0]}s, {policy} actions. Bands and brackets: 95 % intervals over {over}."
     )
     return Adaptation(task, unit, caption, pd.DataFrame(rows), measures)

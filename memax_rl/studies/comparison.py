@@ -222,9 +222,11 @@ def sentence(scores: Mapping[str, np.ndarray], level: float = 0.05) -> str:
     for worse, better in groups.items():
         pairs = [(a, b) for a in better for b in worse]
         p = max(values.get((a, b), values.get((b, a), 0.0)) for a, b in pairs)
-        verb, most = "are each" if len(better) > 1 else "is", "p at most" if len(pairs) > 1 else "p ="
+        verb = "are each" if len(better) > 1 else "is"
+        # Where no two seeds of a memory differ, p is 0 to rounding.
+        sure = "p < 0.001" if p < 0.001 else f"{'p at most' if len(pairs) > 1 else 'p ='} {p:.2g}"
         seeds = _seeds(scores, *better, *worse)
-        said.append(f"{_and(better)} {verb} better than {_and(worse)} with {seeds} ({most} {p:.2g})")
+        said.append(f"{_and(better)} {verb} better than {_and(worse)} with {seeds} ({sure})")
     if len(equal) <= 2:
         said += [f"{a} and {b} cannot be told apart with {_seeds(scores, a, b)}" for a, b in equal]
     elif beaten:

@@ -171,6 +171,22 @@ def make_study(fields: Mapping[str, Any]) -> Study:
         raise ValueError(in_one_line(error, lambda _: f"a study has no such part; it has {parts}")) from None
 
 
+def name_modules(parts: Mapping[str, Any], imports: Sequence[str]) -> dict[str, Any]:
+    """Return the parts of a study whose runs name these modules in their configuration, as those of `train` do.
+
+    Args:
+        parts: As of a study's file. Those of probes stay as they are: their configuration names no modules.
+        imports: The modules; none: the parts stay as they are.
+    """
+    base = parts.get("base") or {}
+    whole = [base, parts.get("grid"), parts.get("zip"), *(parts.get("cases") or ())]
+    # What is of another type is refused where the study is made.
+    if not imports or not isinstance(base, Mapping) or any("task" in part for part in whole if part):
+        return dict(parts)
+    modules = list(dict.fromkeys([*(base.get("imports") or ()), *imports]))
+    return {**parts, "base": {**base, "imports": modules}}
+
+
 def in_one_line(error: ValidationError, unknown: Callable[[tuple[str | int, ...]], str]) -> str:
     """Return what is wrong with the parts of a file, the name of each before it.
 
@@ -264,8 +280,8 @@ def configure(fields: Mapping[str, Any]) -> TrainConfig:
     try:
         return override(start, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
     except ValueError as error:
-        # In a file, fields have no dashes in front.
-        raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))) from None
+        # In a file, fields have no dashes in front; these two are options of the command.
+        raise ValueError(re.sub(r"(?<![\w-])--(?!import\b|trust\b)(?=[a-z])", "", str(error))) from None
 
 
 def _parts(chosen: Mapping[str, Any], config: TrainConfig | ProbeConfig) -> list[str]:

@@ -22,7 +22,7 @@ from memax_rl.runs.run import RunError
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.studies import machine
 from memax_rl.studies.folder import Folder
-from memax_rl.studies.grid import Cell, Study, load_study, make_study
+from memax_rl.studies.grid import Cell, Study, load_study, make_study, name_modules
 from memax_rl.studies.on_ray import Ray
 from memax_rl.studies.on_slurm import Slurm
 from memax_rl.studies.progress import Progress, show
@@ -131,6 +131,8 @@ def study(
     names = tuple(imports)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 at least, got {workers}")
+    if isinstance(study, Mapping):
+        study = name_modules(study, names)
     folder, study = _find(study, out)
     cells = check(study, names, trust)
     if on is None:
@@ -182,7 +184,8 @@ class _Pool:
         self.count = min(self.wanted or len(self.gpus) or len(machine.cores()), max(1, len(self.waiting)))
         with show(self.state, progress) as say, stop_signals() as stopped:
             self.say = say
-            say(f"{len(self.cells)} cells, {len(self.waiting)} to run, {self.count} workers, in {self.folder.path}")
+            workers = f"{self.count} worker{'s' if self.count > 1 else ''}"
+            say(f"{len(self.cells)} cells, {len(self.waiting)} to run, {workers}, in {self.folder.path}")
             for name in again:
                 say(f"again: {name}, which failed before")
             try:

@@ -19,7 +19,8 @@ from memax_rl import distributed, sharding
 from memax_rl._version import __version__
 from memax_rl.agents import Agent
 from memax_rl.agents.base import Taught
-from memax_rl.envs.base import EnvironmentFailure, close
+from memax_rl.envs import spaces as env_spaces
+from memax_rl.envs.base import EnvironmentFailure, close, has_action_mask
 from memax_rl.evaluation import evaluate_state, print_table
 from memax_rl.networks.encoder import describe_inputs
 from memax_rl.precision import describe, products_in
@@ -152,9 +153,11 @@ def check(config: TrainConfig) -> list[str]:
         shapes = eqx.filter_eval_shape(agent.init, seed_keys(config)[0])
         lines = describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip)
         weights = sum(x.size for x in jax.tree.leaves(eqx.filter(shapes.network, is_shape)))
+        masked = ", of which a mask says what is legal" if has_action_mask(agent.env, agent.env_params) else ""
         return [
             f"{config.agent} on {config.env}, memory {config.network.memory}, {config.total_steps:,} steps a seed",
             *(f"observation {line}" for line in lines),
+            f"action {env_spaces.describe(agent.action_space)}{masked}",
             f"a network of {weights:,} numbers",
             describe(config.precision),
             describe_sizes(config, agent, shapes),

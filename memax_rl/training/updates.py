@@ -64,6 +64,9 @@ def make_many_updates(
         result = update(*jax.tree.map(lambda leaf: leaf[0], (arrays, sound)))
         return jax.tree.map(lambda leaf: leaf[None], result)
 
+    # Traced once, for its shapes and for the loop.
+    update_seeds = jax.jit(update_seeds, inline=True)
+
     def many(arrays, n, sound, until=None):
         until = total_steps if until is None else until
         shapes = jax.eval_shape(update_seeds, arrays, sound)[2]
