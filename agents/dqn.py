@@ -86,6 +86,13 @@ class DQNConfig(ReplaySettings):
             raise ValueError(f"set either n_step or q_lambda, got {got}; for n-step returns set dqn.q_lambda to null")
         if self.watkins and self.q_lambda is None:
             raise ValueError("watkins is about lambda-returns; set q_lambda as well")
+        for name in ("priority_alpha", "priority_beta", "priority_eta"):
+            value = getattr(self, name)
+            # What differs from the default was chosen: a written configuration holds every field.
+            if self.sample_by != "priority" and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={value} is for episodes drawn by priority; set sample_by to 'priority' as well"
+                )
         return self
 
 

@@ -41,7 +41,7 @@ class PPOConfig(OptimizerSettings):
 
     num_envs: int | None = Field(default=None, ge=1, le=2**20)
     """Environments in parallel, one row of the tape each. None: so many that an update has about
-    8,192 slots, and a run 24 updates or more."""
+    8,192 slots, a run 24 updates or more, and the minibatches divide them."""
     rollout_length: int | None = Field(default=None, ge=1, le=2**24)
     """Slots a row, that is steps an environment takes in an update. None: chosen from the episodes' length."""
     rollout: Rollout = "whole_episodes"

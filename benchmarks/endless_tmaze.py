@@ -9,7 +9,7 @@ Prints the corridors passed, of 10, of each seed, by memory and length of the co
 import argparse
 from pathlib import Path
 
-from table import groups, numbers
+from table import numbers, read_groups
 
 from memax_rl.evaluation import evaluate
 
@@ -25,9 +25,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="of studies")
     arguments = parser.parse_args()
+    found = read_groups(parser, arguments.folders)
     print("| memory | " + " | ".join(f"length {n}" for n in TEST_LENGTHS) + " |")
     print("|---" * (1 + len(TEST_LENGTHS)) + "|")
-    for name, runs in groups(arguments.folders):
+    for name, runs in found:
         options = ({"length": length, "random_length": False} for length in TEST_LENGTHS)
         cells = [numbers([corridors(evaluate(run.folder, env_options=o)) for run in runs], 2) for o in options]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from table import groups
+from table import read_groups
 
 from memax_rl.evaluation.figures import look, make_figure
 from memax_rl.runs import Run
@@ -39,10 +39,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="of studies")
     parser.add_argument("--out", type=Path, help="write the picture to this path, with .png added")
     arguments = parser.parse_args()
+    found = read_groups(parser, arguments.folders)
     curves = {}
     print("| environment | rollout | level | thousand steps, each seed | utilization | lag |")
     print("|---|---|---|---|---|---|")
-    for _, runs in groups(arguments.folders):
+    for _, runs in found:
         env, fill = runs[0].fields()["env"].removeprefix("popgym/"), runs[0].fields()["ppo"]["rollout"]
         returns, steps = columns(runs, "episode/return"), columns(runs, "env_steps")
         use, lag = columns(runs, "tape/utilization").mean(), columns(runs, "tape/lag").mean()

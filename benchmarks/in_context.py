@@ -13,7 +13,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from table import groups, numbers, summary
+from table import memory_of, numbers, read_groups, summary
 
 from memax_rl.evaluation.in_context import evaluate_in_context
 
@@ -25,9 +25,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=512, help="held-out tasks")
     parser.add_argument("--greedy", action="store_true", help="take the best action at every step (PPO samples)")
     chosen = parser.parse_args()
+    found = read_groups(parser, chosen.folders)
     print("| runs | memory | steps | trial | mean of trials | first episode | last episode | last, wiped | seconds |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for name, runs in groups(chosen.folders):
+    for name, runs in found:
         options = {"tasks": chosen.tasks, "longer": (), "greedy": chosen.greedy or None}
         results = [evaluate_in_context(run.folder, **options) for run in runs]
         agents = [result["test"]["agent"] for result in results]
@@ -37,7 +38,7 @@ def main() -> None:
         wiped = [result["test"]["wiped"]["return_by_episode"][-1]["value"] for result in results]
         config = runs[0].fields()
         print(
-            f"| {name} | {config['network']['memory']} | {config['total_steps']:,} | {numbers(trials, 2)} | "
+            f"| {name} | {memory_of(config)} | {config['total_steps']:,} | {numbers(trials, 2)} | "
             f"{statistics.mean(trials):.2f} | {numbers(first, 2)} | {numbers(last, 2)} | {numbers(wiped, 2)} | "
             f"{numbers([summary(run)['seconds'] for run in runs], 0)} |"
         )

@@ -12,20 +12,18 @@ paper.
 import argparse
 import csv
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table import EPOCH, best_epoch
+from table import EPOCH, best_epoch, memory_of, read_groups, summary
 
 from memax_rl.envs.baselines.scores import reference_scores
 from memax_rl.evaluation.statistics import interquartile_mean
 from memax_rl.runs import Run
 from memax_rl.runs.files import write_atomically
 from memax_rl.studies.comparison import mean_interval
-from memax_rl.studies.results import find_runs
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 # The best of 13 models after 15 million steps, best epoch: Morad et al. 2023, https://arxiv.org/abs/2303.01859, at
@@ -60,26 +58,29 @@ def last_epoch(metrics: list[dict[str, float]]) -> float:
 
 def row_of(run: Run) -> Row:
     """Return what is kept of a finished run."""
-    fields, summary = run.fields(), json.loads(run.summary_path.read_text())
+    fields, ended = run.fields(), summary(run)
     metrics = run.metrics()
     return {
         "task": fields["env"].removeprefix("popgym/"),
-        "memory": summary["memory"],
+        "memory": memory_of(fields),
         "seed": fields["seed"],
         "steps": int(metrics[-1]["env_steps"]),
-        "return": round(summary["evaluation"]["return"]["mean"]["value"], 4),
-        "episodes": summary["evaluation"]["episodes_per_seed"],
+        "return": round(ended["evaluation"]["return"]["mean"]["value"], 4),
+        "episodes": ended["evaluation"]["episodes_per_seed"],
         "last": round(last_epoch(metrics), 4),
         "best_epoch": round(best_epoch(metrics), 4),
-        "seconds": round(summary["seconds"]),
-        "jax": summary["jax"],
+        "seconds": round(ended["seconds"]),
+        "jax": ended["jax"],
     }
 
 
-def rows_of(folders: list[Path]) -> list[Row]:
+def rows_of(parser: argparse.ArgumentParser, folders: list[Path]) -> list[Row]:
     """Return the finished runs of studies, one seed a run, in order of task and seed."""
-    runs = (Run.open(path) for path in find_runs(*folders))
-    return sorted((row_of(run) for run in runs if run.summary_path.exists()), key=lambda r: (r["task"], r["seed"]))
+    runs = [run for _, own in read_groups(parser, folders) for run in own]
+    for run in runs:
+        if not run.fields()["env"].startswith("popgym/"):
+            parser.error(f"{run.folder} is a run of {run.fields()['env']}, which is no task of POPGym")
+    return sorted(map(row_of, runs), key=lambda row: (row["task"], row["seed"]))
 
 
 def to_csv(rows: list[Row]) -> str:
@@ -151,10 +152,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="*", type=Path, help="of studies; without, the page is made from the file")
     folders = parser.parse_args().folders
-    if folders and not (rows := rows_of(folders)):
-        parser.error(f"no finished run in {', '.join(map(str, folders))}")
     if folders:
-        write_atomically(FOLDER / "popgym.csv", to_csv(rows))
+        write_atomically(FOLDER / "popgym.csv", to_csv(rows_of(parser, folders)))
     with (FOLDER / "popgym.csv").open() as file:
         rows = list(csv.DictReader(file))
     page = FOLDER / "popgym.md"

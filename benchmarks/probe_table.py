@@ -9,71 +9,59 @@ that the network was trained with.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from memax_rl.studies.probes import finished_probes
-
-Probes = list[tuple[dict[str, Any], dict[str, Any]]]
+from memax_rl.studies.probes import Probe, by_memory, chance_levels, finished_probes, scores_of
 
 
-def grouped(probes: Probes) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, float]]:
-    """Return the summaries by memory and task, the best memory first, and the chance level of each task."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    chances: dict[str, float] = {}
-    for fields, summary in probes:
-        task = f"{fields['task']} {fields['task_options']['length']}"
-        found.setdefault(summary["memory"], {}).setdefault(task, []).append(summary)
-        chances[task] = summary["evaluation"]["chance"]
-    order = sorted(found, key=lambda memory: -sum(mean_score(own) for own in found[memory].values()))
-    return {memory: found[memory] for memory in order}, dict(sorted(chances.items()))
-
-
-def mean_score(summaries: list[dict[str, Any]]) -> float:
+def score(probes: Sequence[Probe]) -> str:
     """Return the mean score over all seeds."""
-    return float(np.mean([value for one in summaries for value in one["evaluation"]["mean_return_per_seed"]]))
+    scores = scores_of(probes)
+    return f"{np.mean(scores):.3f}" if scores else "–"
 
 
-def at_length(summaries: list[dict[str, Any]], times: int) -> str:
+def at_length(probes: Sequence[Probe], times: int) -> str:
     """Return the score at so many times the trained length, and the norm there over that after one of them."""
-    scores, growth = [], []
-    for summary in summaries:
-        (row,) = (row for row in summary["lengths"] if row["times"] == times)
-        scores += row["score_per_seed"]
-        # [lengths, blocks] of each seed.
-        norms = np.array(row["state_norm_per_seed"])[:, :, -1]
-        growth += list(norms[:, -1] / np.maximum(norms[:, 0], 1e-9))
-    return f"{np.mean(scores):.3f} / {np.mean(growth):.2g}"
+    reached = [probe.lengths[times] for probe in probes if times in probe.lengths]
+    scores = [score for one in reached for score in one.scores]
+    growth = [norms[-1] / max(norms[0], 1e-9) for one in reached for norms in one.norms]
+    return f"{np.mean(scores):.3f} / {np.mean(growth):.2g}" if scores else "–"
 
 
-def line(cells: list[str]) -> str:
+def line(cells: Sequence[str]) -> str:
     """Return a row in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="of studies of probes")
-    probes = finished_probes(*parser.parse_args().folders)
-    found, chances = grouped(probes)
+    try:
+        probes = finished_probes(*parser.parse_args(argv).folders)
+    except ValueError as error:
+        parser.error(str(error))
+    if not probes:
+        parser.error("no probe has finished there")
+    found, chances = by_memory(probes), dict(sorted(chance_levels(probes).items()))
     print(line(["memory", *chances]), line(["---"] * (1 + len(chances))), sep="\n")
     for memory, own in found.items():
-        print(line([memory, *(f"{mean_score(own[task]):.3f}" if task in own else "–" for task in chances)]))
+        print(line([memory, *(score(own.get(task, ())) for task in chances)]))
     print(line(["chance", *(f"{chance:.3f}" for chance in chances.values())]))
     for task in chances:
-        longer = {memory: own[task] for memory, own in found.items() if task in own and own[task][0].get("lengths")}
+        longer = {memory: own[task] for memory, own in found.items() if any(one.lengths for one in own.get(task, ()))}
         if longer:
-            times = sorted(row["times"] for row in next(iter(longer.values()))[0]["lengths"])
+            times = sorted({n for probes in longer.values() for probe in probes for n in probe.lengths})
             print(
                 f"\n{task}\n\n" + line(["memory", *(f"x {n}" for n in times)]),
                 line(["---"] * (1 + len(times))),
                 sep="\n",
             )
-            for memory, summaries in longer.items():
-                print(line([memory, *(at_length(summaries, n) for n in times)]))
+            for memory, own in longer.items():
+                print(line([memory, *(at_length(own, n) for n in times)]))
 
 
 if __name__ == "__main__":

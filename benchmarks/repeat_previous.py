@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from table import groups, numbers, summary
+from table import memory_of, numbers, read_groups, summary
 
 from memax_rl.evaluation.figures import GRAY, look, make_figure
 from memax_rl.runs import Run
@@ -61,10 +61,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="of studies")
     parser.add_argument("--out", type=Path, help="write the picture to this path, with .png added")
     arguments = parser.parse_args()
+    found = read_groups(parser, arguments.folders)
     curves: dict[str, list[Run]] = {}
     print("| environment | memory | network | steps | mean return, each seed | seconds, each seed |")
     print("|---|---|---|---|---|---|")
-    for _, runs in groups(arguments.folders):
+    for _, runs in found:
         config, ended = runs[0].fields(), [summary(run) for run in runs]
         network = config["network"]
         shape = f"width {network['width']}, depth {network['depth']}"
@@ -72,7 +73,7 @@ def main() -> None:
         returns = numbers([one["evaluation"]["return"]["mean"]["value"] for one in ended], 3)
         seconds = numbers([one["seconds"] for one in ended], 0)
         env = config["env"].removeprefix("popgym/")
-        print(f"| {env} | {network['memory']} | {shape} | {config['total_steps']:,} | {returns} | {seconds} |")
+        print(f"| {env} | {memory_of(config)} | {shape} | {config['total_steps']:,} | {returns} | {seconds} |")
         if network["memory"] == "lru":
             curves[config["env"].removeprefix(_ENV)] = runs
     if arguments.out:

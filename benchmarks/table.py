@@ -10,14 +10,14 @@ compilation: with several workers at once there are more of them. Seeds that are
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from memax_rl.runs import Run
-from memax_rl.studies.results import find_runs
+from memax_rl.studies.results import find_runs, read_json
 
 EPOCH = 65_536
 
@@ -48,9 +48,31 @@ def groups(folders: list[Path]) -> Iterator[tuple[str, list[Run]]]:
         yield str(parent.relative_to(study)), sorted(runs, key=lambda run: run.fields()["seed"])
 
 
-def summary(run: Run) -> dict:
-    """Return what summary.json holds."""
-    return json.loads(run.summary_path.read_text())
+def read_groups(parser: argparse.ArgumentParser, folders: list[Path]) -> list[tuple[str, list[Run]]]:
+    """Return what `groups` yields of studies of agents. Ends the program with a line where there is no such run."""
+    try:
+        found = list(groups(folders))
+        for run in (run for _, runs in found for run in runs):
+            if run.is_probe():
+                parser.error(f"{run.folder} is a probe; print its study with benchmarks/probe_table.py")
+            if "return" not in summary(run).get("evaluation", {}):
+                parser.error(f"{run.folder} was not evaluated at its end, or its summary.json is damaged")
+    except ValueError as error:
+        parser.error(str(error))
+    if not found:
+        parser.error("no run has finished there")
+    return found
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Return what summary.json holds. Raises `RunError` if it is damaged."""
+    return read_json(run.summary_path)
+
+
+def memory_of(config: dict[str, Any]) -> str:
+    """Return the name of a run's memory, of a stack those of its blocks."""
+    network = config["network"]
+    return "+".join([block["memory"] for block in network["blocks"]] or [network["memory"]])
 
 
 def main() -> None:
@@ -58,19 +80,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="of studies whose runs were evaluated")
     chosen = parser.parse_args()
+    found = read_groups(parser, chosen.folders)
     print(
         "| runs | memory | steps | mean | return of each seed | best epoch of each seed | chance | best known | "
         "seconds of each seed |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for name, runs in groups(chosen.folders):
+    for name, runs in found:
         config, ended = runs[0].fields(), [summary(run) for run in runs]
         returns = [one["evaluation"]["return"]["mean"]["value"] for one in ended]
         epochs = [best_epoch(run.metrics()) for run in runs]
         known = [ended[0]["evaluation"][key] for key in ("chance", "best")]
         shown = ["" if value is None else f"{value:.3f}" for value in known]
         print(
-            f"| {name} | {config['network']['memory']} | {config['total_steps']:,} | {statistics.mean(returns):.3f} | "
+            f"| {name} | {memory_of(config)} | {config['total_steps']:,} | {statistics.mean(returns):.3f} | "
             f"{numbers(returns, 3)} | {numbers(epochs, 3)} | {shown[0]} | {shown[1]} | "
             f"{numbers([one['seconds'] for one in ended], 0)} |"
         )

@@ -1,15 +1,20 @@
 """Compiled programs are kept from one start to the next: JAX's persistent compilation cache, in a folder of ours."""
 
+import contextlib
 import hashlib
+import math
 import os
 import platform
 import stat
+import zlib
 from pathlib import Path
 
 import jax
 
 # Programs that were compiled faster than this, in seconds, are not kept.
 _WORTH_IT = 0.2
+# What begins data that zstandard compressed, which JAX takes where it is installed.
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 def folder() -> Path:
@@ -45,6 +50,8 @@ def turn_on() -> None:
             return
     except (OSError, RuntimeError):
         return
+    with contextlib.suppress(OSError):
+        remove_broken(folder())
     jax.config.update("jax_compilation_cache_dir", str(folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_IT)
 
@@ -53,3 +60,30 @@ def _is_ours_alone(path: Path) -> bool:
     about = path.stat()
     # Windows has neither users of this kind nor such bits.
     return os.name == "nt" or (about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def remove_broken(kept: Path) -> None:
+    """Remove programs of which a full disk or a kill left a part. JAX would warn of them at every start for ever.
+
+    Args:
+        kept: The folder of programs. Those are looked at that came since the last look.
+    """
+    looked = kept / ".looked"
+    since = looked.stat().st_mtime if looked.exists() else math.inf
+    looked.touch()
+    for path in kept.glob("*-cache"):
+        # Another process may remove it at the same time.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime >= since and not _is_whole(path.read_bytes()):
+                path.unlink()
+
+
+def _is_whole(program: bytes) -> bool:
+    """Return whether what JAX compressed can be read to its end, or is compressed by a package that we do not have."""
+    if program.startswith(_ZSTANDARD):
+        return True
+    try:
+        zlib.decompress(program)
+    except zlib.error:
+        return False
+    return True

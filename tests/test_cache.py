@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 from memax_rl import cache
@@ -50,6 +51,19 @@ def test_programs_are_kept_and_two_processes_may_write_at_once(tmp_path):
     results.append(end(start(tmp_path)))
     assert [path.stat().st_mtime_ns for path in kept] == before, "it was found there"
     assert len(set(results)) == 1
+
+
+def test_what_a_full_disk_left_half_written_is_removed(tmp_path):
+    """JAX warns of it at every start, and never writes it again."""
+    whole = zlib.compress(bytes(1000))
+    for name, content in {"old": b"", "whole": whole, "cut": whole[:-3], "empty": b""}.items():
+        (tmp_path / f"{name}-cache").write_bytes(content)
+    cache.remove_broken(tmp_path)
+    assert len(list(tmp_path.glob("*-cache"))) == 4, "the first look only notes when it was"
+    os.utime(tmp_path / "old-cache", (1, 1))
+    os.utime(tmp_path / ".looked", (2, 2))
+    cache.remove_broken(tmp_path)
+    assert {path.name for path in tmp_path.glob("*-cache")} == {"old-cache", "whole-cache"}
 
 
 def test_the_user_decides(tmp_path):

@@ -1,7 +1,10 @@
 """The command line: help by topic, completion, and what is said to a mistake."""
 
+import io
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import sys
 import pytest
 
 from memax_rl.cli import catalog, main
+from memax_rl.cli.common import answers, report
 from memax_rl.cli.make_catalog import build
 
 
@@ -26,6 +30,23 @@ def test_help_and_lists_import_nothing_heavy(arguments):
     """They answer in a fraction of a second because JAX is not imported."""
     code = f"import sys\nfrom memax_rl.cli import main\nassert main({arguments}) == 0\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_name_in_no_encoding_is_printed(monkeypatch):
+    """What was done and written must not end as an error because its folder's name cannot be encoded."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    assert main(["completion", "bash"]) == 0
+    print("written: \udcff", flush=True)
+
+
+def test_a_device_without_memory_is_one_line_and_json_has_no_nan(capsys):
+    def exhausted():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes.\nmore")
+
+    assert answers(exhausted)() == 2
+    assert re.fullmatch("memax-rl: error: there is not enough memory.*40 bytes.*\n", capsys.readouterr().err)
+    report({"return": [math.nan, {"low": -math.inf}, 1.5]}, True, lambda result: None)
+    assert json.loads(capsys.readouterr().out) == {"return": [None, {"low": None}, 1.5]}
 
 
 def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):
@@ -47,6 +68,7 @@ def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):
         (["train", "--sed", "3"], "unknown field --sed; did you mean '--seed'"),
         (["train", "--seed"], "--seed needs a value"),
         (["train", "--ppo.gama=1"], "unknown field --ppo.gama; did you mean '--ppo.gamma'"),
+        (["train", "--agent", "dqn", "--ppo.gamma=1"], "--ppo.gamma is a field of agent 'ppo', and the agent is 'dqn'"),
         (["train", "--env", "popgym/RepeatFirst"], "unknown environment 'popgym/RepeatFirst'; did you mean"),
         (["train", "stray"], "unexpected extra argument (stray)"),
         (["trian"], "no such command 'trian'"),

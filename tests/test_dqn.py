@@ -446,6 +446,9 @@ def test_mistakes_in_the_settings_are_explained(key):
         _agent(Probe(), learning_starts=900)
     with pytest.raises(ValueError, match="set either n_step or q_lambda, got n_step=2"):
         DQNConfig(n_step=2, q_lambda=0.5)
+    with pytest.raises(ValueError, match=r"priority_eta=0\.5 is for episodes drawn by priority"):
+        DQNConfig(priority_eta=0.5)
+    DQNConfig(priority_eta=0.5, sample_by="priority")
     with pytest.raises(ValueError, match="watkins is about lambda-returns"):
         DQNConfig(watkins=True, q_lambda=None)
     env, params = make("popgym/PositionOnlyPendulumEasy")

@@ -129,8 +129,11 @@ def test_the_table_says_what_its_numbers_are_over(seeds, over, capsys):
         {"env": "a/b", "memory": "gru", "policy": "sampled", "episodes_per_seed": 8 // seeds, "chance": None}
         | {"seeds": list(range(seeds)), "mean_return_per_seed": list(returns.mean(axis=1)), "unfinished_episodes": 0}
         | {"return": summarize(returns), "return_over_episodes": summarize(returns, over="episodes")}
+        | {"diverged_seeds": [5, 7][: seeds - 1], "unusable_episodes": seeds - 1}
     )
     shown = capsys.readouterr().out
+    for left_out in ("diverged in training: seed 5", "1 have a return that is not finite"):
+        assert (left_out in " ".join(shown.split())) == (seeds > 1)
     assert f"interquartile mean over {over}" in shown
     assert ("over runs" in shown) == (seeds > 1)
     assert "interquartile mean over episodes" in shown

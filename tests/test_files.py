@@ -1,5 +1,6 @@
 """A file is the old one or the new one, never half of it."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def test_the_new_file_takes_the_old_ones_place_at_once(tmp_path, monkeypatch):
     assert seen == ["old"]
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*data\.json"):
+        write_atomically(tmp_path / "data.json", "new")
+    assert not list(tmp_path.iterdir())

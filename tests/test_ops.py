@@ -7,6 +7,8 @@ import pytest
 
 from memax_rl.ops import (
     complex_diagonal_recurrence,
+    delta_rule,
+    kernels,
     linear_attention,
     linear_recurrence,
     nonlinear_recurrence,
@@ -271,6 +273,29 @@ def test_the_weight_gradient_is_one_product(key):
     text = str(jax.make_jaxpr(jax.grad(total))(weights))
     assert "f32[3,16,16]" not in text
     assert "f32[11,16,16]" not in text
+
+
+@pytest.mark.parametrize("mode", ["0", "interpret"])
+def test_shapes_that_do_not_fit_are_named_also_where_a_kernel_would_read_beyond_them(mode):
+    q, v, state, starts = jnp.ones((4, 3)), jnp.ones((4, 2)), jnp.ones((3, 2)), jnp.zeros(4, bool)
+    with kernels.use(mode):
+        for name, arguments in {
+            "k": (q, q[:, :2], v, None, state),
+            "q": (q, q, v, None, state.T),
+            "v": (q, q, v[:3], None, state),
+            "log_decay": (q, q, v, q[:, :2], state),
+        }.items():
+            with pytest.raises(ValueError, match=f"^{name} must have shape"):
+                linear_attention.__wrapped__(*arguments, starts)
+        for name, arguments in {
+            "beta": (q, q, v, jnp.ones(3), None, state),
+            "log_decay": (q, q, v, jnp.ones(4), q, state),
+            "q and k": (q[:, :2], q, v, jnp.ones(4), None, state),
+        }.items():
+            with pytest.raises(ValueError, match=f"^{name} must have"):
+                delta_rule.__wrapped__(*arguments, starts)
+        with pytest.raises(ValueError, match="at least one step"):
+            linear_attention.__wrapped__(q[:0], q[:0], v[:0], None, state, starts[:0])
 
 
 def test_bad_arguments_are_named():

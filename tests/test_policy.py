@@ -28,11 +28,12 @@ from memax_rl.agents.sac import SAC
 from memax_rl.cli import main
 from memax_rl.envs import spaces
 from memax_rl.envs.plain_spaces import from_plain
+from memax_rl.envs.wrappers import Spaces, wrap
 from memax_rl.evaluation import LoadedPolicy, evaluate
 from memax_rl.memory import registry as memories
 from memax_rl.networks import NetworkConfig
 from memax_rl.rollout.streams import seed_key, start_stream, step_stream
-from memax_rl.runs import Run, RunError
+from memax_rl.runs import Run, RunError, make_config
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.spaces_file import read_spaces, spaces_of
 from memax_rl.training import train
@@ -225,6 +226,19 @@ def test_it_compiles_once_and_forgets_at_a_start(runs):
         assert np.array_equal(a[1], c[1]), "the second environment began an episode"
         assert np.array_equal(b[0], c[0])
     assert not all(np.array_equal(a[0], c[0]) for a, c in zip(*map(jax.tree.leaves, (states[0], fresh)), strict=True))
+
+
+def test_wrappers_of_time_are_put_around_spaces_alone():
+    """They ask whether there are action masks, of what has no episodes."""
+    parts = {
+        "image": spaces.Box(0, 255, (4, 4), jnp.uint8),
+        "place": spaces.Box(-jnp.inf, jnp.array([1.0, 2.0]), (2,)),
+        "sign": spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 3])]),
+    }
+    bare = Spaces(spaces.Dict(parts), spaces.Discrete(4))
+    chosen = [{"name": "frame_skip", "frames": 2}, {"name": "sticky_actions"}, {"name": "time_limit", "steps": 5}]
+    env, params = wrap(bare, None, "a/b", make_config({"env_wrappers": chosen}).env_wrappers)
+    assert env.action_space(params) is bare.action_space(None)
 
 
 def test_the_checkpoint_is_chosen(runs):

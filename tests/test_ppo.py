@@ -18,7 +18,7 @@ from memax_rl.envs import make, spaces
 from memax_rl.evaluation import play
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.networks.encoder import AgentInput
-from memax_rl.rollout.collect import RolloutBatch
+from memax_rl.rollout.collect import RolloutBatch, rollout_size
 from memax_rl.rollout.step_count import StepCount
 from memax_rl.rollout.streams import step_stream
 from memax_rl.rollout.tape import previous, segment_ids
@@ -578,6 +578,15 @@ def test_learns_to_remember(name, key):
     assert int(state.updates) == 25
     assert int(optax.tree.get(state.optimizer, "count")) == 25 * 4 * 4
     assert int(state.env_steps.to_numpy()) == 25 * 32 * 32
+
+
+def test_rows_that_are_chosen_fit_the_minibatches():
+    """Of an environment with long episodes there are few, and a search tries 16 minibatches."""
+    size = partial(rollout_size, Probe(longest=500), None, num_envs=None, rollout_length=None, mode="whole_episodes")
+    assert size(num_minibatches=16, total_steps=10**6, name="ppo") == (16, 2004)
+    assert size(num_minibatches=3, total_steps=10**6, name="ppo", devices=2) == (12, 2004)
+    with pytest.raises(ValueError, match="must divide"):
+        size(num_minibatches=2**20, total_steps=10**6, name="ppo")
 
 
 def test_mistakes_in_the_settings_are_explained():

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import struct
 import sys
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich
 
 from memax_rl import memory, probes
 from memax_rl.cli import main
@@ -20,6 +22,7 @@ from memax_rl.probes.lengths import make_test
 from memax_rl.probes.tasks.digits import load_digits
 from memax_rl.runs import Run, RunError
 from memax_rl.studies import load_study, results
+from memax_rl.studies.probes import finished_probes, score_table
 
 SMALL = {"network": {"memory": "gru", "width": 8}, "learner": {"batch_size": 8}, "eval_sequences": 8}
 
@@ -264,7 +267,7 @@ def test_a_wrong_configuration_is_told_in_one_line(fields, says):
 # The command line and what reads the folders
 
 
-def test_several_memories_are_a_study_that_compare_reads(tmp_path, capsys):
+def test_several_memories_are_a_study_that_compare_reads(tmp_path, capsys, monkeypatch):
     out = tmp_path / "study"
     command = ["probe", "--task", "parity", "--memory", "gru", "lru", "--length", "6", "--total-updates", "2"]
     command += ["--network.width", "8", "--eval-sequences", "32", "--workers", "1", "--out", str(out)]
@@ -285,6 +288,25 @@ def test_several_memories_are_a_study_that_compare_reads(tmp_path, capsys):
     assert (out / "parity/gru/seed0/metrics.csv").read_text() == before
     assert main(["compare", str(out), "--out", str(tmp_path / "report"), "--no-figures"]) == 0
     assert "probe/parity" in (tmp_path / "report/tables.md").read_text()
+    _check_that_settings_are_told_apart(out / "parity/gru/seed0", out / "wider", monkeypatch, capsys)
+
+
+def _check_that_settings_are_told_apart(first, second, monkeypatch, capsys):
+    """A mean over seeds is not one over settings, and says which seeds it leaves out."""
+    shutil.copytree(first, second)
+    config = second / "config.yaml"
+    config.write_text(config.read_text().replace("width: 8", "width: 9").replace("num_seeds: 1", "num_seeds: 2"))
+    found = {(probe.memory, probe.task, probe.seeds) for probe in finished_probes(first, second)}
+    assert found == {("gru (network.width=8)", "parity 6", 1), ("gru (network.width=9)", "parity 6", 2)}
+    monkeypatch.setenv("COLUMNS", "200")
+    rich.print(score_table(first, second))
+    assert "1 of 2 seeds" in capsys.readouterr().out
+    config.write_text(config.read_text().replace("length: 6", "length: 7"))
+    assert {probe.task for probe in finished_probes(first, second)} == {"parity 6", "parity 7"}
+    summary = json.loads((second / "summary.json").read_text())
+    (second / "summary.json").write_text(json.dumps(summary | {"lengths": [{"times": 1}]}))
+    with pytest.raises(RunError, match="damaged"):
+        finished_probes(first, second)
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,12 @@ def report(folder, out, *options):
 
 
 def test_the_report_holds_everything_and_loads_nothing(tmp_path):
+    # A name that is not UTF-8.
+    folder = tmp_path / "runs\udcff"
     for seed in range(3):
         for memory, value in (("gru", 0.1), ("lru", 0.9)):
-            write(tmp_path / f"runs/{memory}{seed}", memory, seed, value + 0.01 * seed)
-    text = report(tmp_path / "runs", tmp_path / "out")
+            write(folder / f"{memory}{seed}", memory, seed, value + 0.01 * seed)
+    text = report(folder, tmp_path / "out")
     page = Page(text)
     assert "lru is better than gru with 3 seeds" in text
     assert not re.findall(r"https?://|url\(|@import|<link|<img|<iframe", text)
@@ -229,6 +231,18 @@ def test_settings_make_labels_and_options_make_tasks():
     assert set(compare(results, curves).labels) == {
         "gru (network.depth=1)", "lru (network.depth=1)", "lru (network.depth=3)"
     }  # fmt: skip
+    # A setting that is not set is another than one that is, also an option of the one memory alone.
+    results["network.depth"], results["ppo.reward_scale"] = 1, [1.0, None, 1.0, 1.0]
+    results["network.memory_options.gated"] = [None, None, None, True]
+    assert set(compare(results, curves).labels) == {
+        "gru (ppo.reward_scale=1)",
+        "gru (ppo.reward_scale=none)",
+        "lru (ppo.reward_scale=1, network.memory_options.gated=none)",
+        "lru (ppo.reward_scale=1, network.memory_options.gated=True)",
+    }
+    results = results.drop(columns=["ppo.reward_scale", "network.memory_options.gated"])
+    results["env_options.size"] = [1, None, 1, None]
+    assert [task.name for task in compare(results, curves).tasks] == ["env/A, size=1", "env/A, size=none"]
     results["env_options.size"] = [1, 2, 1, 2]
     results["eval_episodes"] = [1, 2, 3, 4]
     results["network.depth"] = 1
@@ -294,6 +308,7 @@ def test_links_and_damage_are_named(tmp_path, capsys):
         ("metrics.csv", "\n2,0,2,20,1,0.2", "\n2,0,2,20,1,1e308"),
         ("summary.json", "0.5", "1e308"),
         ("summary.json", "8", "{}"),
+        ("config.yaml", "num_seeds: 1", "num_seeds: 1000000000"),
     ],
 )
 def test_what_no_run_writes_is_damage(file, old, new, tmp_path, capsys):

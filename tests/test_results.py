@@ -1,7 +1,11 @@
 """The results of run folders as tables, and `memax-rl compare`."""
 
+import importlib
 import json
 import math
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +100,17 @@ def test_compare_of_nothing_is_one_line(tmp_path, capsys):
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "no run folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "script", ["table", "fill", "repeat_previous", "popgym_results", "probe_table", "probe_expectations"]
+)
+def test_scripts_that_print_studies_say_what_is_none(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(sys, "argv", [script, *(["--out"] if script == "probe_expectations" else []), str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).main()
+    assert stopped.value.code == 2
+    assert re.search("error: .*(no run folder|not a study's folder)", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

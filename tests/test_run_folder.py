@@ -57,6 +57,8 @@ def test_repr_says_what_the_run_is_and_how_far_it_came(finished, copy):
     assert repr(finished) == f"Run({str(finished.folder)!r}, {about}, steps=816 of 816, finished)"
     copy.summary_path.unlink()
     assert repr(copy).endswith(", unfinished)")
+    copy.metrics_path.write_text("env_steps\n1\ninf\n")
+    assert "not readable: " in repr(copy)
     copy.metrics_path.unlink()
     assert "steps=0 of 816, unfinished" in repr(copy)
     copy.config_path.write_text("env: [")
@@ -336,8 +338,12 @@ def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path,
         ("env: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("x: " + "y" * 2_000_000, "larger than"),
         ("network: {memory: gru, memory: lru}", "'memory' is there twice in one place; write it once"),
+        ("yes: 1\ntrue: 2", "'true' is there twice"),
+        ("seed: !!int ''", "not of the type that its tag"),
+        ("<<: {seed: 1, seed: 2}", "merge keys"),
+        ("env: !!set {a, b}", "could not determine a constructor"),
     ],
-    ids=["alias", "deep", "timestamp", "bool", "python", "large", "twice"],
+    ids=["alias", "deep", "timestamp", "bool", "python", "large", "twice", "same key", "empty", "merge", "set"],
 )
 def test_yaml_that_is_no_configuration_is_refused_shortly(tmp_path, text, says):
     (tmp_path / "config.yaml").write_text(text)
@@ -356,8 +362,10 @@ def test_a_pipe_is_read_as_a_file_and_an_endless_one_is_refused(tmp_path):
         load_config("/dev/zero")
 
 
-def test_dates_are_text():
-    assert parse_yaml("2026-01-01") == "2026-01-01"
+def test_dates_times_and_octal_numbers_are_text():
+    """YAML 1.1 reads a job's time of 1:30:00 as 5400, and 010 as 8."""
+    assert parse_yaml("[2026-01-01, 1:30:00, 1:30.5, 010]") == ["2026-01-01", "1:30:00", "1:30.5", "010"]
+    assert parse_yaml("[0, -1_000, 0x1f, 0b11, 1.5, -1.5e+3, .5, -.inf]") == [0, -1000, 31, 3, 1.5, -1500, 0.5, -np.inf]
 
 
 # The command line

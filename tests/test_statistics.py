@@ -67,3 +67,11 @@ def test_seeds_count():
     apart = same + np.array([[-1.0], [0.0], [1.0]])
     width = [summarize(x, resamples=500)["mean"] for x in (same, apart)]
     assert width[1]["high"] - width[1]["low"] > 3 * (width[0]["high"] - width[0]["low"])
+
+
+def test_samples_drawn_some_at_a_time_are_the_same(monkeypatch):
+    """Of many episodes all samples at once are more than there is memory."""
+    returns = np.random.default_rng(0).normal(size=(3, 7))
+    whole = [summarize(returns, over=over) for over in ("runs", "episodes")]
+    monkeypatch.setattr("memax_rl.evaluation.statistics._LARGEST_DRAW", 100)
+    assert [summarize(returns, over=over) for over in ("runs", "episodes")] == whole

@@ -189,6 +189,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not a study's folder"):
         _prepare(tmp_path, grid={"memory": ["gru"]})
+    with pytest.raises(ValueError, match="is not a study's folder"):
+        study({"grid": {"memory": ["gru"]}}, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(ValueError, match=r"has no study\.yaml"):
         study(tmp_path)
     with pytest.raises(ValueError, match="needs a folder"):

@@ -44,6 +44,10 @@ class Spaces(Environment):
         """The action space."""
         return self._action
 
+    def reset_env(self, key: Any, params: Any) -> tuple[Any, tuple[()]]:
+        """An observation of the space, for what looks at shapes, such as whether there is an action mask: none."""
+        return self._observation.sample(key), ()
+
 
 AnyWrapper = Annotated[
     TimeLimitConfig

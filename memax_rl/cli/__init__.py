@@ -4,6 +4,7 @@ Heavy packages are imported by the command that uses them, so that help is quick
 message on standard error and exit status 2.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -58,6 +59,9 @@ for _command in (train, evaluate, icl, inspect, export, play, collect, listing, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # A name of a file may be in no encoding; work that is done must not end as an error when it is printed.
+        sys.stdout.reconfigure(errors="backslashreplace")
     message = "stopped"
     if arguments[:1] == ["train"]:
         message = "stopped before the first update; a run folder that was made is continued with --resume"

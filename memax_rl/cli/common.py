@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ from memax_rl.paths import expanded
 
 # What is longer echoes a value that was longer still.
 _LONGEST_MESSAGE = 1_000
+_NO_MEMORY = "there is not enough memory for this; choose smaller sizes"
+# What JAX's error of a device without memory begins with.
+_EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
 class PathType(click.Path):
@@ -43,8 +47,10 @@ def answers(command: Callable[..., None]) -> Callable[..., int]:
             # The reader of a listing went away, as `head` does. Nothing more can be printed.
             sys.stderr.close()
         except MemoryError:
-            return fail("there is not enough memory for this; choose smaller sizes")
+            return fail(_NO_MEMORY)
         except (ValueError, OSError, RuntimeError) as error:
+            if str(error).startswith(_EXHAUSTED):
+                return fail(f"{_NO_MEMORY} ({' '.join(str(error).split())[:200]})")
             if not isinstance(error, _expected()):
                 raise
             return fail(_words(error))
@@ -208,8 +214,17 @@ def report(
 ) -> None:
     """Print a result, and what files it was written to; as JSON, the result alone."""
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(_finite(result), indent=2, allow_nan=False))
         return
     print_table(result)
     if written:
         print("written: " + ", ".join(map(str, written)))
+
+
+def _finite(value: Any) -> Any:
+    """Return a result as JSON can hold it, which knows no number that is not finite: null in its place."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

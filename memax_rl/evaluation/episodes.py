@@ -96,8 +96,7 @@ def evaluate_state(
         "memory": config.network.memory,
         "policy": "greedy" if greedy else "sampled",
         "episodes_per_seed": episodes,
-        "seeds": list(seeds),
-        "diverged_seeds": sorted(set(range(config.seed, config.seed + config.num_seeds)) - set(seeds)),
+        **of_seeds(config, seeds),
         "return": summarize(returns.astype(np.float64)),
         "return_over_episodes": summarize(returns.astype(np.float64), over="episodes"),
         "chance": chance,
@@ -105,6 +104,7 @@ def evaluate_state(
         "mean_return_per_seed": per_seed,
         "mean_length": float(np.mean(lengths)),
         "unfinished_episodes": int(np.sum(~ended)),
+        "unusable_episodes": int(np.sum(~np.isfinite(returns))),
     }
 
 
@@ -220,6 +220,22 @@ def _check_spaces(agent: Any, env: Any, env_params: Any, config: TrainConfig) ->
             )
 
 
+def of_seeds(config: Any, seeds: Sequence[int]) -> dict[str, list[int]]:
+    """Return what a result says of the seeds of a run, those with a sound network and the others."""
+    lost = set(range(config.seed, config.seed + config.num_seeds)) - set(seeds)
+    return {"seeds": list(seeds), "diverged_seeds": sorted(lost)}
+
+
+def say_lost(result: dict[str, Any]) -> str:
+    """Return in words, for the end of a caption, which seeds a result leaves out; nothing where it has all.
+
+    Args:
+        result: With a list of `diverged_seeds`.
+    """
+    lost = list(map(str, result["diverged_seeds"]))
+    return f"; left out, because diverged in training: seed{'s' * (len(lost) > 1)} {', '.join(lost)}" if lost else ""
+
+
 def print_table(result: dict[str, Any]) -> None:
     """Print the result of `evaluate` as a table."""
     from rich.console import Console
@@ -243,7 +259,10 @@ def print_table(result: dict[str, Any]) -> None:
     table.caption = (
         f"{seeds} seed{'s' if seeds > 1 else ''}, {result['episodes_per_seed']} fresh episodes each; intervals: "
         f"bootstrap over {'runs, or over runs and their episodes' if seeds > 1 else 'episodes'}"
+        f"{say_lost(result)}"
     )
     if result["unfinished_episodes"]:
         table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"
+    if result["unusable_episodes"]:
+        table.caption += f"; {result['unusable_episodes']} have a return that is not finite, as some reward was not"
     Console().print(table)

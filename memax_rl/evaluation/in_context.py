@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from memax_rl import envs
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
+from memax_rl.evaluation.episodes import of_seeds, say_lost
 from memax_rl.evaluation.figures import trials_of
 from memax_rl.networks import from_environment
 from memax_rl.precision import products_in
@@ -270,7 +271,7 @@ def evaluate_in_context(
     return {
         **_about(config, test),
         "policy": "greedy" if greedy else "sampled",
-        "seeds": seeds,
+        **of_seeds(config, seeds),
         "checkpoint": checkpoint,
         **_count(train, test, key, tasks),
         "episodes": episodes,
@@ -391,6 +392,7 @@ def print_icl_table(result: dict[str, Any]) -> None:
     table.caption = (
         f"{result['episodes']} episodes a trial ({result['trained_episodes']} in training), {trials_of(result)}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}; ± half of the 95 % interval over {over}"
+        f"{say_lost(result)}"
     )
     # Wide enough for the table where the output is no terminal.
     console = Console()

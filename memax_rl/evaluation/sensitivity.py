@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from memax_rl.envs import spaces
 from memax_rl.envs.base import EnvironmentFailure, close, failure
+from memax_rl.evaluation.episodes import of_seeds, say_lost
 from memax_rl.evaluation.figures import BLACK, BLUE, GRAY, VERMILLION, make_figure, seeds_and, set_counts
 from memax_rl.networks import ActionDistribution, ActorCritic
 from memax_rl.networks.encoder import AgentInput, Encoder
@@ -263,7 +264,7 @@ def inspect(
     return {
         "env": config.env,
         "memory": config.network.memory,
-        "seeds": seeds,
+        **of_seeds(config, seeds),
         "checkpoint": checkpoint,
         "rows": rows,
         "steps": slots,
@@ -453,7 +454,7 @@ def print_inspection(result: dict[str, Any]) -> None:
     reach = result["reach"]
     table.caption = (
         f"nine tenths within {reach['value_gradient']} steps (value), {reach['policy_gradient']} (policy), "
-        f"{reach['action_change']} (change of action), an episode's first step apart"
+        f"{reach['action_change']} (change of action), an episode's first step apart{say_lost(result)}"
     )
     Console().print(table)
 

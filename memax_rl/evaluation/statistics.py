@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+# Values that are drawn at once.
+_LARGEST_DRAW = 5_000_000
+
 
 def interquartile_mean(x: Float[np.ndarray, "*axes n"]) -> Any:
     """Return the mean of the middle half along the last axis; values on its borders have fractional weight.
@@ -56,16 +59,20 @@ def summarize(
         "iqm": interquartile_mean,
     }
     drawn_seeds = rng.integers(seeds, size=(resamples, seeds))
-    if over == "runs":
-        scores = returns.mean(axis=1)
-        samples = scores[drawn_seeds]
-    else:
-        scores = returns.reshape(-1)
-        drawn_episodes = rng.integers(episodes, size=(resamples, seeds, episodes))
-        samples = returns[drawn_seeds[..., None], drawn_episodes].reshape(resamples, -1)
+    scores = returns.mean(axis=1) if over == "runs" else returns.reshape(-1)
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    # Some samples at a time: all of them at once may be more than there is memory.
+    for some in np.array_split(drawn_seeds, -(-resamples * scores.size // _LARGEST_DRAW)):
+        if over == "runs":
+            samples = scores[some]
+        else:
+            drawn_episodes = rng.integers(episodes, size=(len(some), seeds, episodes))
+            samples = returns[some[..., None], drawn_episodes].reshape(len(some), -1)
+        for name, statistic in statistics.items():
+            drawn[name].append(statistic(samples))
     tail = 100 * (1 - confidence) / 2
     result: dict[str, Any] = {"over": over}
     for name, statistic in statistics.items():
-        low, high = np.percentile(statistic(samples), [tail, 100 - tail])
+        low, high = np.percentile(np.concatenate(drawn[name]), [tail, 100 - tail])
         result[name] = {"value": float(statistic(scores)), "low": float(low), "high": float(high)}
     return result

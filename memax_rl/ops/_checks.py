@@ -1,5 +1,6 @@
 """Checks of the arguments that all recurrences share. They look at shapes and dtypes only, so they cost nothing."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
@@ -10,7 +11,9 @@ T = TypeVar("T", bound=PyTree[Array])
 
 
 def check_starts(starts: Array, length: int) -> None:
-    """Raise `ValueError` unless `starts` is a boolean array of shape `[length]`."""
+    """Raise `ValueError` unless `starts` is a boolean array of shape `[length]`, with one step or more."""
+    if length < 1:
+        raise ValueError("a sequence must have at least one step, got none")
     if starts.dtype != jnp.bool_:
         raise ValueError(
             f"starts must be a boolean array, got dtype {starts.dtype}; convert it with `starts.astype(bool)`"
@@ -20,6 +23,33 @@ def check_starts(starts: Array, length: int) -> None:
             f"starts must have shape [{length}], one flag a step, got {list(starts.shape)}; "
             "for a batch of sequences wrap the call in `jax.vmap`"
         )
+
+
+def check_matrix_state(
+    state: Array, length: int, *, keys: Mapping[str, Array | None], values: Array, numbers: Mapping[str, Array | None]
+) -> None:
+    """Raise `ValueError` unless the arguments of a recurrence on a matrix have the shapes that its state asks for.
+
+    A kernel would read beyond the end of an array that is too short, where a plain form fails.
+
+    Args:
+        state: [dk, dv].
+        length: Steps of the sequence.
+        keys: Arrays [T, dk] by name.
+        values: v, [T, dv].
+        numbers: Arrays [T] by name.
+    """
+    if state.ndim != 2:
+        raise ValueError(f"state must have shape [dk, dv], got {list(state.shape)}; for a batch use `jax.vmap`")
+    dk, dv = state.shape
+    expected = [(name, x, (length, dk)) for name, x in keys.items()]
+    expected += [("v", values, (length, dv)), *((name, x, (length,)) for name, x in numbers.items())]
+    for name, x, shape in expected:
+        if x is not None and x.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {list(shape)} beside a state of {[dk, dv]} and {length} steps, got "
+                f"{list(x.shape)}"
+            )
 
 
 def check_chunk(chunk: int) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from memax_rl.ops import kernels
-from memax_rl.ops._checks import check_chunk, check_starts, is_reference
+from memax_rl.ops._checks import check_chunk, check_matrix_state, check_starts, is_reference
 from memax_rl.ops._chunks import (
     LEAST_LOG_DECAY,
     Decays,
@@ -81,14 +81,9 @@ def delta_rule(
             mode; by default the fast form, for first derivatives in reverse mode.
 
     Raises:
-        ValueError: If `starts` is not `bool[T]`, `chunk` is below 1 or T is no multiple of R.
+        ValueError: If `starts` is not `bool[T]`, shapes disagree, `chunk` is below 1 or T is no multiple of R.
     """
-    length, reads = k.shape[0], q.shape[0]
-    check_starts(starts, length)
-    if chunk is not None:
-        check_chunk(chunk)
-    if reads == 0 or length % reads:
-        raise ValueError(f"q must have a row for each of the {length} keys or for every r-th of them, got {reads} rows")
+    length, reads = _checked(q, k, v, beta, log_decay, state, starts, chunk)
     every = length // reads
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     steps = tuple(None if x is None else x.astype(compute) for x in (k, v, beta, log_decay))
@@ -109,6 +104,20 @@ def delta_rule(
     first, queries, inputs = no_forward(_OP, (state.astype(compute), queries, inputs))
     last, ys = cast(tuple[Array, Array], _delta_rule(first, queries, *inputs))
     return last.astype(state.dtype), ys.reshape(-1, ys.shape[-1])[:reads].astype(v.dtype)
+
+
+def _checked(q, k, v, beta, log_decay, state, starts, chunk) -> tuple[int, int]:
+    """Return the numbers of steps and of queries. Raises `ValueError` as `delta_rule` does."""
+    length, reads = k.shape[0], q.shape[0]
+    check_starts(starts, length)
+    if chunk is not None:
+        check_chunk(chunk)
+    if reads == 0 or length % reads:
+        raise ValueError(f"q must have a row for each of the {length} keys or for every r-th of them, got {reads} rows")
+    check_matrix_state(state, length, keys={"k": k}, values=v, numbers={"beta": beta, "log_decay": log_decay})
+    if q.shape[1:] != k.shape[1:]:
+        raise ValueError(f"q and k must have the same size of a key, got {list(q.shape)} and {list(k.shape)}")
+    return length, reads
 
 
 def _plain(q, steps, state, starts):
@@ -299,10 +308,12 @@ def generalized_delta_rule(
         chunk: Steps that are computed together.
 
     Raises:
-        ValueError: If `starts` is not `bool[T]` or `chunk` is below 1.
+        ValueError: If `starts` is not `bool[T]`, shapes disagree or `chunk` is below 1.
     """
     length = k.shape[0]
     check_starts(starts, length)
+    keys = {"q": q, "k": k, "a": a, "b": b, "log_decay": log_decay}
+    check_matrix_state(state, length, keys=keys, values=v, numbers={})
     if chunk is not None:
         check_chunk(chunk)
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)

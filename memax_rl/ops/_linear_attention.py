@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from memax_rl.ops import kernels
-from memax_rl.ops._checks import check_chunk, check_starts, is_reference
+from memax_rl.ops._checks import check_chunk, check_matrix_state, check_starts, is_reference
 from memax_rl.ops._chunks import (
     LEAST_LOG_DECAY,
     channel_decays,
@@ -67,15 +67,19 @@ def linear_attention(
             mode; by default the fast form, for first derivatives in reverse mode.
 
     Raises:
-        ValueError: If `starts` is not `bool[T]` or `chunk` is below 1.
+        ValueError: If `starts` is not `bool[T]`, shapes disagree or `chunk` is below 1.
     """
     length = k.shape[0]
     check_starts(starts, length)
+    per_channel = log_decay is not None and log_decay.ndim == 2
+    keys, numbers = {"q": q, "k": k}, {"log_decay": log_decay}
+    if per_channel:
+        keys, numbers = keys | numbers, {}
+    check_matrix_state(state, length, keys=keys, values=v, numbers=numbers)
     if chunk is not None:
         check_chunk(chunk)
     compute = jnp.promote_types(jnp.result_type(q, k, v, state), jnp.float32)
     floats = [None if x is None else x.astype(compute) for x in (q, k, v, log_decay)]
-    per_channel = log_decay is not None and log_decay.ndim == 2
     body = _channel_chunk if per_channel else _scalar_chunk
     # A padded step has k = 0 and decay 1: it does not change the state.
     if is_reference(method):

@@ -23,6 +23,8 @@ _OF_AGENTS = {
 }
 # More sums are not exact in float32.
 _MOST_SEQUENCES = 1_000_000
+# The trained length, at most, at which is tested.
+_MOST_TIMES = 10_000
 
 
 class LearnerSettings(OptimizerSettings):
@@ -125,8 +127,10 @@ class ProbeConfig(BaseModel):
     @field_validator("test_lengths")
     @classmethod
     def _check_lengths(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 1 <= times <= 10_000 for times in lengths) or len(set(lengths)) < len(lengths):
-            raise ValueError(f"test_lengths must be different whole numbers from 1 on, got {list(lengths)}")
+        if any(not 1 <= times <= _MOST_TIMES for times in lengths) or len(set(lengths)) < len(lengths):
+            raise ValueError(
+                f"test_lengths must be different whole numbers from 1 to {_MOST_TIMES:,}, got {list(lengths)}"
+            )
         return lengths
 
     @model_validator(mode="after")

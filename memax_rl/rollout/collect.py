@@ -182,7 +182,8 @@ def rollout_size(
 ) -> tuple[int, int]:
     """Return the number of environments and of slots a row, chosen where they are None.
 
-    An update has about 8,192 slots, or fewer where so short a run would have less than 24 updates.
+    An update has about 8,192 slots, or fewer where so short a run would have less than 24 updates; the number of
+    environments is a multiple of what the minibatches and the devices need.
 
     Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
     at least four of the longest, so that little of it is taken by the open one.
@@ -221,6 +222,10 @@ def rollout_size(
     if num_envs is None:
         wanted = min(8192, total_steps / 24)
         num_envs = max(8, 2 ** round(math.log2(max(wanted / slots, 1))))
+        # What is chosen here fits what the user has set, unless that takes many times as much memory.
+        shares = num_minibatches * devices
+        fitting = -(-num_envs // shares) * shares
+        num_envs = fitting if fitting <= 4 * num_envs else num_envs
     _check_rows(num_envs, num_minibatches, devices, name)
     return num_envs, slots
 

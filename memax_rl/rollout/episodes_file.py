@@ -3,7 +3,7 @@
 The columns, each with a leading axis of slots (see `memax_rl.rollout.tape` for what a slot is):
 
 - `observation`, or `observation/NAME` for each part of a Dict or Tuple: what was shown, in the wrappers of the run;
-- `action`: as the environment takes it; `reward`;
+- `action`: as the environment in these wrappers takes it; `reward`;
 - `start`, `terminated`, `truncated`, `valid`: flags. `valid` is false in the slot of the final observation that follows
   a truncated transition; nothing was done there;
 - `action_mask`: which actions were legal, where the environment says so.

@@ -11,16 +11,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name and rename it.
 
     The temporary file is made exclusively, under a random name, so that no link that waits there is followed.
+
+    Raises:
+        OSError: That names the file, also where the disk is full.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            # Else a loss of power could leave the new name with nothing behind it.
+            os.fsync(file.fileno())
         # Readable as any new file is; `mkstemp` makes it the owner's alone.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None:
+            # A write that finds no room does not say where.
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
     sync_folder(path.parent)
 

@@ -1,6 +1,6 @@
 """Fields of a configuration replaced from the command line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -101,19 +101,28 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
                 part[key] = {}
             part = part.get(key)
         if not isinstance(part, dict | list | tuple):
-            raise ValueError(f"unknown field --{name}; {close_to(name, _field_names())}")
+            raise _unknown(name, fields)
     if not isinstance(part, dict):
-        raise ValueError(f"unknown field --{name}; {close_to(name, _field_names())}")
+        raise _unknown(name, fields)
     if last in ("memory_options", "env_options") and not path[1:] and not isinstance(value, dict):
         raise ValueError(f"--{name} needs the name of an option, as --{name}.NAME VALUE, got {short(value)}")
     is_option = in_env_options or path[-1:] == ["memory_options"]
     is_mapping = last in ("memory_options", "env_options") and isinstance(value, dict)
     if not is_option and not is_mapping and (last not in part or isinstance(part[last], dict)):
-        raise ValueError(f"unknown field --{name}; {close_to(name, _field_names())}")
+        raise _unknown(name, fields)
     if not is_option and not isinstance(part[last], bool) and (value is _NO_VALUE or isinstance(value, bool)):
         got = "" if value is _NO_VALUE else f", got {str(value).lower()}"
         raise ValueError(f"--{name} needs a value{got}")
     part[last] = True if value is _NO_VALUE else value
+
+
+def _unknown(name: str, fields: Mapping[str, Any]) -> ValueError:
+    head, agent = name.partition(".")[0], fields.get("agent")
+    if head in agents.names() and head != agent:
+        return ValueError(
+            f"--{name} is a field of agent {head!r}, and the agent is {agent!r}; leave one of the two out"
+        )
+    return ValueError(f"unknown field --{name}; {close_to(name, _field_names())}")
 
 
 def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

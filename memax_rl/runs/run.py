@@ -57,7 +57,7 @@ class Run:
         """Say what the run is and how far it came, from its files as they are; a damaged run has a repr too."""
         try:
             return f"Run({str(self.folder)!r}, {self._describe()})"
-        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, ArithmeticError) as error:
             return f"Run({str(self.folder)!r}, not readable: {cut(str(error))})"
 
     def _describe(self) -> str:

@@ -1,5 +1,6 @@
 """YAML that a person or a stranger wrote: read as plain values, within bounds, every fault told in one line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,20 @@ _LARGEST_FILE = 1_000_000
 _DEEPEST = 20
 
 
+# Whole numbers in the notations that mean the same everywhere. YAML 1.1, which PyYAML reads, also has 010 for 8 and
+# 1:30 for 90; those are text here, as are dates.
+_WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
+_REAL = re.compile(
+    r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+)
+_TAG = "tag:yaml.org,2002:"
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML of plain values: no aliases, which can stand for more than any memory holds, no key twice, no dates.
 
-    Nor what is nested deeply.
+    Nor what is nested deeply, merge keys (<<), sets, bytes and other types that only a tag (!!type) asks for.
     """
 
     depth = 0
@@ -29,19 +40,33 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.MappingNode):
+            return super().construct_mapping(node, deep)
         seen = set()
         for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if key.tag == f"{_TAG}merge":
+                raise yaml.YAMLError("merge keys (<<) are not read; write the values out")
+            # As it is read: yes and true are one key.
+            name = self.construct_object(key) if isinstance(key, yaml.ScalarNode) else None
             if name is not None and name in seen:
-                raise yaml.YAMLError(f"{name!r} is there twice in one place; write it once")
+                raise yaml.YAMLError(f"{key.value!r} is there twice in one place; write it once")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
 
-for _letter, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
-    _Loader.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers | {
-        _letter: [(tag, pattern) for tag, pattern in _resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    }
+def _resolver(tag: str, pattern: Any) -> Any:
+    return tag, {f"{_TAG}int": _WHOLE, f"{_TAG}float": _REAL}.get(tag, pattern)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [_resolver(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+    for letter, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in _Loader.yaml_constructors.items()
+    if tag is None or tag.removeprefix(_TAG) in _PLAIN
+}
 
 
 def parse_yaml(text: str) -> Any:
@@ -50,9 +75,12 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(_cut(" ".join(str(error).split()))) from None
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, LookupError):
         # PyYAML's constructors raise these, in no words for a person, for a tag that its value does not fit.
-        raise ValueError("a value is not of the type that its tag (!!type) says; leave the tag out") from None
+        raise ValueError(
+            "a value is not of the type that its tag (!!type) says, or has more digits than any number here; leave the "
+            "tag out"
+        ) from None
 
 
 def _cut(text: str, longest: int = 300) -> str:

@@ -130,7 +130,7 @@ def compare(results: Frame, curves: Frame, levels: Sequence[float] = (0.5, 0.9))
         curves: A row an update, run and seed.
         levels: Of the way from chance to the best known, for sample efficiency.
     """
-    results = _with_labels(results)
+    results = with_labels(results)
     own = dict(iter(curves.groupby(["run", "seed"], sort=False)))
     tasks = [_task(str(name), rows, own, levels) for name, rows in results.groupby("task", sort=False)]
     scored = [task for task in tasks if task.scores]
@@ -156,28 +156,46 @@ def compare(results: Frame, curves: Frame, levels: Sequence[float] = (0.5, 0.9))
     )
 
 
-def _with_labels(results: Frame) -> Frame:
-    """Return the results with columns task, label and scored."""
+def with_labels(results: Frame) -> Frame:
+    """Return the results with columns task, label (memory, and settings that differ between its runs) and scored."""
     settings = [name for name in results.columns.difference(COLUMNS, sort=False) if name not in _WITHOUT_EFFECT]
     of_tasks = [name for name in settings if name.partition(".")[0] in _OF_TASKS]
     task = results["env"].astype(str)
     for name in of_tasks:
-        differs = results.groupby("env")[name].transform(lambda column: column.astype(str).nunique()) > 1
+        differs = results[name].map(_exact).groupby(results["env"]).transform("nunique") > 1
         task = task.where(~differs, task + f", {name.partition('.')[2] or name}=" + results[name].map(_text))
     if results["agent"].nunique() > 1:
         task = task + ", " + results["agent"].astype(str)
     label = results["memory"].astype(str)
     shown = [name for name in settings if name not in of_tasks and _differs(results[name], [task, label])]
     if shown:
-        texts = [f"{name}=" + results[name].map(_text) for name in shown]
-        label = label + " (" + pd.concat(texts, axis=1).agg(", ".join, axis=1) + ")"
+        label = label + pd.concat([_said(results, name) for name in shown], axis=1).agg(_in_brackets, axis=1)
     scored = (results["status"] == "finished") & np.isfinite(results["final_return"])
     return results.assign(task=task, label=label, scored=scored)
 
 
 def _differs(column: Frame, of: list[Frame]) -> bool:
     """Return whether a setting differs between runs of one memory and task. One that a memory always has is its own."""
-    return bool((column.astype(str).groupby(of).nunique() > 1).any())
+    return bool((column.map(_exact).groupby(of).nunique() > 1).any())
+
+
+def _said(results: Frame, name: str) -> Frame:
+    """Return a setting of each run as text, an empty one for an option that no run of the memory has."""
+    text = results[name].map(_text)
+    said = f"{name}=" + text
+    if name.startswith("network.memory_options."):
+        return said.where((text != "none").groupby(results["memory"]).transform("any"), "")
+    return said
+
+
+def _in_brackets(texts: Frame) -> str:
+    said = ", ".join(filter(None, texts))
+    return f" ({said})" if said else ""
+
+
+def _exact(value: Any) -> str:
+    """Return a setting as a text that no other value has. One that is not set is a value too, which pandas skips."""
+    return "none" if _text(value) == "none" else repr(value)
 
 
 def _text(value: Any) -> str:

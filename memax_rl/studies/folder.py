@@ -33,6 +33,19 @@ class Folder:
             raise RunError(f"{self.path} is not a study's folder: it has no study.yaml")
         return load_study(self.study_path)
 
+    def check_place(self, marker: str = "study.yaml", kind: str = "a study's folder") -> None:
+        """Raise `RunError` if something else is there. To be called before a lock is made, which is a file too.
+
+        Args:
+            marker: The file that says what the folder is.
+            kind: What that is.
+        """
+        if (self.path / marker).exists() or not self.path.exists():
+            return
+        # Another process may just make it, under hidden names.
+        if not self.path.is_dir() or any(not path.name.startswith(".") for path in self.path.iterdir()):
+            raise RunError(f"{self.path} exists and is not {kind}; choose another with --out")
+
     def prepare(self, study: Study, cells: Sequence[Cell]) -> None:
         """Write study.yaml. A study that was here already may have got more values or seeds, and nothing else.
 

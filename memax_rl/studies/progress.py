@@ -67,7 +67,8 @@ class Progress:
         """Return the mean of a finished cell's evaluation, and where it had none, what training told last."""
         try:
             summary = json.loads((self.folder.path / cell.name / "summary.json").read_text())
-            return float(np.mean(summary["evaluation"]["mean_return_per_seed"]))
+            values = summary["evaluation"]["mean_return_per_seed"]
+            return float(np.mean(values)) if values else math.nan
         except (OSError, ValueError, KeyError, TypeError):
             return self.last[cell.name][1]
 

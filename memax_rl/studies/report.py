@@ -38,11 +38,11 @@ def write(
         found = sections(comparison, adaptations)
         title, about = heading(comparison)
         for name, frame in frames.items():
-            write_atomically(made / f"{name}.csv", frame.to_csv(index=False))
-        write_atomically(made / "report.html", page(title, about, found))
+            _write(made / f"{name}.csv", frame.to_csv(index=False))
+        _write(made / "report.html", page(title, about, found))
         shown = [table for section in found for table in section.tables]
-        write_atomically(made / "tables.tex", "\n".join(map(tables.to_latex, shown)))
-        write_atomically(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, found)]))
+        _write(made / "tables.tex", "\n".join(map(tables.to_latex, shown)))
+        _write(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, found)]))
         if figures:
             (made / "figures").mkdir()
             for thing in (plot for section in found for plot in section.plots):
@@ -50,6 +50,11 @@ def write(
         return _move(made, out)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text as UTF-8. What of a path is none, such as the name of a folder, stands there as an escape."""
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def check_out(out: Path, overwrite: bool) -> None:

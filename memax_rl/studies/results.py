@@ -20,6 +20,8 @@ _LARGEST_SUMMARY = 50_000_000
 # Returns beyond it are damage: a reward larger than 1e18 ends a run.
 _LARGEST = 1e100
 _USAGE = ("parameters", "update_bytes", "peak_process_bytes", "peak_device_bytes")
+# No run has more seeds.
+_MOST_SEEDS = 4096
 # What every table of results has; its other columns are settings that vary between the runs.
 COLUMNS = (
     *("run", "env", "memory", "agent", "seed", "status", "final_return", "best_return", "steps", "wall_clock"),
@@ -128,7 +130,10 @@ def _rows(run: Run, fields: dict[str, Any], table: pd.DataFrame) -> Iterator[dic
         evaluation = summary.get("evaluation", {})
         means = dict(zip(evaluation.get("seeds", []), evaluation.get("mean_return_per_seed", []), strict=True))
         lost = set(summary.get("diverged_seeds", [])) | set(table["seed"][table["finite"] == 0].astype(int))
-        for seed in range(int(fields["seed"]), int(fields["seed"]) + int(fields["num_seeds"])):
+        first, count = int(fields["seed"]), int(fields["num_seeds"])
+        if count > _MOST_SEEDS:
+            raise ValueError(f"num_seeds is {count}")
+        for seed in range(first, first + count):
             own = table[table["seed"] == seed]
             steps = int(max(own["env_steps"].tolist(), default=0))
             # A probe has nothing that ends it before its last update.

@@ -83,6 +83,7 @@ def open_study(
 
 
 def _prepare(folder: Folder, study: Study, cells: Sequence[Cell]) -> None:
+    folder.check_place()
     with folder.lock("study.yaml", wait=True):
         folder.prepare(study, cells)
 

@@ -93,6 +93,7 @@ def tune(
     with only_imports(names, trust=trust):
         import_modules(names)
         space.check()
+    folder.check_place("tune.yaml", "the folder of a search")
     with folder.lock("tune.yaml", wait=True):
         space = _prepare(folder, space)
     search = _Search(folder, space, say or (lambda line: None), progress, names, trust)
