@@ -225,7 +225,7 @@ def test_an_existing_folder_is_left_alone(finished):
 
 
 def test_a_mistake_leaves_no_folder(tmp_path):
-    for fields in ({"env": "popgym/Repeat"}, {"ppo": {"num_minibatches": 7}}):
+    for fields in ({"env": "popgym/Repeat"}, {"ppo": SMALL["ppo"] | {"num_minibatches": 7}}):
         with pytest.raises(ValueError, match=r"unknown environment|must divide"):
             train(make_config(SMALL | fields), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
