@@ -34,6 +34,8 @@ class Counter(gymnasium.Env):
         if self.time == self.at:
             if self.trouble == "raises":
                 raise RuntimeError("the door is stuck")
+            if self.trouble == "four":
+                return observation, reward, False, {}
             if self.trouble == "hangs":
                 time.sleep(3600)
             if self.trouble == "nan":

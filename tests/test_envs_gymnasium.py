@@ -185,6 +185,7 @@ TROUBLES = [
     ("dtype", r"the observation has dtype <U1, expected float32: array\(\['a', 'b'\]"),
     ("reward", r"the reward is inf, expected one finite number"),
     ("huge reward", r"the reward is 1e\+300, too large for float32, expected one finite number"),
+    ("four", r"step returned 4 values, expected \(observation, reward, terminated, truncated, info\)"),
     ("exits", r"step raised SystemExit: the simulator gave up"),
     ("interrupts", r"step raised KeyboardInterrupt: the simulator was stopped"),
 ]

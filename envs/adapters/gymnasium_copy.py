@@ -140,6 +140,14 @@ class Maker(NamedTuple):
 # Copies
 
 
+def _parts_fault(method: str, returned: Any, parts: tuple[str, ...]) -> str | None:
+    """Return what is wrong with what a method returned, if it is not one value for each part."""
+    if isinstance(returned, tuple) and len(returned) == len(parts):
+        return None
+    got = f"{len(returned)} values" if isinstance(returned, tuple) else f"a value of type {type(returned).__name__}"
+    return f"{method} returned {got}, expected ({', '.join(parts)}); gymnasium's older interface had fewer"
+
+
 def _reward_fault(reward: Any) -> str | None:
     array = np.asarray(reward)
     if array.shape == () and array.dtype.kind in "fiub":
@@ -179,8 +187,10 @@ class Copy(gymnasium.Wrapper):
         if self.problem is None:
             self.steps, self.seed = 0, seed
             try:
-                observation, _ = self.env.reset(seed=seed, options=options or None)
-                self._show(observation)
+                returned = self.env.reset(seed=seed, options=options or None)
+                self.problem = _parts_fault("reset", returned, ("observation", "info"))
+                if self.problem is None:
+                    self._show(returned[0])
             except BaseException as error:
                 self.problem = f"reset raised {type(error).__name__}: {error}"
         return self.shown, {}
@@ -193,7 +203,12 @@ class Copy(gymnasium.Wrapper):
         self.steps += 1
         try:
             decoded = decode_action(self.inner_action_space, chosen)
-            observation, reward, terminated, truncated, _ = self.env.step(decoded)
+            returned = self.env.step(decoded)
+            parts = ("observation", "reward", "terminated", "truncated", "info")
+            self.problem = _parts_fault("step", returned, parts)
+            if self.problem is not None:
+                return self.shown, 0.0, False, False, {}
+            observation, reward, terminated, truncated, _ = returned
             self.problem = _reward_fault(reward)
             if self.problem is None:
                 self._show(observation)
