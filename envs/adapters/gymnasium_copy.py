@@ -145,7 +145,7 @@ def _parts_fault(method: str, returned: Any, parts: tuple[str, ...]) -> str | No
     if isinstance(returned, tuple) and len(returned) == len(parts):
         return None
     got = f"{len(returned)} values" if isinstance(returned, tuple) else f"a value of type {type(returned).__name__}"
-    return f"{method} returned {got}, expected ({', '.join(parts)}); gymnasium's older interface had fewer"
+    return f"{method} returned {got}, expected ({', '.join(parts)})"
 
 
 def _reward_fault(reward: Any) -> str | None:
