@@ -14,7 +14,6 @@ from memax_rl.cli import main
 from memax_rl.runs import Run, make_config, presets
 from memax_rl.runs.config import dump_config
 from memax_rl.studies import Folder, Study, load_study, machine, make_study, runner, study
-from memax_rl.studies.grid import name_modules
 from memax_rl.studies.progress import Progress
 
 ENV = "popgym/RepeatPreviousEasy"
@@ -329,14 +328,29 @@ def test_the_line_about_a_finished_cell_has_the_return_of_its_evaluation(tmp_pat
 
 
 def test_runs_name_the_modules_and_probes_have_no_place_for_them(tmp_path):
-    agents = name_modules({"base": {"imports": ["a"]}, "grid": {"memory": ["gru"]}}, ["b", "a"])
-    assert agents["base"] == {"imports": ["a", "b"]}
-    for probes in ({"base": {"task": "parity"}}, {"grid": {"task": ["parity"]}}, {"cases": [{"task": "parity"}]}):
-        assert name_modules(probes, ["a"]) == probes
-    wrong = {"base": ["imports"], "grid": {"memory": ["gru"]}}
-    assert name_modules(wrong, ["a"]) == wrong, "what is wrong is told by the study"
+    memory = {"grid": {"memory": ["gru"]}}
+    assert make_study({"base": {"imports": ["a"]}, **memory}).naming(["b", "a"]).base == {"imports": ["a", "b"]}
+    parity = {"task": "parity"}
+    for probes in ({"base": parity, **memory}, {"grid": {"task": ["parity"]}}, {"cases": [parity]}):
+        assert make_study(probes).naming(["a"]) == make_study(probes)
+    for own in ({"grid": {"imports": [["a"], ["b"]]}}, {"cases": [{"imports": ["a"]}]}):
+        assert make_study(own).naming(["c"]) == make_study(own), "it says itself which modules each of its runs names"
+    for wrong in ("own_tasks", 5, [["a"]]):
+        with pytest.raises(ValueError, match="imports"):
+            make_study({"base": {"imports": wrong}, **memory}).naming(["json"]).cells()
     # `json` is imported already, and registers nothing.
-    ended = study(
-        {"base": {**SMALL, "env": ENV}, "grid": {"memory": ["mlp"]}}, out=tmp_path, workers=1, imports=["json"]
-    )
-    assert Run.open(tmp_path / ended.finished[0]).fields()["imports"] == ["json"]
+    parts = {"base": {**SMALL, "env": ENV}, "grid": {"memory": ["mlp"]}}
+    ended = study(make_study(parts), out=tmp_path / "study", workers=1, imports=["json"])
+    assert Run.open(ended.folder / ended.finished[0]).fields()["imports"] == ["json"]
+    # New values may need a module more.
+    folder, now = Folder(tmp_path / "study"), make_study(parts | {"grid": {"memory": ["mlp", "gru"]}})
+    now = now.naming(["json", "math"])
+    folder.prepare(now, now.cells())
+    assert folder.study().base["imports"] == ["json", "math"]
+
+
+def test_modules_of_a_study_stand_beside_those_of_its_preset(tmp_path):
+    preset = tmp_path / "own.yaml"
+    preset.write_text("imports: [json]\n")
+    (cell,) = make_study({"base": {"preset": str(preset)}, "grid": {"memory": ["gru"]}}).naming(["math"]).cells()
+    assert cell.config.imports == ("json", "math")

@@ -118,7 +118,7 @@ def study(
             raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
         given: Any = file
     else:
-        given = make_grid(file, ctx.obj, seeds, imports=imports)
+        given = make_grid(file, ctx.obj, seeds)
     if check:
         chosen = studies.Folder(given).study() if isinstance(given, Path) else given
         for index, one in enumerate(runner.check(chosen, imports, trust)):
@@ -190,11 +190,7 @@ def by_field(fields: Mapping[str, Sequence[str]], short: Mapping[str, str] | Non
 
 
 def make_grid(
-    file: Path | None,
-    fields: dict[str, Sequence[str]],
-    seeds: int | None,
-    more: Mapping[str, Any] | None = None,
-    imports: Sequence[str] = (),
+    file: Path | None, fields: dict[str, Sequence[str]], seeds: int | None, more: Mapping[str, Any] | None = None
 ) -> Any:
     """Return the study of a file, with the fields that were typed: one value for all cells, several for the grid.
 
@@ -203,14 +199,12 @@ def make_grid(
         fields: What was typed, the values of each.
         seeds: How many, or None for those of the file.
         more: Values of fields for all cells.
-        imports: Modules that were named by --import, which the cells are to name too.
 
     Raises:
         ValueError: If a field cannot be set so.
     """
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
-    from memax_rl.studies.grid import name_modules
 
     whole: dict[str, Any] = {} if file is None else studies.load_study(file).model_dump()
     base, grid = dict(whole.get("base", {})) | dict(more or {}), dict(whole.get("grid", {}))
@@ -230,5 +224,4 @@ def make_grid(
             grid[name] = values
         else:
             base[name] = values[0]
-    whole |= {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {})
-    return studies.make_study(name_modules(whole, imports))
+    return studies.make_study(whole | {"base": base, "grid": grid} | ({"seeds": seeds} if seeds else {}))

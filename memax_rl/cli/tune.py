@@ -1,7 +1,6 @@
 """`memax-rl tune`: search for settings."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def tune(
 
     if file.is_dir() and ctx.obj:
         raise ValueError(f"{file} is the folder of a search, which says what it is; leave out the fields")
-    given: Any = file if file.is_dir() else _space(file, ctx.obj, imports)
+    given: Any = file if file.is_dir() else _space(file, ctx.obj)
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -56,11 +55,10 @@ def tune(
     print(f"memax-rl train --config {ended.best}")
 
 
-def _space(file: Path, fields: dict[str, list[str]], imports: Sequence[str]) -> Any:
+def _space(file: Path, fields: dict[str, list[str]]) -> Any:
     """Return the space of a file, with the fields that were typed: one value for all trials, several as choices."""
     from memax_rl import studies
     from memax_rl.runs.yaml_text import parse_value
-    from memax_rl.studies.grid import name_modules
 
     whole = studies.load_space(file).model_dump(exclude_defaults=True)
     base, space = dict(whole.get("base", {})), dict(whole["space"])
@@ -72,4 +70,4 @@ def _space(file: Path, fields: dict[str, list[str]], imports: Sequence[str]) -> 
             space[name] = values
         else:
             base[name] = values[0]
-    return studies.make_space(name_modules(whole | {"base": base, "space": space}, imports))
+    return studies.make_space(whole | {"base": base, "space": space})

@@ -18,6 +18,8 @@ from memax_rl.studies.grid import Cell, Study, differing, dump_study, load_study
 
 # Seconds between two tries for a lock.
 _WAIT = 0.2
+# The modules that register what a configuration names. New cells may need more of them, which change nothing in others.
+_MODULES = "imports"
 
 
 class Folder:
@@ -76,7 +78,7 @@ class Folder:
             name = sorted(varied ^ now)[0]
             verbs = ("varies", "does not") if name in varied else ("does not vary", "does")
             raise RunError(f"the study in {self.path} {verbs[0]} {name}, and this one {verbs[1]}; choose another --out")
-        changed = differing(before.base, study.base)
+        changed = [name for name in differing(before.base, study.base) if name != _MODULES]
         if changed:
             raise RunError(
                 f"{', '.join(changed)} differs from the study in {self.path}, whose cells would not be comparable; "
@@ -94,7 +96,10 @@ class Folder:
         """Raise `RunError` if the run folder of a cell is of another configuration."""
         for cell in cells:
             path = self.path / cell.name / "config.yaml"
-            if path.is_file() and (changed := differing(read_fields(path), cell.config.model_dump(mode="json"))):
+            if not path.is_file():
+                continue
+            fields = differing(read_fields(path), cell.config.model_dump(mode="json"))
+            if changed := [name for name in fields if name != _MODULES]:
                 raise RunError(
                     f"{', '.join(changed)} of the run in {path.parent} differs from the study's; choose another --out"
                 )

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,11 @@ class Study(BaseModel):
             raise ValueError("cases holds an empty combination; name a field with its value in each")
         return self
 
+    def naming(self, imports: Sequence[str]) -> "Study":
+        """Return the study whose runs name these modules too in their configuration, as those of `train` do."""
+        varied = {*self.grid, *self.zip, *(name for case in self.cases for name in case)}
+        return self.model_copy(update={"base": with_modules(self.base, varied, imports)})
+
     def combinations(self) -> Iterator[dict[str, Any]]:
         """Yield the values of the varied fields, the first field slowest."""
         together = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)] or [{}]
@@ -171,20 +176,19 @@ def make_study(fields: Mapping[str, Any]) -> Study:
         raise ValueError(in_one_line(error, lambda _: f"a study has no such part; it has {parts}")) from None
 
 
-def name_modules(parts: Mapping[str, Any], imports: Sequence[str]) -> dict[str, Any]:
-    """Return the parts of a study whose runs name these modules in their configuration, as those of `train` do.
+def with_modules(base: Mapping[str, Any], varied: Iterable[str], imports: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that all runs share, `imports` among them with these modules too.
 
     Args:
-        parts: As of a study's file. Those of probes stay as they are: their configuration names no modules.
-        imports: The modules; none: the parts stay as they are.
+        base: The fields. Those of probes stay as they are: their configuration names no modules.
+        varied: The names of fields that differ between the runs. Where `imports` is one, the study itself says it all.
+        imports: The modules; none: the fields stay as they are.
     """
-    base = parts.get("base") or {}
-    whole = [base, parts.get("grid"), parts.get("zip"), *(parts.get("cases") or ())]
-    # What is of another type is refused where the study is made.
-    if not imports or not isinstance(base, Mapping) or any("task" in part for part in whole if part):
-        return dict(parts)
-    modules = list(dict.fromkeys([*(base.get("imports") or ()), *imports]))
-    return {**parts, "base": {**base, "imports": modules}}
+    own = base.get("imports", ())
+    # What is of another type is refused where a run is configured.
+    if not imports or not _names_modules(own) or {"task", "imports"} & {*varied} or "task" in base:
+        return dict(base)
+    return {**base, "imports": list(dict.fromkeys([*own, *imports]))}
 
 
 def in_one_line(error: ValidationError, unknown: Callable[[tuple[str | int, ...]], str]) -> str:
@@ -232,6 +236,10 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+def _names_modules(value: Any) -> bool:
+    return _is_list(value) and all(isinstance(name, str) for name in value)
+
+
 def flatten(fields: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield names, dotted after a `prefix`, and values of nested fields."""
     for key, value in fields.items():
@@ -277,6 +285,9 @@ def configure(fields: Mapping[str, Any]) -> TrainConfig:
     start = start.model_copy(update={"num_seeds": 1, "seed": 0})
     # The agent first: setting it brings its settings, of which others may be among the fields.
     given = {name: value for name, value in fields.items() if name != "preset"}
+    if _names_modules(given.get("imports")):
+        # A preset's modules register what it names.
+        given["imports"] = list(dict.fromkeys([*start.imports, *given["imports"]]))
     try:
         return override(start, [f"--{name}={json.dumps(value)}" for name, value in given.items()])
     except ValueError as error:

@@ -22,7 +22,7 @@ from memax_rl.runs.run import RunError
 from memax_rl.signals import Stopped, ready, stop_signals
 from memax_rl.studies import machine
 from memax_rl.studies.folder import Folder
-from memax_rl.studies.grid import Cell, Study, load_study, make_study, name_modules
+from memax_rl.studies.grid import Cell, Study, load_study, make_study
 from memax_rl.studies.on_ray import Ray
 from memax_rl.studies.on_slurm import Slurm
 from memax_rl.studies.progress import Progress, show
@@ -50,22 +50,23 @@ class Outcome:
     failed: dict[str, str]
 
 
-def _find(study: "Study | Mapping[str, Any] | str | Path", out: str | Path | None) -> tuple[Folder, Study]:
-    """Return the folder of a study, which may not be there yet, and the study."""
+def _find(
+    study: "Study | Mapping[str, Any] | str | Path", out: str | Path | None, imports: Sequence[str]
+) -> tuple[Folder, Study]:
+    """Return the folder of a study, which may not be there yet, and the study, whose runs name the modules."""
     folder = Folder(out) if out is not None else None
     if isinstance(study, str | Path):
         path = expanded(study)
         if path.is_dir():
             if folder is not None:
                 raise RunError("the folder of a study says itself where it is; leave out --out")
-            folder, study = Folder(path), Folder(path).study()
-        else:
-            study = load_study(path)
+            return Folder(path), Folder(path).study()
+        study = load_study(path)
     elif not isinstance(study, Study):
         study = make_study(study)
     if folder is None:
         raise RunError("a new study needs a folder; name one with --out")
-    return folder, study
+    return folder, study.naming(imports)
 
 
 def open_study(
@@ -76,7 +77,7 @@ def open_study(
     Raises:
         ValueError: If the study is wrong, or the folder holds another one.
     """
-    folder, study = _find(study, out)
+    folder, study = _find(study, out, imports)
     cells = check(study, imports, trust)
     _prepare(folder, study, cells)
     return folder, cells
@@ -131,9 +132,7 @@ def study(
     names = tuple(imports)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 at least, got {workers}")
-    if isinstance(study, Mapping):
-        study = name_modules(study, names)
-    folder, study = _find(study, out)
+    folder, study = _find(study, out, names)
     cells = check(study, names, trust)
     if on is None:
         _prepare(folder, study, cells)

@@ -1,7 +1,7 @@
 """What `memax-rl tune` searches: fields of the configuration with the values that each may take."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from memax_rl.runs.config import TrainConfig, find_shipped
 from memax_rl.runs.yaml_text import parse_value, read_fields
-from memax_rl.studies.grid import canonical, configure, flatten, in_one_line, once
+from memax_rl.studies.grid import canonical, configure, flatten, in_one_line, once, with_modules
 
 # Trials have these seeds, which no run has by default, so that what is reported was not tuned on.
 FIRST_SEED = 1_000_000
@@ -136,6 +136,10 @@ class Space(BaseModel):
         if twice := sorted(self.base.keys() & self.space.keys()):
             raise ValueError(f"{twice[0]} stands in base and in space; leave it in one")
         return self
+
+    def naming(self, imports: Sequence[str]) -> "Space":
+        """Return the space whose trials name these modules too in their configuration, as the runs of `train` do."""
+        return self.model_copy(update={"base": with_modules(self.base, self.space, imports)})
 
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """Return the configuration with these values of the varied fields, for reporting: of seed 0.

@@ -89,7 +89,7 @@ def tune(
     """
     names = tuple(imports)
     _check_installed()
-    folder, space = _find(space, out, trials)
+    folder, space = _find(space, out, trials, names)
     with only_imports(names, trust=trust):
         import_modules(names)
         space.check()
@@ -111,9 +111,12 @@ def _check_installed() -> None:
 
 
 def _find(
-    space: Space | Mapping[str, Any] | str | Path, out: str | Path | None, trials: int | None
+    space: Space | Mapping[str, Any] | str | Path, out: str | Path | None, trials: int | None, imports: Sequence[str]
 ) -> tuple[Folder, Space]:
-    """Return the folder of a search, which may not be there yet, and the space with the number of trials asked for."""
+    """Return the folder of a search, which may not be there yet, and the space with the number of trials asked for.
+
+    The trials of a new search name the modules of `imports`.
+    """
     folder = Folder(out) if out is not None else None
     space = expanded(space) if isinstance(space, str | Path) else space
     if isinstance(space, Path) and space.is_dir():
@@ -124,9 +127,9 @@ def _find(
             raise RunError(f"{folder.path} is not the folder of a search: it has no tune.yaml")
         space = load_space(folder.path / "tune.yaml")
     elif isinstance(space, Path):
-        space = load_space(space)
-    elif not isinstance(space, Space):
-        space = make_space(space)
+        space = load_space(space).naming(imports)
+    else:
+        space = (space if isinstance(space, Space) else make_space(space)).naming(imports)
     if folder is None:
         raise RunError("a new search needs a folder; name one with --out")
     if trials is not None:
@@ -139,7 +142,9 @@ def _prepare(folder: Folder, space: Space) -> Space:
     path = folder.path / "tune.yaml"
     if path.exists():
         before = load_space(path)
-        changed = [n for n in differing(before.model_dump(mode="json"), space.model_dump(mode="json")) if n != "trials"]
+        fields = differing(before.model_dump(mode="json"), space.model_dump(mode="json"))
+        # Modules register what the fields name, and change nothing else.
+        changed = [name for name in fields if name not in ("trials", "base.imports")]
         if changed:
             raise RunError(f"{', '.join(changed)} differs from the search in {folder.path}; choose another --out")
         if space.trials < before.trials:
