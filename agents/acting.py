@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from memax_rl.agents.epsilon_greedy import epsilon_greedy
@@ -28,6 +29,21 @@ class Acting(NamedTuple):
 
 # How it is made: (settings, network settings) -> how the agent acts.
 MakeActing = Callable[[Any, Any], Acting]
+
+
+def plays_greedily(agent: Any, greedy: bool | None) -> bool:
+    """Return whether an agent takes its best actions.
+
+    Args:
+        agent: It, or its `Acting`.
+        greedy: What it was told; None: what is usual for it.
+
+    Raises:
+        ValueError: If `greedy` is anything else, such as a text.
+    """
+    if greedy is not None and not isinstance(greedy, bool | np.bool_):
+        raise ValueError(f"greedy must be True, False or None, got {repr(greedy)[:100]}")
+    return bool(agent.evaluates_greedily if greedy is None else greedy)
 
 
 def follow_policy(network: ActorCritic, greedy: bool = False) -> Act:

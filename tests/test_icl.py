@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -160,6 +162,32 @@ def test_trials_of_the_same_task_are_found():
 def test_a_run_without_trials_is_told_what_to_do(name, options, message):
     with pytest.raises(ValueError, match=message):
         trained_episodes(envs.make(name, **options)[0], name)
+
+
+# Here the tests check the types of all arguments; a program does not.
+GREEDY = """
+import sys
+from memax_rl.evaluation import collect, evaluate, load
+from memax_rl.evaluation.export import export
+from memax_rl.evaluation.in_context import evaluate_in_context
+from memax_rl.evaluation.playback import play_episodes
+
+run, out = sys.argv[1:]
+collects = lambda run, **greedy: collect(run, out=out + "/episodes.npz", episodes=1, **greedy)
+exports = lambda run, **greedy: export(run, out + "/policy", **greedy)
+for play in (evaluate, evaluate_in_context, load, play_episodes, collects, exports):
+    try:
+        play(run, greedy="yes")
+    except ValueError as error:
+        assert str(error) == "greedy must be True, False or None, got 'yes'", error
+    else:
+        raise AssertionError(play)
+"""
+
+
+def test_greedy_is_a_bool(run, tmp_path):
+    subprocess.run([sys.executable, "-c", GREEDY, str(run.folder), str(tmp_path)], check=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from memax_rl.agents.acting import plays_greedily
 from memax_rl.envs import ids, spaces
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure
 from memax_rl.envs.baselines.policy import Policy, RandomPolicy
@@ -129,12 +130,16 @@ def trained_player(run: Run, checkpoint: Checkpoint, trained_seed: int | None, g
     agent, networks, seeds = load_agent(run, checkpoint)
     config = run.config()
     chosen = seeds[0] if trained_seed is None else trained_seed
-    if chosen not in seeds:
+    try:
+        if chosen not in seeds:
+            raise ValueError(f"trained_seed={chosen}, but {run.folder} has trained {', '.join(map(str, seeds))}")
+        is_greedy = plays_greedily(agent, greedy)
+    except ValueError:
         close(agent.env)
-        raise ValueError(f"trained_seed={chosen}, but the run {run.folder} has trained {', '.join(map(str, seeds))}")
+        raise
     network = jax.tree.map(lambda leaf: leaf[seeds.index(chosen)] if eqx.is_array(leaf) else leaf, networks)
     carry = network.initial_state()
-    act = agent.act(network, agent.evaluates_greedily if greedy is None else greedy)
+    act = agent.act(network, is_greedy)
     source = f"{config.agent} with {config.network.memory}, seed {chosen}"
     return Player(agent.env, agent.env_params, act, lambda state: carry, source, config.env)
 

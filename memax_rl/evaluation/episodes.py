@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from memax_rl.agents.acting import plays_greedily
 from memax_rl.envs.base import EnvironmentFailure, close, closing_new_copies, failure, host_of
 from memax_rl.envs.baselines.scores import find_scores
 from memax_rl.evaluation.statistics import summarize
@@ -76,7 +77,7 @@ def evaluate_state(
     Args:
         episodes: How many of each network.
     """
-    greedy = bool(agent.evaluates_greedily if greedy is None else greedy)
+    greedy = plays_greedily(agent, greedy)
     if env is None:
         env, env_params = agent.env, agent.env_params
     # Distinct from the keys of training.

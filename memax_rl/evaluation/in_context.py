@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl import envs
+from memax_rl.agents.acting import plays_greedily
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
 from memax_rl.evaluation.episodes import of_seeds, say_lost
@@ -256,7 +257,7 @@ def evaluate_in_context(
     run = Run.open(folder, imports, trust)
     trained = _check_trials(config := run.config())
     agent, networks, seeds = load_agent(run, checkpoint)
-    greedy = agent.evaluates_greedily if greedy is None else greedy
+    greedy = plays_greedily(agent, greedy)
     episodes = trained if episodes is None else episodes
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
     play = _make_play(agent, networks, greedy, key, tasks, episodes * max((1, *longer)))

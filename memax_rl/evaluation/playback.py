@@ -11,6 +11,7 @@ import gymnasium
 import jax
 import numpy as np
 
+from memax_rl.agents.acting import plays_greedily
 from memax_rl.envs.adapters.gymnasium import GymnasiumAdapter
 from memax_rl.envs.base import EnvironmentFailure, close, failure
 from memax_rl.envs.wrappers import layers
@@ -107,7 +108,7 @@ def play_episodes(
         raise ValueError(f"trained_seed={chosen}, but the run {folder} has trained {', '.join(map(str, seeds))}")
     config = run.config()
     network = jax.tree.map(lambda leaf: leaf[seeds.index(chosen)] if eqx.is_array(leaf) else leaf, networks)
-    is_greedy = agent.evaluates_greedily if greedy is None else greedy
+    is_greedy = plays_greedily(agent, greedy)
     with run.trusted():
         env, params, shown = _make_to_look_at(config)
     try:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from memax_rl.agents.acting import plays_greedily
 from memax_rl.envs.plain_spaces import (
     PlainDiscrete,
     PlainMultiBinary,
@@ -450,4 +451,4 @@ def choose(
     chosen = trained.seeds[0] if seed is None else seed
     if chosen not in trained.seeds:
         raise ValueError(f"seed={seed}, but the run {run} has trained {', '.join(map(str, trained.seeds))}")
-    return trained, chosen, trained.acting.evaluates_greedily if greedy is None else greedy
+    return trained, chosen, plays_greedily(trained.acting, greedy)
