@@ -53,6 +53,29 @@ def check_environment(env_id: str, env: Any, params: Any) -> None:
         state = after
 
 
+def as_declared(env_id: str, space: Any, observation: Any) -> Any:
+    """Return an observation, each array in the dtype of its space.
+
+    Raises:
+        NotAsDeclared: If it has other parts than its space, or numbers of which the dtype would hold a part alone.
+    """
+    if (fault := spaces.other_parts(f"{env_id}: an observation", space, observation)) is not None:
+        raise NotAsDeclared(fault)
+    paths, structure = jax.tree.flatten_with_path(observation)
+    arrays = []
+    for (path, x), part in zip(paths, spaces.leaves(space), strict=True):
+        came = jnp.asarray(x).dtype
+        # The cast would cut 0.7 down to 0. gymnax's own Catch shows 0.0 and 1.0 in a Box of integers.
+        is_whole = isinstance(part, spaces.Discrete | spaces.MultiDiscrete)
+        if jnp.issubdtype(came, jnp.complexfloating) or (is_whole and jnp.issubdtype(came, jnp.floating)):
+            raise NotAsDeclared(
+                f"{env_id}: an observation{jax.tree_util.keystr(path)} has the dtype {came}, but its space "
+                f"{spaces.describe(part)} holds {jnp.dtype(part.dtype)}"
+            )
+        arrays.append(jax.lax.convert_element_type(x, part.dtype))
+    return structure.unflatten(arrays)
+
+
 def call_for(what: str, parts: Sequence[str], function: Any, *args: Any) -> tuple[Any, ...]:
     """Return shapes and dtypes of what a function of the user's returns, a tuple of these parts; it is not run.
 
@@ -117,9 +140,9 @@ def _check_state(what: str, before: Any, after: Any) -> None:
 
 
 def _check_observation(what: str, space: Any, observation: Any) -> None:
+    if (fault := spaces.other_parts(what, space, observation)) is not None:
+        raise ValueError(fault)
     found, expected = jax.tree.leaves_with_path(observation), spaces.leaves(space)
-    if len(found) != len(expected):
-        raise ValueError(spaces.other_parts(what, space, observation))
     for (path, x), leaf in zip(found, expected, strict=True):
         name = what + (f" at {jax.tree_util.keystr(path)}" if path else "")
         if jnp.shape(x) != tuple(leaf.shape):

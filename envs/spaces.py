@@ -169,14 +169,16 @@ def leaves(space: Space) -> list[Any]:
     return [space]
 
 
-def other_parts(what: str, space: Space, observation: Any) -> str:
-    """What is wrong with an observation of another number of arrays than its space has: the keys that lack or differ.
+def other_parts(what: str, space: Space, observation: Any) -> str | None:
+    """What is wrong with an observation of other keys, or another number of arrays, than its space has, or None.
 
     Args:
         what: Whose observation it is, the beginning of the sentence.
         space: Its space.
         observation: What came in its place.
     """
+    if len(jax.tree.leaves(observation)) == len(leaves(space)) and not _has_other_keys(space, observation):
+        return None
     if isinstance(space, Dict) and isinstance(observation, Mapping):
         lacks = [repr(name) for name in space.spaces if name not in observation]
         more = [repr(name) for name in observation if name not in space.spaces]
@@ -185,6 +187,17 @@ def other_parts(what: str, space: Space, observation: Any) -> str:
             return f"{what} {' and '.join(said)}; its space is {describe(space)}"
     came = " ".join(str(jax.tree.map(lambda x: jax.typeof(x).str_short(), observation)).split())
     return f"{what} must be as its space, {describe(space)}; got {came[:200]}"
+
+
+def _has_other_keys(space: Space, observation: Any) -> bool:
+    """Whether a dict in an observation has other keys than its space. Its arrays would be taken for others."""
+    if isinstance(space, Dict) and isinstance(observation, Mapping):
+        if space.spaces.keys() != observation.keys():
+            return True
+        return any(_has_other_keys(part, observation[name]) for name, part in space.spaces.items())
+    if isinstance(space, Tuple) and isinstance(observation, tuple | list) and len(space.spaces) == len(observation):
+        return any(map(_has_other_keys, space.spaces, observation))
+    return False
 
 
 def describe(space: Space) -> str:

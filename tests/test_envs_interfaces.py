@@ -12,6 +12,7 @@ import pytest
 from memax_rl import envs
 from memax_rl.cli import main
 from memax_rl.envs import base, registry, spaces
+from memax_rl.envs.adapters.legacy_gymnax import LegacyGymnaxAdapter
 from memax_rl.envs.adapters.package import PackageEnvironment
 from memax_rl.evaluation import evaluate
 
@@ -84,6 +85,20 @@ def test_a_time_limit_is_stated():
         env, params = envs.make(env_id)
         assert isinstance(env, PackageEnvironment)
         assert envs.max_episode_steps(env, params) == limit
+
+
+def test_numbers_in_place_of_a_discrete_observation_are_refused():
+    class Shows(_interfaces.Legacy):
+        def observation_space(self, params):
+            return spaces.Discrete(3)
+
+        def reset_env(self, key, params):
+            observation, state = super().reset_env(key, params)
+            return observation[0], state
+
+    env = LegacyGymnaxAdapter("old", Shows())
+    with pytest.raises(ValueError, match=r"old: an observation has the dtype float32, but its space Discrete"):
+        env.reset(jax.random.key(0), env.default_params)
 
 
 # Resets

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
 from memax_rl.envs import spaces
-from memax_rl.envs.base import Environment, EnvironmentFailure, NotAsDeclared, lenient, strong
-from memax_rl.envs.checking import call_for
+from memax_rl.envs.base import Environment, EnvironmentFailure, lenient, strong
+from memax_rl.envs.checking import as_declared, call_for
 
 
 def _time_limit(env: Any, params: Any) -> int:
@@ -126,21 +126,7 @@ class GymnaxAdapter(Environment):
             return self.inner.action_mask(state, params)
 
     def _cast_observation(self, obs: Any, params: Any) -> Any:
-        paths, structure = jax.tree.flatten_with_path(obs)
-        space = self.observation_space(params)
-        parts = spaces.leaves(space)
-        if len(paths) != len(parts):
-            raise NotAsDeclared(spaces.other_parts(f"{self.env_id}: an observation", space, obs))
-        for (path, x), part in zip(paths, parts, strict=True):
-            # The cast would cut 0.7 down to 0. gymnax's own Catch shows 0.0 and 1.0 in a Box of integers.
-            is_whole = isinstance(part, spaces.Discrete | spaces.MultiDiscrete)
-            if is_whole and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
-                raise NotAsDeclared(
-                    f"{self.env_id}: an observation{jax.tree_util.keystr(path)} has the dtype {jnp.asarray(x).dtype}, "
-                    f"but its space {spaces.describe(part)} holds {jnp.dtype(part.dtype)}"
-                )
-        arrays = [jax.lax.convert_element_type(x, part.dtype) for (_, x), part in zip(paths, parts, strict=True)]
-        return structure.unflatten(arrays)
+        return as_declared(self.env_id, self.observation_space(params), obs)
 
 
 def make(env_id: str) -> GymnaxAdapter:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray, UInt32
 
-from memax_rl.envs import spaces
-from memax_rl.envs.base import Environment, EnvParams, NotAsDeclared, Step, lenient, strong
+from memax_rl.envs.base import Environment, EnvParams, Step, lenient, strong
 from memax_rl.envs.batching import replace_where
+from memax_rl.envs.checking import as_declared
 
 
 class PackageState(eqx.Module):
@@ -134,11 +134,7 @@ class PackageEnvironment(Environment):
 
     def cast(self, observation: Any, params: Any) -> Any:
         """Give every array of an observation the dtype of its space."""
-        leaves, structure = jax.tree.flatten(observation)
-        expected = spaces.leaves(space := self.observation_space(params))
-        if len(leaves) != len(expected):
-            raise NotAsDeclared(spaces.other_parts(f"{self.env_id}: an observation", space, observation))
-        return structure.unflatten([jnp.asarray(x, s.dtype) for x, s in zip(leaves, expected, strict=True)])
+        return as_declared(self.env_id, self.observation_space(params), observation)
 
     @functools.cached_property
     def first_shapes(self) -> tuple[Any, Any]:
