@@ -73,5 +73,6 @@ def test_samples_drawn_some_at_a_time_are_the_same(monkeypatch):
     """Of many episodes all samples at once are more than there is memory."""
     returns = np.random.default_rng(0).normal(size=(3, 7))
     whole = [summarize(returns, over=over) for over in ("runs", "episodes")]
-    monkeypatch.setattr("memax_rl.evaluation.statistics._LARGEST_DRAW", 100)
-    assert [summarize(returns, over=over) for over in ("runs", "episodes")] == whole
+    for most in (100, 5):
+        monkeypatch.setattr("memax_rl.evaluation.statistics._LARGEST_DRAW", most)
+        assert [summarize(returns, over=over) for over in ("runs", "episodes")] == whole

@@ -62,7 +62,8 @@ def summarize(
     scores = returns.mean(axis=1) if over == "runs" else returns.reshape(-1)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
     # Some samples at a time: all of them at once may be more than there is memory.
-    for some in np.array_split(drawn_seeds, -(-resamples * scores.size // _LARGEST_DRAW)):
+    parts = min(resamples, -(-resamples * scores.size // _LARGEST_DRAW))
+    for some in np.array_split(drawn_seeds, parts):
         if over == "runs":
             samples = scores[some]
         else:
