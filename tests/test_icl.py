@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -149,6 +150,19 @@ def test_trials_of_the_same_task_are_found():
     for i in range(32):
         np.testing.assert_array_equal(same == same[i], (goals == goals[i]).all(axis=1))
     assert same_tasks(envs.make("meta/BernoulliBandit")[0], key, 32).max() == 31
+
+
+def test_a_family_of_one_task_may_need_no_arrays_for_it(key):
+    class OneTask(Trials):
+        default_params = None
+
+        def __init__(self):
+            pass
+
+        def reset(self, key, params=None):
+            return None, SimpleNamespace(task=())
+
+    np.testing.assert_array_equal(same_tasks(OneTask(), key, 3), [0, 0, 0])
 
 
 @pytest.mark.parametrize(

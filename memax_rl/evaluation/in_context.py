@@ -108,6 +108,8 @@ def same_tasks(env: Trials, key: PRNGKeyArray, tasks: int) -> Int[np.ndarray, " 
     drawn = jax.tree.leaves(_drawn_tasks(env, key, tasks))
     plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in drawn]
     rows = [np.ascontiguousarray(x).reshape(tasks, -1).view(np.uint8).reshape(tasks, -1) for x in plain]
+    # A family of one task may need no arrays to say which.
+    rows.append(np.zeros((tasks, 0), np.uint8))
     return np.unique(np.concatenate(rows, axis=1), axis=0, return_inverse=True)[1].reshape(tasks)
 
 
