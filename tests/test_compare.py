@@ -1,9 +1,11 @@
 """Statistics of run scores. Literal numbers are those of rliable 1.2.0 for the same scores."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
+from memax_rl.studies.analysis import with_labels
 from memax_rl.studies.comparison import (
     STATISTICS,
     estimate,
@@ -119,6 +121,16 @@ def test_the_ranking_knows_how_sure_it_is():
     assert (same["low"], same["high"], same["first"]) == (1.5, 1.5, 0.5)
     alone = ranking([{"a": X[:, 0], "b": X[:1, 1]}])["a"]
     assert np.isnan([alone["low"], alone["high"], alone["first"]]).all()
+
+
+def test_settings_that_are_nearly_the_same_are_told_apart():
+    about = {"env": "a/b", "memory": "gru", "agent": "ppo", "status": "finished", "final_return": 0.0}
+    found = with_labels(
+        pd.DataFrame([about | {"ppo.gamma": gamma, "env_options.p": 0.5} for gamma in (0.9999995, 0.9999999)])
+    )
+    assert list(found["label"]) == ["gru (ppo.gamma=0.9999995)", "gru (ppo.gamma=0.9999999)"]
+    found = with_labels(pd.DataFrame([about | {"env_options.p": p} for p in (0.2500001, 0.25)]))
+    assert list(found["task"]) == ["a/b, p=0.2500001", "a/b, p=0.25"]
 
 
 def test_many_memories_have_a_short_sentence():

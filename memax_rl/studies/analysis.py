@@ -163,7 +163,7 @@ def with_labels(results: Frame) -> Frame:
     task = results["env"].astype(str)
     for name in of_tasks:
         differs = results[name].map(_exact).groupby(results["env"]).transform("nunique") > 1
-        task = task.where(~differs, task + f", {name.partition('.')[2] or name}=" + results[name].map(_text))
+        task = task.where(~differs, task + f", {name.partition('.')[2] or name}=" + _texts(results[name]))
     if results["agent"].nunique() > 1:
         task = task + ", " + results["agent"].astype(str)
     label = results["memory"].astype(str)
@@ -181,7 +181,7 @@ def _differs(column: Frame, of: list[Frame]) -> bool:
 
 def _said(results: Frame, name: str) -> Frame:
     """Return a setting of each run as text, an empty one for an option that no run of the memory has."""
-    text = results[name].map(_text)
+    text = _texts(results[name])
     said = f"{name}=" + text
     if name.startswith("network.memory_options."):
         return said.where((text != "none").groupby(results["memory"]).transform("any"), "")
@@ -191,6 +191,12 @@ def _said(results: Frame, name: str) -> Frame:
 def _in_brackets(texts: Frame) -> str:
     said = ", ".join(filter(None, texts))
     return f" ({said})" if said else ""
+
+
+def _texts(column: Frame) -> Frame:
+    """Return a setting of each run as a short text, or in full where a short one would stand for two values."""
+    short, exact = column.map(_text), column.map(_exact)
+    return short if short.nunique() == exact.nunique() else exact
 
 
 def _exact(value: Any) -> str:
