@@ -95,13 +95,16 @@ def import_package(package: str) -> None:
         ) from error
 
 
-# What is not the user's own.
-_INSTALLED = {str(Path(path)) for path in sysconfig.get_paths().values()} | {str(Path(__file__).resolve().parent)}
+# What is not the user's own. Not all of an environment's folder ("data"): it may be that of the user's project.
+_INSTALLED = {
+    *(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")),
+    Path(__file__).resolve().parent,
+}
 
 
 def is_installed(file: str) -> bool:
     """Whether a file of Python code is of Python, of an installed package or of this one, and not the user's own."""
-    return any(str(Path(file).resolve()).startswith(path) for path in _INSTALLED)
+    return any(Path(file).resolve().is_relative_to(path) for path in _INSTALLED)
 
 
 def place(error: BaseException) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memax_rl.cli import main
+from memax_rl.cli import common, main
+from memax_rl.envs import trust
 from memax_rl.runs import Run, RunError
 
 MODULE = """
@@ -155,3 +156,25 @@ def test_a_module_that_raises_is_told_in_one_line(content, message, form, tmp_pa
     assert "broken" in error
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_module_of_ones_own_is_not_an_installed_one(tmp_path, monkeypatch):
+    """Where the project's folder is that of its environment of Python, or has a name that begins like it."""
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env_project").mkdir()
+    monkeypatch.setattr(trust, "_INSTALLED", {tmp_path / "env"})
+    assert trust.is_installed(str(tmp_path / "env" / "lib.py"))
+    assert not trust.is_installed(str(tmp_path / "env_project" / "own.py"))
+    (tmp_path / "env" / "own_of_env.py").touch()
+    monkeypatch.chdir(tmp_path / "env")
+    monkeypatch.syspath_prepend(tmp_path / "env")
+    common.import_own(["own_of_env"])
+
+
+def test_a_package_that_is_hidden_by_another_module_is_told(tmp_path, monkeypatch):
+    (tmp_path / "calendar").mkdir()
+    (tmp_path / "calendar" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(ValueError, match=r"takes it before calendar/__init__\.py of this folder"):
+        common.import_own(["calendar"])

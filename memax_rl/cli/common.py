@@ -127,11 +127,15 @@ def _check_found(module: str) -> None:
     from memax_rl.envs.trust import is_installed
 
     found = getattr(sys.modules.get(module), "__file__", None)
-    if (Path.cwd() / f"{module}.py").is_file() and (found is None or is_installed(found)):
-        raise ValueError(
-            f"--import {module}: Python has another module of this name, {found or 'built in'}, and takes it before "
-            f"{module}.py of this folder; rename yours"
-        )
+    place = module.replace(".", "/")
+    for own in (f"{place}.py", f"{place}/__init__.py"):
+        if not Path(own).is_file() or (found is not None and Path(found).resolve() == Path(own).resolve()):
+            continue
+        if found is None or is_installed(found):
+            raise ValueError(
+                f"--import {module}: Python has another module of this name, {found or 'built in'}, and takes it "
+                f"before {own} of this folder; rename yours"
+            )
 
 
 def prepare_jax(*, trains: bool = False) -> None:
