@@ -36,6 +36,8 @@ class Counter(gymnasium.Env):
                 raise RuntimeError("the door is stuck")
             if self.trouble == "four":
                 return observation, reward, False, {}
+            if self.trouble == "swapped":
+                return observation, reward, False, {}, True
             if self.trouble == "hangs":
                 time.sleep(3600)
             if self.trouble == "nan":

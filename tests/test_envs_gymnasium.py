@@ -186,6 +186,7 @@ TROUBLES = [
     ("reward", r"the reward is inf, expected one finite number"),
     ("huge reward", r"the reward is 1e\+300, too large for float32, expected one finite number"),
     ("four", r"step returned 4 values, expected \(observation, reward, terminated, truncated, info\)"),
+    ("swapped", r"truncated is {}, expected true or false"),
     ("exits", r"step raised SystemExit: the simulator gave up"),
     ("interrupts", r"step raised KeyboardInterrupt: the simulator was stopped"),
 ]

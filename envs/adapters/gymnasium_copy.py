@@ -158,6 +158,14 @@ def _reward_fault(reward: Any) -> str | None:
     return f"the reward is {short(array.tolist())}{hint}, expected one finite number"
 
 
+def _flag_fault(name: str, flag: Any) -> str | None:
+    """Return what is wrong with a flag, such as a dict in its place, which would count as false where it is empty."""
+    array = np.asarray(flag)
+    if array.size == 1 and array.dtype.kind in "biuf":
+        return None
+    return f"{name} is {short(array.tolist())}, expected true or false"
+
+
 def any_box(shape: tuple[int, ...], dtype: Any) -> spaces.Box:
     """Return a Box that holds every array of a shape and dtype, for gymnasium to pass arrays around in."""
     dtype = np.dtype(dtype)
@@ -209,7 +217,8 @@ class Copy(gymnasium.Wrapper):
             if self.problem is not None:
                 return self.shown, 0.0, False, False, {}
             observation, reward, terminated, truncated, _ = returned
-            self.problem = _reward_fault(reward)
+            flags = _flag_fault("terminated", terminated) or _flag_fault("truncated", truncated)
+            self.problem = _reward_fault(reward) or flags
             if self.problem is None:
                 self._show(observation)
             if self.problem is not None:
