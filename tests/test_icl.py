@@ -66,7 +66,9 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
     print_icl_table(result)
     assert "8 tasks, 2 seeds" in capsys.readouterr().out
     print_icl_table(result | {"distinct_tasks": {"train": 8, "test": 3}})
-    assert "8 trials of 3 held-out tasks, 2 seeds" in capsys.readouterr().out
+    assert "8 trials of 3 held-out and 8 training tasks, 2 seeds" in " ".join(capsys.readouterr().out.split())
+    print_icl_table(result | {"distinct_tasks": {"train": 4, "test": 8}})
+    assert "8 trials of 8 held-out and 4 training tasks" in " ".join(capsys.readouterr().out.split())
     print_icl_table(result)
     assert "held-out, memory wiped" in capsys.readouterr().out
 

@@ -99,11 +99,14 @@ def seeds_and(seeds: int, count: int, what: str) -> str:
 
 
 def trials_of(result: dict[str, Any]) -> str:
-    """Say how many tasks were played: `512 tasks`, or `512 trials of 16 held-out tasks` where some were more than once.
+    """Say how many tasks were played: `512 tasks`, or where some were played more than once, of each split how many.
 
     Args:
         result: What `evaluate_in_context` returned, also that of a version that did not count distinct tasks.
     """
     tasks = result["tasks"]
-    held_out = result.get("distinct_tasks", {}).get("test", tasks)
-    return f"{tasks} tasks" if held_out == tasks else f"{tasks} trials of {held_out} held-out tasks"
+    distinct = result.get("distinct_tasks", {})
+    held_out, training = distinct.get("test", tasks), distinct.get("train", tasks)
+    if held_out == training == tasks:
+        return f"{tasks} tasks"
+    return f"{tasks} trials of {held_out} held-out and {training} training tasks"
