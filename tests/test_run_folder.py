@@ -366,6 +366,9 @@ def test_dates_times_and_octal_numbers_are_text():
     """YAML 1.1 reads a job's time of 1:30:00 as 5400, and 010 as 8."""
     assert parse_yaml("[2026-01-01, 1:30:00, 1:30.5, 010]") == ["2026-01-01", "1:30:00", "1:30.5", "010"]
     assert parse_yaml("[0, -1_000, 0x1f, 0b11, 1.5, -1.5e+3, .5, -.inf]") == [0, -1000, 31, 3, 1.5, -1500, 0.5, -np.inf]
+    assert parse_yaml("[0x_, 0b_]") == ["0x_", "0b_"], "without a digit"
+    with pytest.raises(ValueError, match="'~' is there twice in one place"):
+        parse_yaml("{null: 1, ~: 2}")
 
 
 # The command line

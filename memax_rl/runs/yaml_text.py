@@ -13,7 +13,7 @@ _DEEPEST = 20
 
 # Whole numbers in the notations that mean the same everywhere. YAML 1.1, which PyYAML reads, also has 010 for 8 and
 # 1:30 for 90; those are text here, as are dates.
-_WHOLE = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
+_WHOLE = re.compile(r"[-+]?(?:0b_*[01][01_]*|0x_*[0-9a-fA-F][0-9a-fA-F_]*|0|[1-9][0-9_]*)$")
 _REAL = re.compile(
     r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
 )
@@ -46,9 +46,11 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag == f"{_TAG}merge":
                 raise yaml.YAMLError("merge keys (<<) are not read; write the values out")
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             # As it is read: yes and true are one key.
-            name = self.construct_object(key) if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name in seen:
+            name = self.construct_object(key)
+            if name in seen:
                 raise yaml.YAMLError(f"{key.value!r} is there twice in one place; write it once")
             seen.add(name)
         return super().construct_mapping(node, deep)
