@@ -17,6 +17,7 @@ from memax_rl.cli import main
 from memax_rl.evaluation.figures import look
 from memax_rl.studies.analysis import compare
 from memax_rl.studies.charts import ticks
+from memax_rl.studies.heat import heat_chart, heat_map
 from memax_rl.studies.plots import draw, learning_curves
 from memax_rl.studies.results import COLUMNS
 from memax_rl.studies.sections import sections
@@ -259,6 +260,38 @@ def test_forty_memories_in_a_figure_can_be_told_apart():
     for plot in (p for s in found for p in s.plots):
         check(draw(plot))
     assert "improvement" not in [t.name for s in found for t in s.tables]
+
+
+def test_the_heat_map_holds_the_normalized_means():
+    results, curves = frames({"gru": [0.1, 0.3], "lru": [0.8, 1.0], NASTY: [-0.2, -0.2]}, tasks=("a", "b"), best=2.0)
+    results.loc[(results["env"] == "b") & (results["memory"] == "gru"), "final_return"] = 4.0
+    results = results[(results["env"] != "b") | (results["memory"] != "lru")]
+    heat = heat_map(compare(results, curves))
+    assert heat is not None
+    assert (heat.tasks, heat.memories) == (["a", "b"], ["gru", "lru", NASTY]), "the best mean first"
+    np.testing.assert_allclose(heat.values, [[0.1, 0.45, -0.1], [2.0, np.nan, -0.1]])
+    cells = [attributes["fill"] for tag, attributes in Page(heat_chart(heat)).seen if tag == "rect"]
+    assert cells[1] not in cells[:1] + cells[2:]
+    assert cells[2] == cells[5] == "#f4f7fa", "as chance, below it"
+    assert (cells[3], cells[4]) == ("#00548c", "#d9d9d9"), "as the best known, above it; none"
+    figure = draw(heat)
+    check(figure)
+    shown = [text.get_text() for text in figure.findobj(Text)]
+    assert [t for t in shown if re.fullmatch(r"-?\d\.\d\d", t)] == ["0.10", "0.45", "-0.10", "2.00", "-0.10"]
+
+
+def test_a_heat_map_is_of_several_memories_on_several_tasks_that_are_normalized():
+    for scores, tasks, best in (({"gru": [0.1], "lru": [0.1]}, "a", 1.0), ({"gru": [0.1]}, "ab", 1.0),
+                                ({"gru": [0.1], "lru": [0.1]}, "ab", math.nan)):  # fmt: skip
+        assert heat_map(compare(*frames(scores, tasks, best=best))) is None
+    many = heat_map(compare(*frames({f"m{i}": [0.1 * i] for i in range(15)}, [f"env/{i}" for i in range(42)])))
+    assert many is not None
+    check(draw(many))
+    assert not re.search(r">0\.\d\d<", heat_chart(many)), "no room for numbers"
+    assert ">3, m2: 0.20<" in heat_chart(many), "without the suite, which all have"
+    mixed = heat_map(compare(*frames({"gru": [0.1], "lru": [0.2]}, ["x/a", "y/a"])))
+    assert mixed is not None
+    assert mixed.tasks == ["x/a", "y/a"]
 
 
 def test_adaptation_of_several_memories_in_one_figure(tmp_path):

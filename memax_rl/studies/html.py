@@ -7,6 +7,7 @@ from importlib import resources
 
 from memax_rl._version import __version__
 from memax_rl.studies.charts import chart, interval_chart, swatch
+from memax_rl.studies.heat import Heat, heat_chart
 from memax_rl.studies.plots import Intervals, Plot
 from memax_rl.studies.sections import Section
 from memax_rl.studies.tables import Cell, Table
@@ -43,8 +44,13 @@ def _section(place: int, section: Section) -> str:
     return f'<section id="part{place}"><h2>{escape(section.title)}</h2>{said}{charts}{shown}</section>'
 
 
-def _figure(plot: Plot | Intervals) -> str:
+def _figure(plot: Plot | Intervals | Heat) -> str:
     legend = ""
+    if isinstance(plot, Heat):
+        return (
+            f'<figure class="wide heat"><h3>{escape(plot.title)}</h3><div class="scroll">{heat_chart(plot)}</div>'
+            f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        )
     if isinstance(plot, Intervals):
         panels = "".join(
             f'<div class="panel"><h4>{escape(name)}</h4>{interval_chart(plot, name)}</div>' for name in plot.panels

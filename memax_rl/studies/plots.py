@@ -13,6 +13,7 @@ from memax_rl.runs.files import write_atomically
 from memax_rl.studies.adaptation import AGENT, WIPED, Adaptation
 from memax_rl.studies.analysis import Comparison, Curve, Task, seeds_and_episodes, span
 from memax_rl.studies.comparison import STATISTICS, estimate
+from memax_rl.studies.heat import Heat, draw_heat
 from memax_rl.studies.tables import slug
 
 # More bands than these hide each other and the lines.
@@ -156,8 +157,10 @@ def aggregates(comparison: Comparison) -> Intervals:
     return Intervals("aggregate", "Normalized scores", labels, places, panels, caption)
 
 
-def draw(shown: Plot | Intervals) -> Any:
-    """Return the matplotlib figure: of a plot as wide as a column, of intervals or many lines as wide as a page."""
+def draw(shown: Plot | Intervals | Heat) -> Any:
+    """Return the matplotlib figure: of a plot as wide as a column, of all else or many lines as wide as a page."""
+    if isinstance(shown, Heat):
+        return draw_heat(shown)
     return _draw_intervals(shown) if isinstance(shown, Intervals) else _draw_plot(shown)
 
 

@@ -12,6 +12,7 @@ from memax_rl.studies import plots, tables
 from memax_rl.studies.adaptation import WIPED, Adaptation
 from memax_rl.studies.analysis import Comparison, Frame, Task, seeds_and_episodes, span
 from memax_rl.studies.comparison import sentence
+from memax_rl.studies.heat import Heat, heat_map
 from memax_rl.studies.plots import Intervals, Plot
 from memax_rl.studies.tables import Table
 
@@ -22,7 +23,7 @@ class Section:
 
     title: str
     paragraphs: Sequence[str]
-    plots: Sequence[Plot | Intervals]
+    plots: Sequence[Plot | Intervals | Heat]
     tables: Sequence[Table]
 
 
@@ -43,6 +44,8 @@ def heading(comparison: Comparison) -> tuple[str, str]:
 def sections(comparison: Comparison, adaptations: Sequence[Adaptation] = ()) -> list[Section]:
     """Return the report's sections. The names of its plots and tables are all different."""
     found = [_overall(comparison)] if comparison.complete else []
+    if (heat := heat_map(comparison)) is not None:
+        found.append(Section("Memories by task", (), (heat,), ()))
     for task in comparison.tasks:
         found.append(_of_task(comparison, task, [a for a in adaptations if a.task == task.name]))
     if len(comparison.left_out):
