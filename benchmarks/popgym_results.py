@@ -74,12 +74,24 @@ def row_of(run: Run) -> Row:
     }
 
 
+def twice(cells: list[tuple[str, int, Path]]) -> str | None:
+    """Return what is wrong where two folders hold the same task and seed, which would count as two seeds."""
+    seen: dict[tuple[str, int], Path] = {}
+    for env, seed, folder in cells:
+        if (env, seed) in seen:
+            return f"{seen[env, seed]} and {folder} are both {env} with seed {seed}; leave one out"
+        seen[env, seed] = folder
+    return None
+
+
 def rows_of(parser: argparse.ArgumentParser, folders: list[Path]) -> list[Row]:
     """Return the finished runs of studies, one seed a run, in order of task and seed."""
     runs = [run for _, own in read_groups(parser, folders) for run in own]
     for run in runs:
         if not run.fields()["env"].startswith("popgym/"):
             parser.error(f"{run.folder} is a run of {run.fields()['env']}, which is no task of POPGym")
+    if said := twice([(run.fields()["env"], run.fields()["seed"], run.folder) for run in runs]):
+        parser.error(said)
     return sorted(map(row_of, runs), key=lambda row: (row["task"], row["seed"]))
 
 
@@ -106,7 +118,7 @@ def line(task: str, paper: float | None, rows: list[Row]) -> str:
         return f"| {task} | not run | | | | | | {' | '.join(scores)} | |"
     column = {key: [float(row[key]) for row in rows] for key in ("return", "last", "best_epoch", "seconds")}
     shown = [mean(column[key]) for key in ("return", "last", "best_epoch")]
-    steps = f"{int(rows[0]['steps']) / 1e6:.1f} M"
+    steps = f"{int(rows[0]['steps']) / 1e6:.1f}M"
     seconds = f"{np.mean(column['seconds']) / 60:.0f}"
     return f"| {task} | {rows[0]['memory']} | {steps} | {len(rows)} | {' | '.join(shown + scores)} | {seconds} |"
 

@@ -50,3 +50,9 @@ def test_the_last_epoch_weighs_episodes_that_ended_in_it(results):
     ]
     assert results.last_epoch(metrics) == 1.25
     assert results.last_epoch(metrics[2:3]) != results.last_epoch(metrics[2:3])
+
+
+def test_a_task_and_seed_that_are_there_twice_are_told(results):
+    cells = [("popgym/A", 0, Path("x")), ("popgym/A", 1, Path("y")), ("popgym/B", 0, Path("z"))]
+    assert results.twice(cells) is None
+    assert results.twice([*cells, ("popgym/A", 1, Path("w"))]) == "y and w are both popgym/A with seed 1; leave one out"
