@@ -156,7 +156,9 @@ def test_trials_of_the_same_task_are_found():
 
 def test_a_family_of_one_task_may_need_no_arrays_for_it(key):
     class OneTask(Trials):
-        default_params = None
+        @property
+        def default_params(self):
+            return None
 
         def __init__(self):
             pass
