@@ -160,6 +160,9 @@ def _reward_fault(reward: Any) -> str | None:
 
 def _flag_fault(name: str, flag: Any) -> str | None:
     """Return what is wrong with a flag, such as a dict in its place, which would count as false where it is empty."""
+    # Asked at every step.
+    if isinstance(flag, bool | np.bool_):
+        return None
     array = np.asarray(flag)
     if array.size == 1 and array.dtype.kind in "biuf":
         return None

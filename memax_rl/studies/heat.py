@@ -9,6 +9,7 @@ import numpy as np
 
 from memax_rl.evaluation.figures import WIDTH, make_figure, plain, shorten
 from memax_rl.studies.analysis import Comparison, seeds_and_episodes
+from memax_rl.studies.tables import fixed
 
 # More columns leave no room for the number in a cell.
 _MOST_WITH_NUMBERS = 14
@@ -77,8 +78,7 @@ def _color(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Return a score with two digits, never as -0."""
-    return "" if not np.isfinite(value) else f"{value:.2f}".replace("-0.00", "0.00")
+    return fixed(value, 2) if np.isfinite(value) else ""
 
 
 def draw_heat(heat: Heat) -> Any:

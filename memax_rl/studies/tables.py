@@ -44,16 +44,16 @@ def _count(value: float) -> Cell:
     return Cell(f"{value:,.0f}" if math.isfinite(value) else "–", value)
 
 
-def _fixed(value: float, digits: int) -> str:
+def fixed(value: float, digits: int) -> str:
     """Return a number with so many decimals, never as -0."""
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _interval(entry: dict[str, float], strong: bool = False, digits: int = 3) -> Cell:
-    text = _fixed(entry["value"], digits)
+    text = fixed(entry["value"], digits)
     if math.isfinite(entry["low"]):
-        text += f" [{_fixed(entry['low'], digits)}, {_fixed(entry['high'], digits)}]"
+        text += f" [{fixed(entry['low'], digits)}, {fixed(entry['high'], digits)}]"
     return Cell(text, entry["value"], strong)
 
 
@@ -84,7 +84,7 @@ def score_table(task: Task) -> Table:
         mean = estimate([scores], "mean")
         cells = [_name(label), _count(len(scores)), _interval(mean, label == best or p >= 0.05, digits)]
         cells += [_interval(estimate([scores], "iqm"), digits=digits)]
-        cells += [Cell(_fixed(float(np.median(scores)), digits), float(np.median(scores)))]
+        cells += [Cell(fixed(float(np.median(scores)), digits), float(np.median(scores)))]
         if task.is_normalized:
             cells.append(_interval({key: task.normalized(value) for key, value in mean.items()}))
             cells.append(_interval(estimate([task.normalized(scores)], "optimality_gap")))
