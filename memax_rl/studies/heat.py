@@ -78,7 +78,7 @@ def _color(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return fixed(value, 2) if np.isfinite(value) else ""
+    return fixed(value, 2 if abs(value) < 10 else 0) if np.isfinite(value) else ""
 
 
 def draw_heat(heat: Heat) -> Any:
