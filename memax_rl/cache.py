@@ -7,9 +7,7 @@ import os
 import platform
 import stat
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -82,26 +80,10 @@ def remove_broken(kept: Path) -> None:
 
 def _is_whole(program: bytes) -> bool:
     """Return whether what JAX compressed can be read to its end, or is compressed by a package that we do not have."""
-    decompress, broken = _zstandard() if program.startswith(_ZSTANDARD) else (zlib.decompress, zlib.error)
+    if program.startswith(_ZSTANDARD):
+        return True
     try:
-        decompress(program)
-    except broken:
+        zlib.decompress(program)
+    except zlib.error:
         return False
     return True
-
-
-def _zstandard() -> tuple[Callable[[bytes], Any], Any]:
-    """Return what decompresses zstandard and what that raises, as JAX chooses it; without it all counts as whole."""
-    try:
-        # From Python 3.14 on.
-        from compression import zstd  # pyright: ignore[reportMissingImports]
-
-        return zstd.decompress, zstd.ZstdError
-    except ImportError:
-        pass
-    try:
-        import zstandard  # pyright: ignore[reportMissingImports]
-
-        return zstandard.ZstdDecompressor().decompress, zstandard.ZstdError
-    except ImportError:
-        return len, ()

@@ -6,8 +6,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import pytest
-
 from memax_rl import cache
 
 ROOT = Path(__file__).parent.parent
@@ -66,27 +64,6 @@ def test_what_a_full_disk_left_half_written_is_removed(tmp_path):
     os.utime(tmp_path / ".looked", (2, 2))
     cache.remove_broken(tmp_path)
     assert {path.name for path in tmp_path.glob("*-cache")} == {"old-cache", "whole-cache"}
-
-
-def test_what_zstandard_compressed_is_looked_at_too(tmp_path):
-    """JAX takes it where it is installed, which is always from Python 3.14 on."""
-    module = "compression.zstd" if sys.version_info >= (3, 14) else "zstandard"
-    whole = pytest.importorskip(module).compress(bytes(1000))
-    (tmp_path / ".looked").touch()
-    os.utime(tmp_path / ".looked", (2, 2))
-    (tmp_path / "whole-cache").write_bytes(whole)
-    (tmp_path / "cut-cache").write_bytes(whole[:-3])
-    cache.remove_broken(tmp_path)
-    assert {path.name for path in tmp_path.glob("*-cache")} == {"whole-cache"}
-
-
-def test_what_nothing_here_decompresses_is_kept(tmp_path, monkeypatch):
-    (tmp_path / ".looked").touch()
-    os.utime(tmp_path / ".looked", (2, 2))
-    (tmp_path / "other-cache").write_bytes(b"\x28\xb5\x2f\xfd")
-    monkeypatch.setattr(cache, "_zstandard", lambda: (len, ()))
-    cache.remove_broken(tmp_path)
-    assert (tmp_path / "other-cache").exists()
 
 
 def test_the_user_decides(tmp_path):
