@@ -125,6 +125,7 @@ SAC = SMALL | {
 JOINT = {"env_wrappers": [{"name": "joint_action"}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["own/MaskedTruncated", "own/MaskedPair"])
 @pytest.mark.parametrize("fields", [PPO, DQN, PQN, SAC], ids=["ppo", "dqn", "pqn", "sac"])
 def test_no_illegal_action_is_taken_in_training_or_evaluation(fields, env, tmp_path):
@@ -270,6 +271,7 @@ def test_the_target_of_q_learning_is_the_best_legal_value_also_at_a_time_limit(d
     np.testing.assert_allclose(targets[:, :-1][counts], expected[counts], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_policy_that_learns_is_the_one_that_acted(key):
     agent: Any = make_agent(make_config(PPO | {"env": "own/MaskedTruncated"}))
     state = agent.init(key)
@@ -383,6 +385,7 @@ def test_of_joint_actions_those_are_legal_whose_components_all_are():
     np.testing.assert_array_equal(env.show_action_mask(nothing, params), [False, True, False, True])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [PPO, DQN], ids=["ppo", "dqn"])
 def test_joint_actions_are_learned_and_taken_outside_too(fields, tmp_path):
     run = memax_rl.train(env="own/MaskedPair", out=tmp_path / "run", **fields | JOINT)
@@ -464,6 +467,7 @@ def test_a_loaded_policy_takes_a_mask(tmp_path):
         policy.step(np.zeros(2, np.int32), np.zeros(2), action_mask=mask[0])
 
 
+@pytest.mark.slow
 def test_a_policy_of_masked_actions_asks_for_the_mask(tmp_path):
     run = memax_rl.train(env="own/Masked", out=tmp_path / "run", **PPO)
     spaces_file = run.spaces()

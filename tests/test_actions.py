@@ -89,6 +89,7 @@ def test_the_largest_bounds_overflow_nowhere():
     np.testing.assert_allclose(to_environment(space, jnp.array([0.0])), 0.0)
 
 
+@pytest.mark.slow
 def test_training_does_not_depend_on_the_bounds_of_the_action(tmp_path):
     metrics = []
     for i, (low, high) in enumerate([(-1.0, 1.0), (0.0, 1000.0)]):
@@ -99,6 +100,7 @@ def test_training_does_not_depend_on_the_bounds_of_the_action(tmp_path):
     np.testing.assert_allclose(metrics[0], metrics[1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "high", "space"),
     [(5.0, 6.0, spaces.Box(5.0, 6.0, ())), (0.0, 1.0, spaces.Box(-jnp.inf, jnp.inf, (1,)))],

@@ -167,6 +167,7 @@ def test_held_out_episodes_are_the_last_ones_and_not_learned_from(repeat, key):
         np.testing.assert_array_equal(got.observation, want.observation)
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_teacher_does_and_needs_no_file_to_play(repeat, folder, tmp_path):
     data = tmp_path / "data.npz"
     shutil.copy(repeat, data)
@@ -183,6 +184,7 @@ def test_it_learns_what_the_teacher_does_and_needs_no_file_to_play(repeat, folde
         memax_rl.train(resume=run.folder, total_steps=80_000)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_learns_as_one_left_alone_and_from_no_other_file(repeat, tmp_path):
     data = tmp_path / "data.npz"
     shutil.copy(repeat, data)
@@ -198,6 +200,7 @@ def test_a_resumed_run_learns_as_one_left_alone_and_from_no_other_file(repeat, t
         memax_rl.train(resume=half.folder, total_steps=30_000)
 
 
+@pytest.mark.slow
 def test_a_teacher_in_another_environment_is_told(repeat, changing, tmp_path, capsys):
     """It may be meant, where the spaces are the same; a wrong name of a file is not."""
     told = "were played in popgym/RepeatPreviousEasy, and this run is of popgym/RepeatFirstEasy"
@@ -229,6 +232,7 @@ def test_a_mistake_of_sizes_is_told_alone(repeat, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_progress_tells_of_imitation_what_there_is(repeat, pendulum, tmp_path, capsys):
     """No episode is played, so there is no return."""
     for data, env, error in (

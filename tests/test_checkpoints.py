@@ -143,6 +143,7 @@ def test_the_best_of_each_seed_is_its_network_at_its_best_evaluation(evaluated):
     assert evaluate(evaluated.folder, episodes=4, checkpoint="best")["checkpoint"] == "best"
 
 
+@pytest.mark.slow
 def test_a_seed_is_evaluated_alone_as_beside_others(evaluated, tmp_path):
     alone = train(make_config(SMALL | EVALUATED | {"seed": 1, "num_seeds": 1}), out=tmp_path / "alone")
     together = [row for row in evaluated.evaluations() if row["seed"] == 1]
@@ -217,6 +218,7 @@ def test_evaluations_of_no_episodes_are_refused():
 # Going on longer
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_longer_with_the_sizes_that_it_began_with(tmp_path, capsys):
     # Without num_envs the number of environments follows from the total.
     fields = SMALL | {"ppo": {"rollout_length": 51, "update_epochs": 1, "num_minibatches": 2}, "eval_episodes": 0}
@@ -290,6 +292,7 @@ def test_callbacks_are_told_of_updates_evaluations_and_the_end(evaluated, tmp_pa
     np.testing.assert_equal(_arrays(run), _arrays(evaluated))
 
 
+@pytest.mark.slow
 def test_a_callback_ends_the_training_and_the_run_stays_ended_until_it_is_told_more_steps(tmp_path, capsys):
     config = make_config(SMALL)
     run = train(config, out=tmp_path / "run", callbacks=[_Tells(every_update=True, stop_at=3)])
@@ -346,6 +349,7 @@ def test_early_stopping_waits_for_every_seed(evaluated):
     assert EarlyStopping(patience=3, metric="mean_length").on_evaluation(progress) is None
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_does_so_when_it_was_killed_and_resumed_too(tmp_path, monkeypatch, capsys):
     fields = ["--eval-interval", "200", "--early-stopping.patience", "2", "--early-stopping.metric", "mean_length"]
     config = override(make_config(SMALL | {"checkpoint_interval": 1000.0}), fields)
@@ -394,6 +398,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, capsys):
     assert not np.any(jax.tree.leaves(state.optimizer)[1]), "the optimizer begins anew"
 
 
+@pytest.mark.slow
 def test_a_target_network_starts_from_the_same_weights(tmp_path):
     dqn = {"num_envs": 4, "batch_size": 4, "tape_length": 51, "samples_per_insert": 1, "buffer_size": 1200}
     fields = {name: value for name, value in SMALL.items() if name != "ppo"} | {
@@ -409,6 +414,7 @@ def test_a_target_network_starts_from_the_same_weights(tmp_path):
             assert np.array_equal(got, np.repeat(want, 2, axis=0)), "both seeds start from the only one"
 
 
+@pytest.mark.slow
 def test_of_another_environment_what_fits_is_taken_and_the_rest_is_told(finished, tmp_path, capsys):
     fields = SMALL | {"env": "popgym/AutoencodeEasy", "num_seeds": 2, "total_steps": 1, "eval_episodes": 0}
     fields |= {"ppo": SMALL["ppo"] | {"rollout_length": 104}, "start_from": str(finished.folder)}
@@ -486,6 +492,7 @@ def test_an_environment_that_does_not_fit_is_one_line(finished, arguments, messa
 # Where environments and devices differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [{"env": "gym/CartPole-v1"}, {"env": "popgym/RepeatPreviousEasy", "devices": 2}],
@@ -501,6 +508,7 @@ def test_evaluation_does_not_change_the_training_elsewhere(fields, tmp_path):
     np.testing.assert_equal(_arrays(run), _arrays(without))
 
 
+@pytest.mark.slow
 def test_the_page_trains_with_callbacks(tmp_path, monkeypatch):
     """The Python block of docs/runs.md runs as it stands, but for fewer steps."""
     monkeypatch.chdir(tmp_path)

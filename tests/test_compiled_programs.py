@@ -54,6 +54,7 @@ def test_initialization_step_scan_and_gradient_of_a_memory_hold_no_custom_call(n
     assert custom_calls(lowered.as_text()) <= ALLOWED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -47,17 +47,20 @@ def _compare(fields: dict, on: int = 2, updates: int = 3) -> None:
         np.testing.assert_allclose(other, leaf, rtol=1e-3, atol=1e-5, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", ["whole_episodes", "truncated_bptt"])
 def test_two_devices_make_the_update_of_one(fill):
     _compare({"ppo": ROWS | {"rollout": fill}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("on", "fill"), [(2, "truncated_bptt"), (4, "whole_episodes")])
 def test_devices_with_a_network_each_make_the_update_of_one(on, fill):
     # Each row is on two devices, and still counts once.
     _compare({"network": SMALL["network"] | {"separate_value": True}, "ppo": ROWS | {"rollout": fill}}, on)
 
 
+@pytest.mark.slow
 def test_two_devices_make_the_update_of_one_with_pqn():
     _compare({"agent": "pqn", "pqn": ROWS | {"learning_rate": 1e-3}, "network": NORMALIZED["network"]})
 
@@ -66,6 +69,7 @@ def test_two_devices_make_the_update_of_one_with_pqn():
 REPLAY = {"num_envs": 8, "batch_size": 8, "tape_length": 224, "learning_starts": 300, "buffer_size": 8 * 600}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on", "settings"),
     [
@@ -78,6 +82,7 @@ def test_devices_share_a_replay_with_dqn(on, settings):
     _compare({"agent": "dqn", "dqn": REPLAY | settings, "network": NORMALIZED["network"]}, on, updates=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("on", "fields"),
     [
@@ -102,6 +107,7 @@ def test_an_update_on_devices_is_compiled_once():
     assert many._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_devices_share_the_seeds_where_they_divide_them(tmp_path):
     """The run evaluates and resumes as any other."""
     fields = SMALL | {"num_seeds": 4, "total_steps": 6 * 880, "ppo": ROWS | {"lr_schedule": "constant"}}
@@ -116,6 +122,7 @@ def test_devices_share_the_seeds_where_they_divide_them(tmp_path):
     np.testing.assert_equal(logs[1], logs[0])
 
 
+@pytest.mark.slow
 def test_seeds_on_devices_are_those_of_one_device():
     config = make_config(SMALL | {"num_seeds": 4, "total_steps": 10**9, "devices": 2, "ppo": ROWS})
     agent = make_agent(config)
@@ -135,11 +142,13 @@ def test_seeds_on_devices_are_those_of_one_device():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), other, results[0])
 
 
+@pytest.mark.slow
 def test_two_devices_see_all_observations_and_stop_together():
     settings = {"target_kl": 1e-3, "learning_rate": 1e-2, "auxiliary": "next_observation"}
     _compare(NORMALIZED | {"num_seeds": 3, "ppo": ROWS | settings})
 
 
+@pytest.mark.slow
 def test_every_row_is_in_one_minibatch_of_an_epoch():
     # With hardly a step between them, the minibatches' mean is that of the whole tape. In a stream all slots count.
     rows = ROWS | {
@@ -153,6 +162,7 @@ def test_every_row_is_in_one_minibatch_of_an_epoch():
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_resumes_to_the_bit(tmp_path):
     config = make_config(SMALL | {"total_steps": 8 * 880, "devices": 2, "ppo": ROWS | {"lr_schedule": "constant"}})
     whole = train(config, out=tmp_path / "whole")

@@ -103,12 +103,14 @@ def check_updates(count: int, agent: str, folder: Path) -> None:
             np.testing.assert_array_equal(other[name], together[0][name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_updates_of_two_devices(tmp_path):
     some_updates(2, AGENTS, tmp_path)
     for agent in AGENTS:
         check_updates(2, agent, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_folder_one_end_and_another_number_of_processes(tmp_path):
     """A signal to the second process ends both; the folder is whole, and goes on in one process on one device."""
     folder = tmp_path / "run"
@@ -136,6 +138,7 @@ def test_one_folder_one_end_and_another_number_of_processes(tmp_path):
     assert (folder / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_with_a_message(tmp_path):
     """tests/stress/processes.py kills the first one too."""
     killed, folder = 1, tmp_path / "run"
@@ -149,6 +152,7 @@ def test_a_killed_process_ends_the_other_with_a_message(tmp_path):
     assert re.search(r"another one is gone|Terminating process because", text), text
 
 
+@pytest.mark.slow
 def test_what_cannot_train_together_is_said(tmp_path):
     processes = start_together(2, [*fields_typed(1000), "--devices", "3", "--out", str(tmp_path / "run")])
     for process in processes:
@@ -172,6 +176,7 @@ def test_an_address_is_checked():
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listens", ["0.0.0.0", "127.0.0.1", "::"])
 def test_a_port_that_is_taken_is_said(listens, tmp_path):
     """JAX crashes there, or where the other is JAX too, shares the port with it."""

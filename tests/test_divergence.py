@@ -85,6 +85,7 @@ def _is_finite(tree: Any) -> bool:
     return all(np.all(np.isfinite(x)) for x in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "options"),
     [(PPO, {"reward": 1e19}), (PPO, {"shown": 1e30}), (DQN, {"reward": math.nan}), (DQN, {"reward": 1e30})],
@@ -159,6 +160,7 @@ def _even(state: Any) -> jax.Array:
     return (state.updates == 0) & (jax.random.key_data(state.key)[-1] % 2 == 0)
 
 
+@pytest.mark.slow
 def test_the_other_seeds_go_on_when_one_diverges(tmp_path, monkeypatch):
     fields = PPO | {"env": _register("Sound"), "total_steps": 240, "num_seeds": 4}
     config = make_config(fields)
@@ -200,6 +202,7 @@ def test_what_a_diverged_seed_had_learned_stays_as_it_was_before(monkeypatch):
             np.testing.assert_array_equal(kept, was)
 
 
+@pytest.mark.slow
 def test_networks_of_nan_are_not_loaded(tmp_path):
     config = make_config(PPO | {"env": _register("Sound"), "total_steps": 24})
     run = memax_rl.train(config, out=tmp_path / "run")

@@ -226,6 +226,7 @@ def test_rescaled_targets_agree_with_rlax(settings, key):
     np.testing.assert_allclose(agent.targets(*_one_episode(reward, said, by))[0, :-1], want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_priorities_mix_the_greatest_and_the_mean_error(key):
     """By the share that is set, from the errors before the gradient step."""
     agent = _agent(Probe(random=True), sample_by="priority", priority_eta=0.25)
@@ -402,6 +403,7 @@ class RecallBoth(Recall):
         return observation, after, reward + jnp.where(action[1] == 1, 0.25, 0), *rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "env", "by"), [("gru", Recall(), "transition"), ("lru", RecallBoth(), "priority")])
 def test_learns_to_remember(name, env, by, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory can do no better than chance."""

@@ -454,6 +454,7 @@ OF_DQN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"ppo": SMALL["ppo"]}, {"agent": "dqn", "dqn": OF_DQN}], ids=["ppo", "dqn"])
 def test_train_evaluate_and_resume(fields, tmp_path, capsys):
     small = {name: value for name, value in SMALL.items() if name != "ppo"}
@@ -480,6 +481,7 @@ def test_train_evaluate_and_resume(fields, tmp_path, capsys):
     assert {n for n in lengths if fields == {} or not math.isnan(n)} == {4.0}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, capsys, monkeypatch):
     config = make_config(
         SMALL | {"total_steps": 10_000, "env_options": {"arguments": {"length": 5, "ending": "truncated"}}}
@@ -525,6 +527,7 @@ def test_a_run_that_fails_stops_in_one_line_and_keeps_its_checkpoint(tmp_path, c
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_module_of_the_current_folder_is_found_from_the_console_script(tmp_path, monkeypatch, capsys):
     """A console script, unlike `python -m`, does not search the current folder by itself."""
     (tmp_path / "memax_own_module.py").write_text(

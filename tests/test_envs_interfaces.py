@@ -254,6 +254,7 @@ class Room(Brax):
 """
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_its_module_is_imported_only_where_the_user_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -203,6 +203,7 @@ def test_value_iteration_on_a_chain():
     np.testing.assert_allclose(q[0], [[1.1, 2.0], [3.0, 1.0]], rtol=1e-6)
 
 
+@pytest.mark.slow
 # Duan et al. 2016, table 2: random 100.1, posterior sampling 138.1 over 10 episodes. A loop in NumPy over 1,500 trials,
 # written apart from ours, gets 134.2 with a standard error of 0.7, whether or not it learns from an episode's last
 # transition. Why the published figure is higher is not known.

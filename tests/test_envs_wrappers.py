@@ -364,6 +364,7 @@ def test_statistics_are_those_of_everything_seen(key):
     np.testing.assert_allclose(normalizer(x[0]), np.clip((x[0] - seen.mean(0)) / seen.std(0), -2, 2), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ratio_is_one_on_a_fresh_tape(key):
     """The statistics that the agent learns with are those it acted with, also once they have changed."""
     agent, state = normalizing_agent(key, "truncated_bptt")

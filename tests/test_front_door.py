@@ -33,6 +33,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert _run(f"import sys, memax_rl; dir(memax_rl); print([m for m in {heavy} if m in sys.modules])") == "[]\n"
 
 
+@pytest.mark.slow
 def test_parts_are_there_without_an_import_of_their_own():
     code = f"import memax_rl\nfor part, names in {PROMISED}.items():\n    for name in names:\n"
     assert _run(code + "        getattr(getattr(memax_rl, part), name)\nprint('all')") == "all\n"

@@ -47,6 +47,7 @@ def run(tmp_path_factory):
     return train(make_config(SMALL | {"num_seeds": 2}), out=tmp_path_factory.mktemp("runs") / "trials")
 
 
+@pytest.mark.slow
 def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
     assert main(["icl", str(run.folder), "--tasks", "8", "--out", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -73,6 +74,7 @@ def test_icl_measures_everything_and_writes_it(run, tmp_path, capsys):
     assert "held-out, memory wiped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_unrewarded_trials_are_not_measured(tmp_path):
     options = {"payouts": [1.0, 1.0, 1.0], "novelty_bonus": 0.5, "unrewarded_fraction": 0.5}
     fields = SMALL | {"env_options": SMALL["env_options"] | options}
@@ -203,6 +205,7 @@ for play in (evaluate, evaluate_in_context, load, play_episodes, collects, expor
 """
 
 
+@pytest.mark.slow
 def test_greedy_is_a_bool(run, tmp_path):
     subprocess.run([sys.executable, "-c", GREEDY, str(run.folder), str(tmp_path)], check=True)
     assert not list(tmp_path.iterdir())
@@ -223,6 +226,7 @@ def test_wrong_arguments_are_one_message(run, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_icl_measures_an_agent_of_dqn_and_inspect_does_not(tmp_path, capsys):
     dqn = {
         "num_envs": 2,
@@ -277,6 +281,7 @@ def test_inspect_writes_lags(run, tmp_path, capsys):
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_lags_of_few_pairs_are_left_out(run, tmp_path, capsys):
     assert main(["inspect", str(run.folder), "--rows", "8", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "inspect.json").read_text())
@@ -323,6 +328,7 @@ def test_a_memory_of_three_steps_owes_nothing_to_what_lies_before(key):
     np.testing.assert_array_equal(pairs.sum(axis=0)[1, :10], 4 * 2)
 
 
+@pytest.mark.slow
 def test_the_drawn_steps_make_the_curve_that_all_steps_make(key, monkeypatch):
     """No sawtooth: evenly spaced steps, with the large gradient of the first among them, would be off by half."""
     drawn = look("gru", key, length=45, episodes=2, rows=48)
@@ -374,6 +380,7 @@ class HiddenArm(TaskEnvironment):
         return state, state, (action == task).astype(jnp.float32), jnp.ones((), bool)
 
 
+@pytest.mark.slow
 def test_icl_measures_a_family_of_ones_own(tmp_path, capsys):
     envs.register("own/HiddenArm", lambda: Trials(HiddenArm(), episodes=3, num_tasks=5))
     try:

@@ -36,6 +36,7 @@ def test_every_notebook_is_run_and_shown():
     assert all(f"notebooks/{name}.md" in site for name in SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_notebook_runs(name, tmp_path):
     notebook = _program()["run"](DOCS / "notebooks" / f"{name}.ipynb", tmp_path, SMALL[name])

@@ -206,6 +206,7 @@ class EmptyPart(Environment):
         return {"empty": jnp.zeros(0), "cue": state}, state, reward, jnp.ones((), bool), {}
 
 
+@pytest.mark.slow
 def test_an_empty_array_is_left_out_of_checkpoints_too(tmp_path):
     envs.register("own/EmptyPart", EmptyPart)
     settings: dict[str, Any] = {

@@ -51,6 +51,7 @@ def here(folder, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_the_page_run(page, here, capsys):
     for command in "".join(blocks(page, "sh")).splitlines():
@@ -76,6 +77,7 @@ def test_the_commands_of_the_page_run(page, here, capsys):
         assert main(["train", "--resume", f"runs/{run}", "--import", module]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_script_of_the_page_runs(page, here, capsys):
     script = next(block for block in blocks(page, "python") if "memax_rl.train(" in block)

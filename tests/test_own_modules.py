@@ -72,11 +72,13 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_name_of_the_module(home):
     assert Run.open(home / "run").fields()["imports"] == ["own_room"]
     assert len(Run.open(home / "run").metrics()) > 0, "results need no module"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["evaluate", "run"], ["train", "--resume", "run"]], ids=" ".join)
 def test_a_run_is_used_with_the_module_that_the_user_names(home, command):
     assert memax(home, *command, "--import", "own_room").returncode == 0
@@ -86,6 +88,7 @@ def test_a_run_is_used_with_the_module_that_the_user_names(home, command):
     assert "add --import own_room or --trust" in refused.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_module_beside_the_configuration_file_is_found(home, tmp_path):
     done = memax(tmp_path, "train", "--check", "--import", "own_room", "--config", str(home / "run" / "config.yaml"))
     assert done.returncode == 2, "the run folder is not its home"
@@ -97,11 +100,13 @@ def test_a_module_beside_the_configuration_file_is_found(home, tmp_path):
     assert memax(tmp_path, "train", "--check", "--trust", "--config", str(home / "my.yaml")).returncode == 0
 
 
+@pytest.mark.slow
 def test_lists_show_what_a_module_registers(home):
     assert "own/ImportedRoom" in memax(home, "list", "envs", "--import", "own_room").stdout.split()
     assert "own_gru" in memax(home, "list", "memories", "--import", "own_room").stdout.split()
 
 
+@pytest.mark.slow
 def test_a_file_in_place_of_a_module_and_a_module_that_hides_ones_own_are_told(home, tmp_path):
     done = memax(home, "list", "envs", "--import", "own_room.py")
     assert done.returncode == 2
@@ -114,6 +119,7 @@ def test_a_file_in_place_of_a_module_and_a_module_that_hides_ones_own_are_told(h
     assert "rename yours" in done.stderr
 
 
+@pytest.mark.slow
 def test_cells_of_a_study_keep_the_name_of_the_module(home, tmp_path, capsys):
     folder = str(tmp_path / "study")
     fields = [*FIELDS[: FIELDS.index("--eval-episodes")], "--eval-episodes", "0"]

@@ -23,6 +23,7 @@ def home(tmp_path, monkeypatch):
     assert not list((tmp_path / "here").iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_written_lands_in_the_home_folder(home, capsys):
     collect = ["collect", "--env", "popgym/RepeatFirstEasy", "--episodes", "2", "--out", "~/x.npz"]
     assert main(collect) == 0, capsys.readouterr().err

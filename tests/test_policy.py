@@ -267,6 +267,7 @@ print([int(policy.step({"sensor": np.full(3, t), "cue": 6, "bits": np.eye(2, dty
 """
 
 
+@pytest.mark.slow
 def test_it_acts_where_the_environment_is_not_known(runs):
     """In a process that never registered the environment; and an action in the environment's own count."""
     command = [sys.executable, "-c", _ALONE, str(runs["ppo"].folder)]
@@ -289,6 +290,7 @@ def test_a_run_without_the_file_is_loaded_with_its_environment(runs, tmp_path):
         assert a == b
 
 
+@pytest.mark.slow
 def test_training_writes_the_file_and_a_resumed_run_that_lacks_it_gets_it(tmp_path):
     fields: dict[str, Any] = {"total_steps": 100, "eval_episodes": 0, "ppo": PPO_SETTINGS, "network": {"width": 4}}
     run = train(out=tmp_path / "run", **fields)
@@ -317,6 +319,7 @@ memory.register("own_gru", memory.MemorySpec(GRU))
 """
 
 
+@pytest.mark.slow
 def test_a_memory_of_ones_own_needs_its_module(tmp_path, monkeypatch):
     (tmp_path / "module_of_own_gru.py").write_text(_OWN_MEMORY)
     monkeypatch.syspath_prepend(tmp_path)

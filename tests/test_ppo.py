@@ -308,6 +308,7 @@ class Paid(Probe):
         return observation, state, jnp.where(action == 0, self.price, self.otherwise), *rest
 
 
+@pytest.mark.slow
 def test_what_is_learnt_does_not_depend_on_the_unit_of_rewards(key):
     def learned(price, **settings):
         agent = _agent(Paid(price), "mlp", rollout_length=12, sees_last_step=False, **settings)
@@ -362,6 +363,7 @@ def _assert_same(tree, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_slots_that_do_not_count_do_not_matter():
     """Scramble what enters no loss; loss and gradient stay the same to the bit."""
     agent, rows, _, state = _collected("whole_episodes", "truncated")

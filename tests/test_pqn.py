@@ -127,6 +127,7 @@ def test_the_gradient_is_that_of_fixed_targets(key):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_row_is_learned_from_once_in_an_epoch(key):
     """With hardly a step between minibatches, the mean of their losses is that of the whole tape."""
     sizes: Any = {"update_epochs": 1, "num_minibatches": 4}
@@ -188,6 +189,7 @@ def test_epsilon_falls_and_is_what_is_acted_with(key):
     assert agent.act(state.network, greedy=True) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), [("gru", "whole_episodes"), ("lru", "truncated_bptt")])
 def test_learns_to_remember(name, mode, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory can do no better than chance."""

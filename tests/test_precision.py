@@ -60,6 +60,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_in_its_precision_and_says_so(tmp_path, capsys):
     runs = {
         name: train(**SMALL, precision=name, out=tmp_path / name, progress=True) for name in ("highest", "bfloat16")

@@ -156,6 +156,7 @@ def test_a_network_learns():
 # Run folders
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     """Killed after an update and resumed, it ends with the parameters and rows of one that was left alone."""
     fields = {"task": "parity", "task_options": {"length": 6}, "total_updates": 5, "eval_interval": 2} | SMALL
@@ -194,6 +195,7 @@ def test_a_run_goes_on_to_the_bit(tmp_path, monkeypatch):
     assert a == b
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_alone_and_among_others(tmp_path):
     fields = {"task": "copying", "task_options": {"length": 8, "symbols": 2}, "total_updates": 3} | SMALL
     together = probes.train(**fields, num_seeds=2, out=tmp_path / "both")
@@ -267,6 +269,7 @@ def test_a_wrong_configuration_is_told_in_one_line(fields, says):
 # The command line and what reads the folders
 
 
+@pytest.mark.slow
 def test_several_memories_are_a_study_that_compare_reads(tmp_path, capsys, monkeypatch):
     out = tmp_path / "study"
     command = ["probe", "--task", "parity", "--memory", "gru", "lru", "--length", "6", "--total-updates", "2"]

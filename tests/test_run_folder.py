@@ -225,6 +225,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys, out):
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_ends_a_start_at_once(tmp_path, number, status):
     fields = ["--memory", "gated_delta_net", "--network.depth", "6", "--out", str(tmp_path / "run")]
@@ -454,6 +455,7 @@ def test_a_signal_is_watched_for_once_a_process_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_training_at_once(tmp_path):
     """The first one waits for the update in progress, which may be long."""
     # A small program, quickly compiled, whose updates take seconds.

@@ -125,6 +125,7 @@ def test_soft_value_of_discrete_actions_is_the_expectation(space, key):
 # The loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separate", [True, False])
 def test_targets_are_soft_values_of_the_episodes_own_next_observation(separate, key):
     """By acting slot by slot from the tape's start, the final observation of a truncated episode included."""
@@ -158,6 +159,7 @@ def test_targets_are_soft_values_of_the_episodes_own_next_observation(separate, 
     assert checked > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separate", [True, False])
 def test_each_part_is_trained_by_its_own_loss_alone(separate, key):
     """Critics: by their errors. Actor: by soft values that are held fixed in all but its actions."""
@@ -269,6 +271,7 @@ class Match(Recall):
         return observation, after, jnp.where(done, jnp.maximum(1 - error, 0), 0.0), done, *rest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "env", "separate"), [("gru", Match(), True), ("lru", Recall(), False)])
 def test_learns_to_remember(name, env, separate, key):
     """A cue is shown once; the reward is for naming it three steps later. No memory gets no more than .6, and 1/3."""

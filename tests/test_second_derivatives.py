@@ -167,6 +167,7 @@ def _refuses_forward_mode(name: str) -> None:
         jax.jit(jax.jacfwd(total))(numbers)
 
 
+@pytest.mark.slow
 def test_window_attention_refuses_forward_mode_alone():
     _refuses_forward_mode("window_attention")
     op, shapes = OPS["window_attention"]
@@ -225,6 +226,7 @@ def test_the_scan_of_a_memory_is_refused_in_words(name):
         jax.jvp(total, (xs,), (xs,))
 
 
+@pytest.mark.slow
 def test_a_network_with_reference_scans_has_second_derivatives():
     box = spaces.Box(-1.0, 1.0, (3,), jnp.float32)
     inputs = AgentInput(

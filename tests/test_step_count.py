@@ -45,6 +45,7 @@ def test_a_count_is_that_of_python(start):
         np.testing.assert_allclose(count.fraction_of(2**41), start / 2**41, rtol=2e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PPO_FIELDS, DQN_FIELDS], ids=["ppo", "dqn"])
 def test_a_run_goes_on_beyond_what_int32_counts(settings):
     """With the counter started near 2**31: rows are exact, the step size falls on, and the run ends where it should."""

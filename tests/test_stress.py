@@ -10,6 +10,7 @@ import pytest
 STRESS = Path(__file__).parent / "stress"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -26,6 +27,7 @@ def test_a_short_form(arguments):
     assert " 0 wrong" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_full_disk():
     possible = ["unshare", "--mount", "--map-root-user", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     if not shutil.which("unshare") or subprocess.run(possible, capture_output=True).returncode:

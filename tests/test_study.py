@@ -217,6 +217,7 @@ def _grid(*rates: float) -> Study:
     return make_study({"base": {**SMALL, "memory": "min_gru"}, "grid": {"ppo.learning_rate": rates}})
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_recorded_and_the_others_are_as_alone(tmp_path):
     out = tmp_path / "study"
     ended = memax_rl.study(_grid(1e-3, 1e30), out=out, workers=2)
@@ -239,6 +240,7 @@ def test_a_failing_cell_is_recorded_and_the_others_are_as_alone(tmp_path):
     assert (out / good / "summary.json").stat().st_mtime_ns == written, "what is finished was left alone"
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_study_and_a_stale_lock_is_none(tmp_path):
     out = tmp_path / "study"
     grid = _grid(1e-3, 1e-4)
@@ -327,6 +329,7 @@ def test_the_line_about_a_finished_cell_has_the_return_of_its_evaluation(tmp_pat
     assert progress.describe(cell, 3.0).endswith(", return 0.75")
 
 
+@pytest.mark.slow
 def test_runs_name_the_modules_and_probes_have_no_place_for_them(tmp_path):
     memory = {"grid": {"memory": ["gru"]}}
     assert make_study({"base": {"imports": ["a"]}, **memory}).naming(["b", "a"]).base == {"imports": ["a", "b"]}

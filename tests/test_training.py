@@ -87,6 +87,7 @@ def finished_dqn(tmp_path_factory) -> Run:
     return train(make_config(SMALL_DQN | {"num_seeds": 2}), out=tmp_path_factory.mktemp("runs") / "finished")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "fields"), [("finished", SMALL), ("finished_dqn", SMALL_DQN)])
 def test_a_seed_does_not_depend_on_the_others(agent, fields, request, tmp_path):
     alone = train(make_config(fields | {"seed": 1}), out=tmp_path / "alone")
@@ -144,6 +145,7 @@ def uninterrupted_dqn(tmp_path_factory) -> Run:
     return Run(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "agent", "fields"),
     [
@@ -169,6 +171,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(number, agent, fields, r
     np.testing.assert_equal(logs[0], logs[1])
 
 
+@pytest.mark.slow
 def test_a_replay_left_out_of_the_checkpoint_is_said_so(tmp_path, capsys, monkeypatch):
     fields = SMALL_DQN | {"dqn": SMALL_DQN["dqn"] | {"save_replay": False}, "eval_episodes": 0}
     run = train(make_config(fields), out=tmp_path / "run")
@@ -358,6 +361,7 @@ def test_the_command_line_fails_in_one_line(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_lists(capsys):
     for what in ("memories", "envs", "presets"):
         assert main(["list", what]) == 0
