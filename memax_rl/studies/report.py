@@ -42,7 +42,9 @@ def write(
         _write(made / "report.html", page(title, about, found))
         shown = [table for section in found for table in section.tables]
         _write(made / "tables.tex", "\n".join(map(tables.to_latex, shown)))
-        _write(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, found)]))
+        # The heat map alone has neither text nor table.
+        told = [section for section in found if section.paragraphs or section.tables]
+        _write(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, told)]))
         if figures:
             (made / "figures").mkdir()
             for thing in (plot for section in found for plot in section.plots):
