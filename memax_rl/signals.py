@@ -3,12 +3,14 @@
 import atexit
 import functools
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,11 +34,13 @@ class _Watch:
         is_on: Whether a command line runs, so that the thread decides, and not Python's handlers.
         ends: Whether the next signal ends the process at once.
         message: What is said then.
+        unfinished: Folders that are removed then.
     """
 
     is_on = False
     ends = False
     message = ""
+    unfinished: tuple[Path, ...] = ()
 
 
 @contextmanager
@@ -81,11 +85,24 @@ def _watched() -> socket.socket:
                 continue
             if _Watch.ends:
                 print(f"\n{_Watch.message}", file=sys.stderr, flush=True)
+                for folder in _Watch.unfinished:
+                    shutil.rmtree(folder, ignore_errors=True)
                 os._exit(128 + received[0])
             _Watch.ends, _Watch.message = True, "stopped at once; the last checkpoint is as it was"
 
     threading.Thread(target=watch, daemon=True).start()
     return sender
+
+
+@contextmanager
+def removed_when_stopped(folder: Path) -> Iterator[None]:
+    """Within this context a signal that ends the process at once removes the folder first."""
+    before = _Watch.unfinished
+    _Watch.unfinished = (*before, folder)
+    try:
+        yield
+    finally:
+        _Watch.unfinished = before
 
 
 def ready() -> None:

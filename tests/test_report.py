@@ -5,6 +5,10 @@ import itertools
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -99,6 +103,23 @@ def test_the_report_holds_everything_and_loads_nothing(tmp_path):
         assert begin == {"png": b"\x89PNG\r", "pdf": b"%PDF-"}[name]
 
 
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_of_a_report(tmp_path):
+    for i, env in enumerate(("popgym/RepeatPreviousEasy", "popgym/RepeatFirstEasy")):
+        for seed in range(3):
+            write(tmp_path / f"runs/{i}{seed}", "gru", seed, 0.1, env=env)
+    out = tmp_path / "made/out"
+    command = [sys.executable, "-m", "memax_rl", "compare", str(tmp_path / "runs"), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("made/.out.*.tmp/tables.md")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert process.communicate()[1].strip() == "stopped"
+    assert not list((tmp_path / "made").iterdir())
+
+
 def test_tables_alone_have_no_part_for_the_heat_map(tmp_path):
     results, curves = frames({"gru": [0.1], "lru": [0.2]}, ["env/A", "env/B"])
     write_report(tmp_path / "out", compare(results, curves), [], {}, figures=False)
@@ -121,6 +142,8 @@ def test_a_folder_that_holds_files_is_left_alone(tmp_path, capsys):
     assert not (out / "figures").exists()
     assert main(["compare", str(tmp_path / "runs"), "--out", str(out / "mine.txt")]) == 2
     assert "is no folder" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(out / "mine.txt/below")]) == 2
+    assert f"{out / 'mine.txt'} is a file, expected a folder; choose another place" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "runs"), "--overwrite"]) == 2
     assert "add --out DIR" in capsys.readouterr().err
 

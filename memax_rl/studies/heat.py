@@ -61,7 +61,7 @@ def heat_map(comparison: Comparison) -> Heat | None:
     order = np.argsort(-np.nanmean(values, axis=0), kind="stable")
     caption = (
         "Normalized scores, the mean over seeds: white at chance (0) and below, dark blue at the best known (1) and "
-        f"above, gray where there is none; {seeds_and_episodes(tasks)}. Memories in the order of their mean over the "
+        f"above, gray without a score; {seeds_and_episodes(tasks)}. Memories in the order of their mean over the "
         "tasks where they have a score."
     )
     names = [memories[i] for i in order]
