@@ -103,6 +103,16 @@ def test_the_report_holds_everything_and_loads_nothing(tmp_path):
         assert begin == {"png": b"\x89PNG\r", "pdf": b"%PDF-"}[name]
 
 
+def test_tasks_without_chance_and_best_known_are_told_apart():
+    scores = {"gru": [0.1, 0.2], "lru": [0.3, 0.4]}
+    results, curves = frames(scores, ["A", "B, x=1", "C, x=2"])
+    results.loc[results["env"] != "A", "best_known"] = math.nan
+    said = "Normalized scores leave out, because chance or best known are not known: B, x=1; C, x=2."
+    assert sections(compare(results, curves))[0].paragraphs == [said]
+    said = "There are no normalized scores, because chance or best known are not known of any of the tasks."
+    assert sections(compare(*frames(scores, ["B", "C"], best=math.nan)))[0].paragraphs == [said]
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_of_a_report(tmp_path):
     for i, env in enumerate(("popgym/RepeatPreviousEasy", "popgym/RepeatFirstEasy")):
