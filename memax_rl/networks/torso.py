@@ -38,7 +38,14 @@ class BlockConfig(BaseModel):
             return value
         known = {key: x for key, x in value.items() if key in cls.model_fields}
         beside = {key: x for key, x in value.items() if key not in cls.model_fields}
-        return known | {"options": known.get("options", {}) | beside} if beside else known
+        options = known.get("options", {})
+        if not beside or not isinstance(options, dict):
+            return known
+        if twice := options.keys() & beside.keys():
+            raise ValueError(
+                f"{min(twice, key=str)} stands in options of {value.get('memory')!r} and beside; give it once"
+            )
+        return known | {"options": options | beside}
 
     @field_validator("memory")
     @classmethod
