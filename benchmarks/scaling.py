@@ -16,6 +16,8 @@ import statistics
 import sys
 import time
 
+import jax
+
 from memax_rl.distributed import is_first, taking_part
 
 
@@ -85,14 +87,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each row after compilation")
     parser.add_argument("--distributed", nargs="?", const="auto", help="as that of memax-rl train")
     arguments = parser.parse_args()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1" if arguments.distributed else str(max(arguments.devices)))
+    if not arguments.distributed and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        # JAX has read its environment variables when it was imported.
+        jax.config.update("jax_num_cpu_devices", max(arguments.devices))
     with taking_part(arguments.distributed):
         _print_table(arguments)
 
 
 def _print_table(arguments: argparse.Namespace) -> None:
-    import jax
-
     from memax_rl import distributed, sharding
 
     sharding.require(max(arguments.devices))

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +36,14 @@ class _Watch:
         ends: Whether the next signal ends the process at once.
         message: What is said then.
         unfinished: Folders that are removed then.
+        stops: Whether the process is being ended.
     """
 
     is_on = False
     ends = False
     message = ""
     unfinished: tuple[Path, ...] = ()
+    stops = False
 
 
 @contextmanager
@@ -85,13 +88,22 @@ def _watched() -> socket.socket:
                 continue
             if _Watch.ends:
                 print(f"\n{_Watch.message}", file=sys.stderr, flush=True)
+                _Watch.stops = True
                 for folder in _Watch.unfinished:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
                 os._exit(128 + received[0])
             _Watch.ends, _Watch.message = True, "stopped at once; the last checkpoint is as it was"
 
     threading.Thread(target=watch, daemon=True).start()
     return sender
+
+
+def _remove(folder: Path) -> None:
+    # Again where the main thread wrote another file meanwhile.
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 @contextmanager
@@ -102,6 +114,9 @@ def removed_when_stopped(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Without its folder the main thread may have failed; nothing is to be said of that.
+        while _Watch.stops:
+            time.sleep(1)
         _Watch.unfinished = before
 
 

@@ -372,7 +372,7 @@ def test_samples_per_insert_is_exact(settings, steps, gradient_steps):
 
 @pytest.mark.parametrize(("ending", "want", "n_step"), [("truncated", 5.0, 1), ("terminated", 1.0, 3)])
 def test_value_at_an_end(ending, want, n_step, key):
-    """Rows 4 and 5: one step a episode, reward 1, discount 0.8. Q -> 1 / (1 - 0.8) if truncated, 1 if terminated."""
+    """One step an episode, reward 1, discount 0.8. Q -> 1 / (1 - 0.8) if truncated, 1 if terminated."""
     probe = Probe(longest=1, ending=ending, constant=True)
     # All observations are alike, so the final one, which is never learned from, has the value of the first.
     agent = _agent(probe, "mlp", 8, past=False, gamma=0.8, learning_rate=1e-2, target_update_period=1, n_step=n_step)

@@ -110,16 +110,16 @@ def test_known_scores_are_told_where_the_wrappers_leave_the_task_as_it_is(wrappe
     assert (result["chance"], result["best"]) == (scores_of_it if known else (None, None))
 
 
-def test_episodes_that_do_not_end_are_counted_as_such():
+def test_episodes_that_do_not_end_count_as_far_as_they_went():
     def act(memory, inputs, key):
-        return memory, jnp.zeros((), jnp.int32), jnp.zeros(())
+        return memory, jnp.ones((), jnp.int32), jnp.zeros(())
 
-    run = partial(play, Probe(longest=5, random=True), None, act, (), episodes=64, max_steps=3)
+    run = partial(play, Paid(longest=5, random=True), None, act, (), episodes=64, max_steps=3)
     returns, lengths, ended = jax.jit(run)(jax.random.key(0))
     assert 0 < np.sum(ended) < 64
-    assert np.all(lengths[~ended] == 0)
-    assert np.all(returns[~ended] == 0)
+    assert np.all(lengths[~ended] == 3)
     assert lengths[ended].max() == 3
+    np.testing.assert_array_equal(returns, lengths)
 
 
 @pytest.mark.parametrize(("seeds", "over"), [(1, "episodes"), (2, "runs")])

@@ -1,12 +1,16 @@
 """A file is the old one or the new one, never half of it."""
 
 import errno
+import json
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from memax_rl.runs.files import save_figure, write_atomically
+from memax_rl.evaluation.playback import write_playback
+from memax_rl.runs import Run, make_config
+from memax_rl.runs.files import json_text, save_figure, write_atomically
 
 
 class _BreaksOff:
@@ -44,3 +48,14 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: .*data\.json"):
         write_atomically(tmp_path / "data.json", "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_no_file_of_json_holds_what_json_does_not_know(tmp_path):
+    """Python alone reads NaN and Infinity; jq, R, JavaScript and the others call such a file damaged."""
+    found = {"mean": math.nan, "seeds": [math.inf, (1.5, -math.inf)], "name": "NaN", "count": 3}
+    want = {"mean": None, "seeds": [None, [1.5, None]], "name": "NaN", "count": 3}
+    run = Run.create(tmp_path / "run", make_config({}))
+    run.write_summary(found)
+    (steps,) = write_playback({}, [found], [], tmp_path)
+    for text in (json_text(found), run.summary_path.read_text(), steps.read_text()):
+        assert json.loads(text, parse_constant=pytest.fail) == want

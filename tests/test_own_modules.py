@@ -1,5 +1,8 @@
 """One's own module from the command line: `--import`."""
 
+import contextlib
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,8 @@ import yaml
 
 from memax_rl.cli import common, main
 from memax_rl.envs import trust
+from memax_rl.envs.registry import _OWN
+from memax_rl.memory.registry import _ENTRIES
 from memax_rl.runs import Run, RunError
 
 MODULE = """
@@ -56,10 +61,29 @@ FIELDS = ["--env", "own/ImportedRoom", "--memory", "own_gru", "--width", "8", "-
 FIELDS += ["--ppo.num-envs", "8", "--ppo.rollout-length", "8", "--eval-episodes", "4"]
 
 
-def memax(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder, as its user does."""
     command = [sys.executable, "-m", "memax_rl", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def memax(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder in this process, which knows no module of one's own before, nor after."""
+    assert "own/ImportedRoom" not in _OWN
+    place, found, modules = os.getcwd(), [*sys.path], {*sys.modules}
+    out, error = io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            code = main(list(arguments))
+    finally:
+        os.chdir(place)
+        sys.path[:] = found
+        _OWN.pop("own/ImportedRoom", None)
+        _ENTRIES.pop("own_gru", None)
+        for name in {"own_room", "calendar"} - modules:
+            sys.modules.pop(name, None)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +91,16 @@ def home(tmp_path_factory):
     """A folder with a module and a run that was trained with it."""
     folder = tmp_path_factory.mktemp("home")
     (folder / "own_room.py").write_text(MODULE)
-    done = memax(folder, "train", "--import", "own_room", *FIELDS, "--out", "run")
+    done = start(folder, "train", "--import", "own_room", *FIELDS, "--out", "run")
     assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.slow
 def test_a_run_keeps_the_name_of_the_module(home):
     assert Run.open(home / "run").fields()["imports"] == ["own_room"]
     assert len(Run.open(home / "run").metrics()) > 0, "results need no module"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [["evaluate", "run"], ["train", "--resume", "run"]], ids=" ".join)
 def test_a_run_is_used_with_the_module_that_the_user_names(home, command):
     assert memax(home, *command, "--import", "own_room").returncode == 0
@@ -88,7 +110,6 @@ def test_a_run_is_used_with_the_module_that_the_user_names(home, command):
     assert "add --import own_room or --trust" in refused.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_a_module_beside_the_configuration_file_is_found(home, tmp_path):
     done = memax(tmp_path, "train", "--check", "--import", "own_room", "--config", str(home / "run" / "config.yaml"))
     assert done.returncode == 2, "the run folder is not its home"
@@ -100,13 +121,11 @@ def test_a_module_beside_the_configuration_file_is_found(home, tmp_path):
     assert memax(tmp_path, "train", "--check", "--trust", "--config", str(home / "my.yaml")).returncode == 0
 
 
-@pytest.mark.slow
 def test_lists_show_what_a_module_registers(home):
     assert "own/ImportedRoom" in memax(home, "list", "envs", "--import", "own_room").stdout.split()
     assert "own_gru" in memax(home, "list", "memories", "--import", "own_room").stdout.split()
 
 
-@pytest.mark.slow
 def test_a_file_in_place_of_a_module_and_a_module_that_hides_ones_own_are_told(home, tmp_path):
     done = memax(home, "list", "envs", "--import", "own_room.py")
     assert done.returncode == 2
@@ -119,7 +138,6 @@ def test_a_file_in_place_of_a_module_and_a_module_that_hides_ones_own_are_told(h
     assert "rename yours" in done.stderr
 
 
-@pytest.mark.slow
 def test_cells_of_a_study_keep_the_name_of_the_module(home, tmp_path, capsys):
     folder = str(tmp_path / "study")
     fields = [*FIELDS[: FIELDS.index("--eval-episodes")], "--eval-episodes", "0"]

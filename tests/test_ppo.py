@@ -179,7 +179,7 @@ def test_fixed_lengths_fill_the_tape(key):
 
 @every_way
 def test_advantages_agree_with_a_loop_over_episodes(fill, ending):
-    """Rows 3, 4 and 5: values by `step` with the memory of the whole episode, and GAE transition by transition.
+    """Values by `step` with the memory of the whole episode, and GAE transition by transition.
 
     The value after a truncation is the final observation's, which is unlike the next episode's first.
     """
@@ -257,7 +257,7 @@ class Fork(Probe):
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_value_at_an_end(fill, key):
-    """Rows 4 and 5: reward 1 a step, discount 0.8. V -> 1 where the step terminates, 1 / (1 - 0.8) where it is cut."""
+    """Reward 1 a step, discount 0.8. V -> 1 where the step terminates, 1 / (1 - 0.8) where it is cut."""
     agent = _agent(
         Fork(),
         "mlp",

@@ -161,14 +161,17 @@ class Fork(Probe):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_value_at_an_end(mode, key):
-    """Reward 1 a step, discount 0.8: Q -> 1 where the step terminates, 1 / (1 - 0.8) where it is cut."""
+    """Reward 1 a step, discount 0.8: Q -> 1 where the step terminates, 1 / (1 - 0.8) where it is cut.
+
+    The step size is 0 in the end, so that values have settled: the 150 updates take 6,240 steps or more.
+    """
     agent = _agent(
-        Fork(), "mlp", rollout=mode, gamma=0.8, learning_rate=1e-2, past=False, lr_schedule="linear", total_steps=9_000
+        Fork(), "mlp", rollout=mode, gamma=0.8, learning_rate=1e-2, past=False, lr_schedule="linear", total_steps=6_200
     )
     state, _ = run_updates(agent, agent.init(key), 150)
     inputs = AgentInput(jnp.array([[0.0], [1.0]]), jnp.zeros(2, jnp.int32), jnp.zeros(2), jnp.ones(2, bool))
     _, q = jax.vmap(state.network.step, in_axes=(None, 0))(state.network.initial_state(), inputs)
-    np.testing.assert_allclose(jax.vmap(lambda q: q.max())(q), [1, 5], atol=0.15)
+    np.testing.assert_allclose(jax.vmap(lambda q: q.max())(q), [1, 5], atol=0.02)
 
 
 def test_epsilon_falls_and_is_what_is_acted_with(key):

@@ -23,7 +23,7 @@ from test_results import write
 from memax_rl.cli import main
 from memax_rl.evaluation.figures import look, shorten
 from memax_rl.memory import registry
-from memax_rl.studies.analysis import compare
+from memax_rl.studies.analysis import compare, with_scores
 from memax_rl.studies.charts import ticks
 from memax_rl.studies.heat import heat_chart, heat_map
 from memax_rl.studies.plots import draw, learning_curves
@@ -109,7 +109,9 @@ def test_tasks_without_chance_and_best_known_are_told_apart():
     results.loc[results["env"] != "A", "best_known"] = math.nan
     said = "Normalized scores leave out, because chance or best known are not known: B, x=1; C, x=2."
     assert sections(compare(results, curves))[0].paragraphs == [said]
-    said = "There are no normalized scores, because chance or best known are not known of any of the tasks."
+    said = (
+        "There are no normalized scores, because chance or best known are not known of any task; --scores gives them."
+    )
     assert sections(compare(*frames(scores, ["B", "C"], best=math.nan)))[0].paragraphs == [said]
 
 
@@ -296,6 +298,30 @@ def test_settings_make_labels_and_options_make_tasks():
     comparison = compare(results, curves)
     assert [task.name for task in comparison.tasks] == ["env/A, size=1", "env/A, size=2"]
     assert set(comparison.labels) == {"gru", "lru"}
+
+
+def test_scores_of_ones_own_normalize(tmp_path, capsys):
+    results, curves = frames({"gru": [0.1, 0.2], "lru": [-0.3, 0.4]}, tasks=("own/Maze", "env/B"), best=math.nan)
+    results.loc[results["env"] == "own/Maze", "env_options.length"] = [5, 9, 5, 9]
+    given = {"own/Maze": (-1.0, 1.0), "own/Maze, length=9": (0.0, 2.0)}
+    short, long, other = compare(with_scores(results, given), curves).tasks
+    assert (short.name, short.chance, short.best) == ("own/Maze, length=5", -1.0, 1.0)
+    assert (long.name, long.chance, long.best) == ("own/Maze, length=9", 0.0, 2.0)
+    assert {name: list(values) for name, values in long.normalized_scores.items()} == {"lru": [0.2], "gru": [0.1]}
+    assert not other.is_normalized
+    assert np.isnan(results["best_known"].to_numpy(float)).all(), "the table that was given is left alone"
+    for wrong in ((1.0, 1.0), (math.nan, 1.0), (0.0, math.inf)):
+        with pytest.raises(ValueError, match=r"scores of env/B: expected .* a greater one, the best known, got"):
+            with_scores(results, {"env/B": wrong})
+
+    write(tmp_path / "runs/x", "gru", 0, 0.5)
+    arguments = ["compare", str(tmp_path / "runs"), "--no-figures", "--scores"]
+    assert main([*arguments, "popgym/RepeatPreviousEasy", "-1.5", "2.5", "--out", str(tmp_path / "out")]) == 0
+    assert "Normalized: 0 is chance (-1.5), 1 the best known (2.5)" in " ".join(capsys.readouterr().out.split())
+    written = pd.read_csv(tmp_path / "out/results.csv")
+    assert written[["chance", "best_known"]].values.tolist() == [[-1.5, 2.5]]
+    assert main([*arguments, "own/Maze", "-1", "2"]) == 2
+    assert "no run here is of 'own/Maze'; there are popgym/RepeatPreviousEasy\n" in capsys.readouterr().err
 
 
 def test_forty_memories_in_a_figure_can_be_told_apart():

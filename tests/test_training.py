@@ -104,16 +104,12 @@ from memax_rl.training import train
 import memax_rl.training.updates as updates
 import yaml
 updates._MOST_UPDATES_A_CALL = 2
-fields = yaml.safe_load(sys.argv[1])
-if sys.argv[3] == "resume":
-    train(resume=sys.argv[2])
-else:
-    train(make_config(fields), out=sys.argv[2])
+train(make_config(yaml.safe_load(sys.argv[1])), out=sys.argv[2])
 """
 
 
-def _drive(fields, folder: Path, mode: str) -> subprocess.Popen:
-    arguments = [sys.executable, "-c", _DRIVER, yaml.safe_dump(fields), str(folder), mode]
+def _drive(fields, folder: Path) -> subprocess.Popen:
+    arguments = [sys.executable, "-c", _DRIVER, yaml.safe_dump(fields), str(folder)]
     return subprocess.Popen(arguments, env=os.environ | {"JAX_PLATFORMS": "cpu"})
 
 
@@ -131,18 +127,14 @@ LONG, LONG_DQN = SMALL | MANY, SMALL_DQN | MANY
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Run:
-    """A run of 24 updates that nothing disturbed, in a process of its own as the others."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert _drive(LONG, folder, "new").wait() == 0
-    return Run(folder)
+    """A run of 24 updates that nothing disturbed."""
+    return train(make_config(LONG), out=tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted_dqn(tmp_path_factory) -> Run:
     """The same with DQN, whose replay goes round."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    assert _drive(LONG_DQN, folder, "new").wait() == 0
-    return Run(folder)
+    return train(make_config(LONG_DQN), out=tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.mark.slow
@@ -156,13 +148,13 @@ def uninterrupted_dqn(tmp_path_factory) -> Run:
 )
 def test_interrupted_and_resumed_is_the_same_to_the_bit(number, agent, fields, request, tmp_path):
     uninterrupted = request.getfixturevalue(agent)
-    process = _drive(fields, tmp_path / "broken", "new")
+    process = _drive(fields, tmp_path / "broken")
     _wait_for_checkpoint(tmp_path / "broken", process)
     process.send_signal(number)
     assert process.wait() != 0
     run = Run(tmp_path / "broken")
     assert 0 < run.saved_updates()[-1] < 24, "interrupted in the middle"
-    assert _drive(fields, tmp_path / "broken", "resume").wait() == 0
+    train(resume=tmp_path / "broken")
     for x, y in zip(jax.tree.leaves(_state(uninterrupted)), jax.tree.leaves(_state(run)), strict=True):
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)

@@ -2,8 +2,6 @@
 
 import difflib
 import functools
-import json
-import math
 import os
 import signal
 import sys
@@ -218,17 +216,10 @@ def report(
 ) -> None:
     """Print a result, and what files it was written to; as JSON, the result alone."""
     if as_json:
-        print(json.dumps(_finite(result), indent=2, allow_nan=False))
+        from memax_rl.runs.files import json_text
+
+        print(json_text(result), end="")
         return
     print_table(result)
     if written:
         print("written: " + ", ".join(map(str, written)))
-
-
-def _finite(value: Any) -> Any:
-    """Return a result as JSON can hold it, which knows no number that is not finite: null in its place."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

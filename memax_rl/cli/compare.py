@@ -22,13 +22,27 @@ from memax_rl.cli.common import PathType, answers
     show_default=True,
     help="For the steps to a level: how far from chance to the best known. Again for more.",
 )
+@click.option(
+    "--scores",
+    metavar="TASK CHANCE BEST",
+    type=(str, float, float),
+    multiple=True,
+    help="Mean returns of a task by chance and at best, to normalize by: of an environment, or of a task as the tables "
+    "name it. Again for more.",
+)
 @answers
 def compare(
-    folders: tuple[Path, ...], out: Path | None, overwrite: bool, figures: bool, levels: tuple[float, ...]
+    folders: tuple[Path, ...],
+    out: Path | None,
+    overwrite: bool,
+    figures: bool,
+    levels: tuple[float, ...],
+    scores: tuple[tuple[str, float, float], ...],
 ) -> None:
     """Compare the memories in all run folders at or under FOLDERS, by the returns of finished seeds."""
     from memax_rl.studies.adaptation import adaptations
     from memax_rl.studies.analysis import compare as compare_runs
+    from memax_rl.studies.analysis import with_scores
     from memax_rl.studies.report import check_out, write
     from memax_rl.studies.results import results_and_curves
 
@@ -37,6 +51,7 @@ def compare(
     if out is not None:
         check_out(out, overwrite)
     table, drawn = results_and_curves(*folders)
+    table = with_scores(table, {task: (chance, best) for task, chance, best in scores})
     comparison = compare_runs(table, drawn, levels)
     rows, adapted = adaptations(comparison)
     _print(comparison, adapted)

@@ -34,7 +34,7 @@ def play(
         max_steps: Stop after this many steps.
 
     Returns:
-        Return and length of each episode, and whether it ended within `max_steps`.
+        Return and length of each episode, so far where it did not end, and whether it ended within `max_steps`.
     """
     start_key, key = jax.random.split(key)
     start = jax.vmap(lambda k: start_stream(env, env_params, carry, k))(jax.random.split(start_key, episodes))
@@ -54,8 +54,10 @@ def play(
         length = jnp.where(finished.done, finished.episode_length, length)
         return t + 1, key, streams, (total, length, ended | finished.done)
 
-    _, _, _, result = jax.lax.while_loop(unfinished, body, (0, key, start, initial))
-    return result
+    _, _, streams, (total, length, ended) = jax.lax.while_loop(unfinished, body, (0, key, start, initial))
+    # What did not end counts with what it got: 0 would be the best of all where rewards are costs.
+    so_far = jnp.where(ended, total, streams.episode_return), jnp.where(ended, length, streams.episode_length)
+    return *so_far, ended
 
 
 def evaluate_state(
@@ -263,7 +265,7 @@ def print_table(result: dict[str, Any]) -> None:
         f"{say_lost(result)}"
     )
     if result["unfinished_episodes"]:
-        table.caption += f"; {result['unfinished_episodes']} did not end and count as 0"
+        table.caption += f"; {result['unfinished_episodes']} did not end, and count as far as they went"
     if result["unusable_episodes"]:
         table.caption += f"; {result['unusable_episodes']} have a return that is not finite, as some reward was not"
     Console().print(table)

@@ -6,7 +6,6 @@ same agent whose memory is reset at every episode, which cannot adapt.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent
 from memax_rl.runs.config import TrainConfig
-from memax_rl.runs.files import write_atomically
+from memax_rl.runs.files import json_text, write_atomically
 from memax_rl.runs.run import Checkpoint, Run
 
 # Longer trials are this many times as long as in training.
@@ -360,7 +359,7 @@ def write_results(result: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     data, figure = folder / "icl.json", folder / "icl.png"
-    write_atomically(data, json.dumps(result, indent=2) + "\n")
+    write_atomically(data, json_text(result))
     draw(result, figure)
     return data, figure
 

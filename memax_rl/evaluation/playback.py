@@ -1,7 +1,6 @@
 """Episodes of a trained agent to look at: every step as a line of JSON, and a video where the environment renders."""
 
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from memax_rl.precision import products_in
 from memax_rl.rollout.streams import RolloutState, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
 from memax_rl.runs.config import TrainConfig
-from memax_rl.runs.files import write_atomically
+from memax_rl.runs.files import json_text, write_atomically
 from memax_rl.runs.run import Checkpoint, Run
 
 # Where no time limit is known, as in evaluation.
@@ -227,7 +226,7 @@ def write_playback(
     """
     log = folder / "play.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(log, "".join(json.dumps(step) + "\n" for step in steps))
+    write_atomically(log, "".join(json_text(step, indent=None) for step in steps))
     if not pictures:
         return [log]
     video, suffix = _encode(pictures)

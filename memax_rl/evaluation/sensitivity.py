@@ -15,7 +15,6 @@ normalized observations the normalized values.
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,7 +36,7 @@ from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.rollout.tape import Tape, positions, previous
 from memax_rl.runs.build import load_agent
-from memax_rl.runs.files import save_figure, write_atomically
+from memax_rl.runs.files import json_text, save_figure, write_atomically
 from memax_rl.runs.run import Checkpoint, Run
 
 # Steps t, or places t - d, sampled per row: enough for a mean, and cheap enough for many lags.
@@ -369,7 +368,7 @@ def write_inspection(result: dict[str, Any], folder: Path) -> tuple[Path, Path, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "inspect.json", folder / "inspect.csv", folder / "inspect.png"
-    write_atomically(paths[0], json.dumps(result, indent=2) + "\n")
+    write_atomically(paths[0], json_text(result))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(result["lags"][0]), lineterminator="\n")
     writer.writeheader()

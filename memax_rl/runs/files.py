@@ -1,6 +1,8 @@
 """Files that are never seen half written."""
 
 import io
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -37,6 +39,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         raise
     sync_folder(path.parent)
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """Return plain values as JSON. That knows no number that is not finite: null stands in its place."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_folder(folder: Path) -> None:

@@ -4,7 +4,6 @@ Nothing in it is ever half written.
 """
 
 import fcntl
-import json
 import math
 import os
 import platform
@@ -23,7 +22,7 @@ from memax_rl.envs.trust import import_modules, may_import, only_imports
 from memax_rl.paths import expanded
 from memax_rl.runs.checkpoint import BEST, CheckpointError, read_about, read_checkpoint, read_shapes, write_checkpoint
 from memax_rl.runs.config import TrainConfig, dump_config, is_probe, load_config, make_config
-from memax_rl.runs.files import write_atomically
+from memax_rl.runs.files import json_text, write_atomically
 from memax_rl.runs.plain_arrays import expected_arrays, from_plain, to_plain
 from memax_rl.runs.rows import RunError as RunError
 from memax_rl.runs.rows import append_rows, cut, drop_rows_after, last_cells, read_rows, write_rows
@@ -316,7 +315,7 @@ class Run:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json. Raises `RunError` if it cannot be written."""
         try:
-            write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=True) + "\n")
+            write_atomically(self.summary_path, json_text(summary))
         except OSError as error:
             raise RunError(f"{self.summary_path} cannot be written: {error.strerror}") from None
 

@@ -156,6 +156,34 @@ def compare(results: Frame, curves: Frame, levels: Sequence[float] = (0.5, 0.9))
     )
 
 
+def with_scores(results: Frame, scores: Mapping[str, tuple[float, float]]) -> Frame:
+    """Return the results with these (chance, best known) for their tasks, in place of those that the runs hold.
+
+    Args:
+        results: A row a run and seed, as `memax_rl.results` returns them.
+        scores: By environment, such as `own/TMaze`, or by task as `compare` names it, such as `own/TMaze, length=20`.
+            Of two that fit the later one holds.
+
+    Raises:
+        ValueError: If no run is of such an environment or task, or the best known is not above chance.
+    """
+    named = with_labels(results)
+    for name, (chance, best) in scores.items():
+        rows = (named["env"] == name) | (named["task"] == name)
+        if not rows.any():
+            known = ", ".join(dict.fromkeys([*named["task"].astype(str), *named["env"].astype(str)]))
+            raise ValueError(f"scores: no run here is of {name!r}; there are {known}")
+        if not (np.isfinite([chance, best]).all() and best > chance):
+            raise ValueError(
+                f"scores of {name}: expected a mean return by chance and a greater one, the best known, got {chance:g} "
+                f"and {best:g}"
+            )
+        results = results.assign(
+            chance=results["chance"].where(~rows, chance), best_known=results["best_known"].where(~rows, best)
+        )
+    return results
+
+
 def with_labels(results: Frame) -> Frame:
     """Return the results with columns task, label (memory, and settings that differ between its runs) and scored."""
     settings = [name for name in results.columns.difference(COLUMNS, sort=False) if name not in _WITHOUT_EFFECT]

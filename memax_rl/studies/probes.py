@@ -8,7 +8,7 @@ import numpy as np
 
 from memax_rl.runs.run import Run, RunError
 from memax_rl.studies.analysis import Frame, with_labels
-from memax_rl.studies.results import read_json, results
+from memax_rl.studies.results import number, read_json, results
 
 
 class Lengths(NamedTuple):
@@ -73,11 +73,11 @@ def _probe(task: str, label: str, fields: Mapping[str, Any], summary: Mapping[st
     length = fields["task_options"]["length"]
     name = ", ".join([f"{fields['task']} {length}", *(part for part in differing if part != f"length={length}")])
     evaluation = summary["evaluation"]
-    scores = [float(value) for value in evaluation["mean_return_per_seed"]]
+    scores = [number(value) for value in evaluation["mean_return_per_seed"]]
     lengths = {}
     for row in summary.get("lengths", []):
-        norms = [[float(blocks[-1]) for blocks in seed] for seed in row["state_norm_per_seed"]]
-        lengths[int(row["times"])] = Lengths([float(score) for score in row["score_per_seed"]], norms)
+        norms = [[number(blocks[-1]) for blocks in seed] for seed in row["state_norm_per_seed"]]
+        lengths[int(row["times"])] = Lengths([number(score) for score in row["score_per_seed"]], norms)
     return Probe(
         name, label, int(fields["seed"]), scores, int(fields["num_seeds"]), float(evaluation["chance"]), lengths
     )

@@ -68,7 +68,7 @@ class Progress:
         try:
             summary = json.loads((self.folder.path / cell.name / "summary.json").read_text())
             values = summary["evaluation"]["mean_return_per_seed"]
-            return float(np.mean(values)) if values else math.nan
+            return float(np.mean(np.array(values, float))) if values else math.nan
         except (OSError, ValueError, KeyError, TypeError):
             return self.last[cell.name][1]
 
