@@ -5,8 +5,8 @@
     python benchmarks/popgym_results.py                     # the page alone
 
 A run that is not finished is not in the file, and its task is marked as not run. "Last" is the mean return of the
-episodes that ended in the last 65,536 steps of training, "best epoch" the greatest such mean: the measure of the POPGym
-paper.
+episodes that ended in the last 65,536 steps of training, "best epoch" the greatest mean of the epochs of so many steps,
+one after the other, into which training falls: the measure of the POPGym paper.
 """
 
 import argparse
@@ -20,10 +20,9 @@ import numpy as np
 from table import EPOCH, best_epoch, memory_of, read_groups, summary
 
 from memax_rl.envs.baselines.scores import reference_scores
-from memax_rl.evaluation.statistics import interquartile_mean
 from memax_rl.runs import Run
 from memax_rl.runs.files import write_atomically
-from memax_rl.studies.comparison import mean_interval
+from memax_rl.studies.comparison import estimate, mean_interval
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 # The best of 13 models after 15 million steps, best epoch: Morad et al. 2023, https://arxiv.org/abs/2303.01859, at
@@ -119,14 +118,21 @@ def line(task: str, paper: float | None, rows: list[Row]) -> str:
     column = {key: [float(row[key]) for row in rows] for key in ("return", "last", "best_epoch", "seconds")}
     shown = [mean(column[key]) for key in ("return", "last", "best_epoch")]
     steps = f"{int(rows[0]['steps']) / 1e6:.1f}M"
-    seconds = f"{np.mean(column['seconds']) / 60:.0f}"
-    return f"| {task} | {rows[0]['memory']} | {steps} | {len(rows)} | {' | '.join(shown + scores)} | {seconds} |"
+    minutes = f"{np.mean(column['seconds']) / 60:.1f}"
+    return f"| {task} | {rows[0]['memory']} | {steps} | {len(rows)} | {' | '.join(shown + scores)} | {minutes} |"
 
 
 def normalized(rows: list[Row]) -> list[float]:
     """Return the return of each run on the way from chance (0) to the best known strategy (1)."""
     scores = [(float(row["return"]), *reference_scores(f"popgym/{row['task']}")) for row in rows]
     return [(value - chance) / (best - chance) for value, chance, best in scores]
+
+
+def over_tasks(scores: list[np.ndarray], statistic: str) -> str:
+    """Return a statistic as `memax-rl compare` has it, with its 95 % interval if every task has two runs or more."""
+    found = estimate(scores, statistic)
+    interval = f" [{found['low']:.3f}, {found['high']:.3f}]" if math.isfinite(found["low"]) else ""
+    return f"{found['value']:.3f}{interval}"
 
 
 def tables(rows: list[Row]) -> str:
@@ -142,13 +148,13 @@ def tables(rows: list[Row]) -> str:
             own = [row for row in rows if row["task"] == task]
             lines.append(line(task, paper and paper[place], own))
     tasks = sorted({row["task"] for row in rows})
-    scores = np.array([np.mean(normalized([row for row in rows if row["task"] == task])) for task in tasks])
+    scores = [np.array(normalized([row for row in rows if row["task"] == task])) for task in tasks]
     hours = sum(float(row["seconds"]) for row in rows) / 3600
     lines += [
         "",
         f"{len(tasks)} of {len(PAPER) * len(DIFFICULTIES)} tasks have run, {hours:.1f} hours of training in all. "
-        f"With chance as 0 and the best known strategy as 1, the interquartile mean over these tasks is "
-        f"{interquartile_mean(scores):.3f}, the mean {scores.mean():.3f}.",
+        f"With chance as 0 and the best known strategy as 1, the interquartile mean of the runs is "
+        f"{over_tasks(scores, 'iqm')}, the mean over these tasks {over_tasks(scores, 'mean')}.",
     ]
     return "\n".join(lines)
 

@@ -3,9 +3,10 @@
     memax-rl study popgym --out studies/popgym --workers 1
     python benchmarks/table.py studies/popgym
 
-"best epoch" is the measure of the POPGym paper: the greatest mean return of the episodes that ended in any 65,536 steps
-of training. It is above the mean where returns vary by chance. Seconds are of the wall clock and for training, with
-compilation: with several workers at once there are more of them. Seeds that are not finished are left out.
+"best epoch" is the measure of the POPGym paper: the greatest mean return of the episodes that ended in an epoch, one of
+the spans of 65,536 steps, one after the other, into which training falls. It is above the mean where returns vary by
+chance. Seconds are of the wall clock and for training, with compilation: with several workers at once there are more of
+them. Seeds that are not finished are left out.
 """
 
 import argparse

@@ -3,12 +3,15 @@
 import atexit
 import functools
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,11 +35,15 @@ class _Watch:
         is_on: Whether a command line runs, so that the thread decides, and not Python's handlers.
         ends: Whether the next signal ends the process at once.
         message: What is said then.
+        unfinished: Folders that are removed then.
+        stops: Whether the process is being ended.
     """
 
     is_on = False
     ends = False
     message = ""
+    unfinished: tuple[Path, ...] = ()
+    stops = False
 
 
 @contextmanager
@@ -81,11 +88,36 @@ def _watched() -> socket.socket:
                 continue
             if _Watch.ends:
                 print(f"\n{_Watch.message}", file=sys.stderr, flush=True)
+                _Watch.stops = True
+                for folder in _Watch.unfinished:
+                    _remove(folder)
                 os._exit(128 + received[0])
             _Watch.ends, _Watch.message = True, "stopped at once; the last checkpoint is as it was"
 
     threading.Thread(target=watch, daemon=True).start()
     return sender
+
+
+def _remove(folder: Path) -> None:
+    # Again where the main thread wrote another file meanwhile.
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+
+
+@contextmanager
+def removed_when_stopped(folder: Path) -> Iterator[None]:
+    """Within this context a signal that ends the process at once removes the folder first."""
+    before = _Watch.unfinished
+    _Watch.unfinished = (*before, folder)
+    try:
+        yield
+    finally:
+        # Without its folder the main thread may have failed; nothing is to be said of that.
+        while _Watch.stops:
+            time.sleep(1)
+        _Watch.unfinished = before
 
 
 def ready() -> None:

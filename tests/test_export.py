@@ -146,7 +146,7 @@ def test_mistakes_are_one_line_and_leave_nothing(runs, tmp_path, capsys, monkeyp
     assert "spaces.json is damaged" in fails(tmp_path / "bad", "--out", out)
     (tmp_path / "file").write_text("")
     assert "file exists" in fails(run, "--out", tmp_path / "file").lower()
-    assert "cannot be made" in fails(run, "--out", tmp_path / "file" / "below")
+    assert "is a file, expected a folder" in fails(run, "--out", tmp_path / "file" / "below")
     # A wrapper that only its environment can apply.
     monkeypatch.setattr("memax_rl.envs.wrappers.observations.MaskObservation.show", lambda self, obs, params: obs)
     assert "(TimeLimit, MaskObservation, RewardScaling) cannot be applied outside" in fails(run, "--out", out).replace(

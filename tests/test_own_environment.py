@@ -60,6 +60,8 @@ def test_the_commands_of_the_page_run(page, here, capsys):
         if arguments[0] == "study":
             first, last = arguments.index("--memory") + 1, arguments.index("--seeds")
             arguments[first : last + 2] = ["mlp", "--workers", "1"]
+        if arguments[0] == "export":
+            arguments[1] = arguments[1].replace("/lru/", "/mlp/")
         if arguments[0] in ("train", "study"):
             at = arguments.index("--total-steps") + 1
             assert arguments[at] in ("200k", "500k")

@@ -2,8 +2,10 @@
 
 import csv
 import importlib
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
@@ -39,6 +41,17 @@ def test_rows_hold_mean_and_interval_of_the_seeds(results):
     assert "not run" in results.line("RepeatFirstEasy", 1.0, [])
     # From -0.5, chance, to 1: 1.4 and 1.5 of 1.5.
     assert results.normalized(rows) == pytest.approx([14 / 15, 1])
+
+
+def test_over_tasks_it_says_what_a_comparison_says(results):
+    # Of six runs one is dropped at each end.
+    assert results.over_tasks([np.array([x]) for x in (0.0, 1, 3, 10, 20, 100)], "iqm") == "8.500"
+    two = [np.array([0.0, 1.0])]
+    # Student's interval of the mean of two, here too.
+    value, low, high = re.findall(r"-?[\d.]+", results.over_tasks(two, "mean"))
+    assert float(value) == 0.5
+    assert float(high) - 0.5 == pytest.approx(0.5 - float(low))
+    assert float(high) - 0.5 == pytest.approx(12.706 * 0.5, rel=0.05)
 
 
 def test_the_last_epoch_weighs_episodes_that_ended_in_it(results):

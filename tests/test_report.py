@@ -5,20 +5,29 @@ import itertools
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from test_figures import check
 from test_results import write
 
 from memax_rl.cli import main
-from memax_rl.evaluation.figures import look
+from memax_rl.evaluation.figures import look, shorten
+from memax_rl.memory import registry
 from memax_rl.studies.analysis import compare, with_scores
 from memax_rl.studies.charts import ticks
 from memax_rl.studies.heat import heat_chart, heat_map
 from memax_rl.studies.plots import draw, learning_curves
+from memax_rl.studies.report import write as write_report
 from memax_rl.studies.results import COLUMNS
 from memax_rl.studies.sections import sections
 from memax_rl.studies.tables import Cell, Table, to_latex, to_markdown
@@ -94,6 +103,43 @@ def test_the_report_holds_everything_and_loads_nothing(tmp_path):
         assert begin == {"png": b"\x89PNG\r", "pdf": b"%PDF-"}[name]
 
 
+def test_tasks_without_chance_and_best_known_are_told_apart():
+    scores = {"gru": [0.1, 0.2], "lru": [0.3, 0.4]}
+    results, curves = frames(scores, ["A", "B, x=1", "C, x=2"])
+    results.loc[results["env"] != "A", "best_known"] = math.nan
+    said = "Normalized scores leave out, because chance or best known are not known: B, x=1; C, x=2."
+    assert sections(compare(results, curves))[0].paragraphs == [said]
+    said = (
+        "There are no normalized scores, because chance or best known are not known of any task; --scores gives them."
+    )
+    assert sections(compare(*frames(scores, ["B", "C"], best=math.nan)))[0].paragraphs == [said]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_of_a_report(tmp_path):
+    for i, env in enumerate(("popgym/RepeatPreviousEasy", "popgym/RepeatFirstEasy")):
+        for seed in range(3):
+            write(tmp_path / f"runs/{i}{seed}", "gru", seed, 0.1, env=env)
+    out = tmp_path / "made/out"
+    command = [sys.executable, "-m", "memax_rl", "compare", str(tmp_path / "runs"), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("made/.out.*.tmp/tables.md")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert process.communicate()[1].strip() == "stopped"
+    assert not list((tmp_path / "made").iterdir())
+
+
+def test_tables_alone_have_no_part_for_the_heat_map(tmp_path):
+    results, curves = frames({"gru": [0.1], "lru": [0.2]}, ["env/A", "env/B"])
+    write_report(tmp_path / "out", compare(results, curves), [], {}, figures=False)
+    assert "<h2>Memories by task</h2>" in (tmp_path / "out/report.html").read_text()
+    told = (tmp_path / "out/tables.md").read_text()
+    assert re.findall(r"^## .*$", told, re.M) == ["## Over all tasks", "## env/A", "## env/B"]
+
+
 def test_a_folder_that_holds_files_is_left_alone(tmp_path, capsys):
     write(tmp_path / "runs/x", "gru", 0, 0.5)
     out = tmp_path / "out"
@@ -108,6 +154,8 @@ def test_a_folder_that_holds_files_is_left_alone(tmp_path, capsys):
     assert not (out / "figures").exists()
     assert main(["compare", str(tmp_path / "runs"), "--out", str(out / "mine.txt")]) == 2
     assert "is no folder" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(out / "mine.txt/below")]) == 2
+    assert f"{out / 'mine.txt'} is a file, expected a folder; choose another place" in capsys.readouterr().err
     assert main(["compare", str(tmp_path / "runs"), "--overwrite"]) == 2
     assert "add --out DIR" in capsys.readouterr().err
 
@@ -312,10 +360,58 @@ def test_a_heat_map_is_of_several_memories_on_several_tasks_that_are_normalized(
     assert many is not None
     check(draw(many))
     assert not re.search(r">0\.\d\d<", heat_chart(many)), "no room for numbers"
-    assert ">3, m2: 0.20<" in heat_chart(many), "without the suite, which all have"
+    assert ">3, m2: 0.200<" in heat_chart(many), "without the suite, which all have"
     mixed = heat_map(compare(*frames({"gru": [0.1], "lru": [0.2]}, ["x/a", "y/a"])))
     assert mixed is not None
     assert mixed.tasks == ["x/a", "y/a"]
+
+
+@pytest.mark.parametrize(
+    ("memories", "tasks"),
+    [
+        (["gru", "mlp"], ["a", "b"]),
+        ([NASTY, "M" * 70, "<script>" * 9, "i" * 70], [f"own/{NASTY}", "W" * 99]),
+        (registry.names(), ["env/NoisyPositionOnlyPendulumMedium", "env/b"]),
+        ([f"gru (ppo.learning_rate={rate:g})" for rate in np.logspace(-6, 0, 80)], ["env/RepeatFirstEasy", "env/b"]),
+    ],
+    ids=["two", "strange", "all memories", "80 settings"],
+)
+def test_a_heat_map_has_room_for_its_names(memories, tasks):
+    heat = heat_map(compare(*frames({memory: [0.1 * i] for i, memory in enumerate(memories)}, tasks)))
+    assert heat is not None
+    figure = draw(heat)
+    check(figure)
+    shown = len(figure.findobj(Axes)[0].get_xticks())
+    assert shown == min(len(memories), 49)
+    assert ("The first 49 of 80." in figure.subfigs[1].texts[0].get_text().replace("\n", " ")) == (len(memories) == 80)
+    page = Page(heat_chart(heat))
+    assert set(memories) | set(heat.tasks) <= set(page.text), "the whole names are the titles"
+    (svg,) = (attributes for tag, attributes in page.seen if tag == "svg")
+    across, down = map(float, svg["viewbox"].split()[2:])
+    cells = [attributes for tag, attributes in page.seen if tag == "rect"]
+    left, top = (min(float(cell[side]) for cell in cells) for side in "xy")
+    for room, names, most in ((left, heat.tasks, 36), (top, heat.memories, 28)):
+        assert room - 6 >= max(11.5 * _ems(shorten(name, most)) for name in names), "no name is cut"
+    assert all(float(cell["width"]) >= 14 for cell in cells), "names side by side"
+    assert f"max-width:{across:.0f}px" in svg["style"], "type is not blown up"
+    assert down == pytest.approx(top + 20 * len(tasks) + 4, abs=1)
+
+
+def _ems(text):
+    """The width of a text in DejaVu Sans, in widths of an em."""
+    return text_to_path.get_text_width_height_descent(text, FontProperties(size=10), ismath=False)[0] / 10
+
+
+def test_numbers_of_a_heat_map_fit_into_its_cells():
+    values = [0.004, -0.004, 9.994, 9.996, -9.996, -9999.4, 9999.6, 1e99, -1e18, 0.5, 0.6, 0.7, 0.8, 0.9]
+    scores = {f"m{i}": [value] for i, value in enumerate(values)}
+    heat = heat_map(compare(*frames(scores, ["env/RepeatFirstMedium", "env/b"])))
+    assert heat is not None
+    figure = draw(heat)
+    check(figure)
+    shown = {text.get_text() for text in figure.findobj(Text)}
+    assert {"0.00", "9.99", "10", "-10", "-9999", "1e4", "1e99", "-1e18"} <= shown
+    assert "RepeatFirstMedium, m5: -9999.400" in Page(heat_chart(heat)).text, "as the table has it"
 
 
 def test_adaptation_of_several_memories_in_one_figure(tmp_path):

@@ -11,8 +11,6 @@
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from memax_rl.ops import kernels, plain_products
 from memax_rl.paths import expanded
 from memax_rl.rollout.streams import seed_key
 from memax_rl.runs.build import Trained
+from memax_rl.runs.files import check_folder, folder_beside
 from memax_rl.runs.run import Checkpoint, RunError
 
 PLATFORMS = ("cpu", "cuda")
@@ -125,29 +124,24 @@ def export_trained(
     """Write the policy of one of the trained seeds. Arguments and errors: see `export`."""
     if out.exists() or out.is_symlink():
         raise RunError(f"{out} exists; choose another with --out, or delete it")
+    check_folder(out)
     if onnx:
         _require_jax2onnx(greedy)
     step = PolicyStep(trained, trained.seeds.index(seed), greedy, wrapped)
     function = _Exported(step, greedy, batch_size)
     metadata = _describe(trained, step, function, seed, batch_size, wrapped)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise RunError(f"the folder {out} cannot be made: {error.strerror}") from None
-    try:
-        (made / "policy.stablehlo").write_bytes(_to_stablehlo(function))
-        (made / "carry.npz").write_bytes(_to_npz(function.carry))
-        (made / "metadata.json").write_text(json.dumps(metadata, indent=1, allow_nan=False) + "\n")
-        if onnx:
-            _write_onnx(function, made / "policy.onnx", metadata)
-        # `mkdtemp` makes it the owner's alone.
-        made.chmod(0o755)
-        os.rename(made, out)
+        with folder_beside(out) as made:
+            (made / "policy.stablehlo").write_bytes(_to_stablehlo(function))
+            (made / "carry.npz").write_bytes(_to_npz(function.carry))
+            (made / "metadata.json").write_text(json.dumps(metadata, indent=1, allow_nan=False) + "\n")
+            if onnx:
+                _write_onnx(function, made / "policy.onnx", metadata)
+            # It was made the owner's alone.
+            made.chmod(0o755)
+            os.rename(made, out)
     except OSError as error:
         raise RunError(f"the folder {out} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return out
 
 

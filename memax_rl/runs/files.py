@@ -4,9 +4,14 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from memax_rl.signals import removed_when_stopped
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -65,6 +70,24 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"out: {there} is a file, expected a folder; choose another place")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"out: nothing can be written into {there}; choose another place")
+
+
+@contextmanager
+def folder_beside(out: Path) -> Iterator[Path]:
+    """Make a folder beside `out`, under a temporary name, in which to make what is then moved to `out`.
+
+    At the end it is removed, also when a signal ends the process.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".tmp", dir=out.parent))
+    try:
+        with removed_when_stopped(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

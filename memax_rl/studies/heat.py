@@ -1,5 +1,6 @@
 """A heat map of normalized scores, tasks by memories: what it shows, and how matplotlib and SVG draw it."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,7 +19,12 @@ _CHANCE, _BEST = np.array([244, 247, 250]), np.array([0, 84, 140])
 _UNKNOWN = "#d9d9d9"
 # From here on white type has more contrast than black.
 _DARK = 0.77
-_SVG_WIDTH, _SVG_ROW, _SVG_LEFT, _SVG_TOP = 1180, 20, 250, 118
+# Names are shortened to as many characters.
+_TASK, _MEMORY = 36, 28
+# In the page: pixels of the map at most, of a row, of the narrowest and the widest column, and of the type.
+_SVG_WIDTH, _SVG_ROW, _SVG_NARROW, _SVG_WIDE, _SVG_TYPE = 1180, 20, 15, 64, 11.5
+# In a figure: points of the type, and of the narrowest column above which it stands upright.
+_TYPE, _NARROW = 8, 8.3
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,9 @@ def heat_map(comparison: Comparison) -> Heat | None:
     values = np.array([[row.get(label, np.nan) for label in memories] for row in means])
     order = np.argsort(-np.nanmean(values, axis=0), kind="stable")
     caption = (
-        "Normalized scores (0 and below: chance, 1 and above: the best known), the mean over seeds; "
-        f"{seeds_and_episodes(tasks)}. Memories in the order of their mean over the tasks where they have a score; "
-        "gray where there is none."
+        "Normalized scores, the mean over seeds: white at chance (0) and below, dark blue at the best known (1) and "
+        f"above, gray without a score; {seeds_and_episodes(tasks)}. Memories in the order of their mean over the "
+        "tasks where they have a score."
     )
     names = [memories[i] for i in order]
     rows = _without_suite([task.name for task in tasks])
@@ -78,19 +84,43 @@ def _color(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return fixed(value, 2 if abs(value) < 10 else 0) if np.isfinite(value) else ""
+    """Return a score as it fits into a cell: five characters at most."""
+    if not np.isfinite(value):
+        return ""
+    size = abs(value)
+    if size < 9_999.5:
+        return fixed(value, 2 if size < 9.995 else 0)
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+
+
+def _ems(names: Sequence[str]) -> float:
+    """Return how wide the widest of the names is at most, in widths of an em."""
+    return max(sum(map(_em, name)) for name in names)
+
+
+def _em(character: str) -> float:
+    # Of DejaVu Sans, which is wider than what most browsers take.
+    if character in "MWmw@%…" or unicodedata.east_asian_width(character) in "FW":
+        return 1.0
+    if character.isupper() or character in "=+<>~#":
+        return 0.84
+    return 0.42 if character in "fijlrt.,:;'-/()[]| " else 0.65
 
 
 def draw_heat(heat: Heat) -> Any:
-    """Return the matplotlib figure, as wide as a page."""
+    """Return the matplotlib figure, as wide as a page, of as many memories as there is room for side by side."""
     from matplotlib.colors import to_rgb
 
+    tasks = [shorten(text, _TASK) for text in heat.tasks]
+    most = int((72 * (WIDTH - 0.2) - _TYPE * _ems(tasks)) / _NARROW)
+    memories = [shorten(text, _MEMORY) for text in heat.memories[:most]]
+    caption = heat.caption + (f" The first {most} of {len(heat.memories)}." if most < len(heat.memories) else "")
     # Above the cells stand the names of the memories, upright.
-    height = 1.8 + 0.17 * len(heat.tasks)
-    figure, (axes,) = make_figure(1, heat.title, [], heat.caption, width=WIDTH, height=height)
-    axes.imshow([[to_rgb(_color(value)) for value in row] for row in heat.values], aspect="auto")
-    axes.set_xticks(range(len(heat.memories)), [plain(shorten(text, 20)) for text in heat.memories], rotation=90)
-    axes.set_yticks(range(len(heat.tasks)), [plain(shorten(text, 32)) for text in heat.tasks])
+    height = 0.4 + _TYPE * _ems(memories) / 72 + 0.17 * max(len(tasks), 3)
+    figure, (axes,) = make_figure(1, heat.title, [], caption, width=WIDTH, height=height)
+    axes.imshow([[to_rgb(_color(value)) for value in row] for row in heat.values[:, :most]], aspect="auto")
+    axes.set_xticks(range(len(memories)), list(map(plain, memories)), rotation=90)
+    axes.set_yticks(range(len(tasks)), list(map(plain, tasks)))
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -98,39 +128,47 @@ def draw_heat(heat: Heat) -> Any:
         for row, column in np.ndindex(heat.values.shape):
             value = float(heat.values[row, column])
             color = "white" if value > _DARK else "black"
-            axes.text(column, row, _number(value), ha="center", va="center", fontsize=8, color=color)
+            axes.text(column, row, _number(value), ha="center", va="center", fontsize=_TYPE, color=color)
     return figure
 
 
 def heat_chart(heat: Heat) -> str:
-    """Return the heat map as an SVG element; each cell has its task, memory and score as title."""
-    width = min(64.0, (_SVG_WIDTH - _SVG_LEFT) / len(heat.memories))
-    height = _SVG_TOP + _SVG_ROW * len(heat.tasks) + 4
+    """Return the heat map as an SVG element; each name and cell has all of it as title."""
+    tasks = [shorten(text, _TASK) for text in heat.tasks]
+    memories = [shorten(text, _MEMORY) for text in heat.memories]
+    left, top = (12 + _SVG_TYPE * _ems(names) for names in (tasks, memories))
+    width = float(np.clip((_SVG_WIDTH - left) / len(memories), _SVG_NARROW, _SVG_WIDE))
     parts = []
-    for column, memory in enumerate(heat.memories):
-        x = _SVG_LEFT + width * (column + 0.5)
+    for column, (memory, whole) in enumerate(zip(memories, heat.memories, strict=True)):
+        x = left + width * (column + 0.5)
         parts.append(
-            f'<text transform="translate({x + 4:.1f} {_SVG_TOP - 6}) rotate(-90)">{escape(shorten(memory, 18))}</text>'
+            f'<text transform="translate({x + 4:.1f} {top - 6:.1f}) rotate(-90)">{escape(memory)}'
+            f"<title>{escape(whole)}</title></text>"
         )
-    for row, task in enumerate(heat.tasks):
-        y = _SVG_TOP + _SVG_ROW * row
+    for row, (task, whole) in enumerate(zip(tasks, heat.tasks, strict=True)):
+        y = top + _SVG_ROW * row
         parts.append(
-            f'<text x="{_SVG_LEFT - 6}" y="{y + 14}" text-anchor="end">{escape(shorten(task, 36))}'
-            f"<title>{escape(task)}</title></text>"
+            f'<text x="{left - 6:.1f}" y="{y + 14:.1f}" text-anchor="end">{escape(task)}'
+            f"<title>{escape(whole)}</title></text>"
         )
-        for column, memory in enumerate(heat.memories):
-            value = float(heat.values[row, column])
-            number = _number(value)
-            left = _SVG_LEFT + width * column
-            label = escape(f"{task}, {memory}: {number or 'no score'}")
-            parts.append(
-                f'<g><title>{label}</title><rect x="{left:.1f}" y="{y}" width="{width - 1:.1f}" '
-                f'height="{_SVG_ROW - 1}" fill="{_color(value)}"/>'
-            )
-            if heat.has_numbers and number:
-                light = ' class="light"' if value > _DARK else ""
-                middle = left + width / 2
-                parts.append(f'<text{light} x="{middle:.1f}" y="{y + 14}" text-anchor="middle">{number}</text>')
-            parts.append("</g>")
-    size = f'viewBox="0 0 {_SVG_LEFT + width * len(heat.memories):.0f} {height}"'
-    return f'<svg {size} role="img" aria-label="{escape(heat.title, quote=True)}">{"".join(parts)}</svg>'
+        parts += [_cell(heat, row, column, left + width * column, y, width) for column in range(len(memories))]
+    across, down = left + width * len(memories), top + _SVG_ROW * len(tasks) + 4
+    # On a narrow screen it is scrolled, so that its type stays legible.
+    size = f'style="min-width:{0.85 * across:.0f}px;max-width:{across:.0f}px"'
+    frame = f'viewBox="0 0 {across:.0f} {down:.0f}" {size}'
+    return f'<svg {frame} role="img" aria-label="{escape(heat.title, quote=True)}">{"".join(parts)}</svg>'
+
+
+def _cell(heat: Heat, row: int, column: int, x: float, y: float, width: float) -> str:
+    """Return a cell as an SVG element, its corner at x and y."""
+    value = float(heat.values[row, column])
+    score = fixed(value, 3) if np.isfinite(value) else "no score"
+    label = escape(f"{heat.tasks[row]}, {heat.memories[column]}: {score}")
+    number = ""
+    if heat.has_numbers and np.isfinite(value):
+        light = ' class="light"' if value > _DARK else ""
+        number = f'<text{light} x="{x + width / 2:.1f}" y="{y + 14:.1f}" text-anchor="middle">{_number(value)}</text>'
+    return (
+        f'<g><title>{label}</title><rect x="{x:.1f}" y="{y:.1f}" width="{width - 1:.1f}" height="{_SVG_ROW - 1}" '
+        f'fill="{_color(value)}"/>{number}</g>'
+    )

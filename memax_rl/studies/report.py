@@ -1,12 +1,10 @@
 """The folder of a report: HTML, Markdown, LaTeX, CSV and figures."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from memax_rl.runs.files import write_atomically
+from memax_rl.runs.files import check_folder, folder_beside, write_atomically
 from memax_rl.runs.run import RunError
 from memax_rl.studies import plots, tables
 from memax_rl.studies.adaptation import Adaptation
@@ -32,9 +30,7 @@ def write(
         RunError: If it may not, or cannot be written.
     """
     check_out(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".tmp", dir=out.parent))
-    try:
+    with folder_beside(out) as made:
         found = sections(comparison, adaptations)
         title, about = heading(comparison)
         for name, frame in frames.items():
@@ -42,14 +38,14 @@ def write(
         _write(made / "report.html", page(title, about, found))
         shown = [table for section in found for table in section.tables]
         _write(made / "tables.tex", "\n".join(map(tables.to_latex, shown)))
-        _write(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, found)]))
+        # The heat map alone has neither text nor table.
+        told = [section for section in found if section.paragraphs or section.tables]
+        _write(made / "tables.md", "\n".join([f"# {title}", "", about, "", *map(_markdown, told)]))
         if figures:
             (made / "figures").mkdir()
             for thing in (plot for section in found for plot in section.plots):
                 plots.save(plots.draw(thing), made / "figures", thing.name)
         return _move(made, out)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:
@@ -58,11 +54,12 @@ def _write(path: Path, text: str) -> None:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raise `RunError` unless a report may be written into a folder."""
+    """Raise `RunError` unless a report may be written into a folder, `ValueError` unless it can be."""
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out} is no folder; choose another")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise RunError(f"--out {out} holds files; choose another folder, or add --overwrite to replace a report there")
+    check_folder(out)
 
 
 def _move(made: Path, out: Path) -> list[Path]:

@@ -57,18 +57,21 @@ def _overall(comparison: Comparison) -> Section:
     drawn: list[Plot | Intervals] = []
     shown: list[Table] = []
     said = []
+    # Names with settings have commas of their own.
     lacking: dict[str, list[str]] = {}
     for label, tasks in comparison.incomplete.items():
-        lacking.setdefault(", ".join(tasks), []).append(label)
+        lacking.setdefault("; ".join(tasks), []).append(label)
     for tasks, labels in lacking.items():
-        said.append(f"Left out of what follows, for want of a score on {tasks}: {', '.join(labels)}.")
+        said.append(f"Left out of what follows, for want of a score on {tasks}: {'; '.join(labels)}.")
     compared = {task.name for task in comparison.compared}
     alone = [task.name for task in comparison.tasks if task.scores and task.name not in compared]
     if alone:
-        said.append(f"Left out, because one memory alone has scores there: {', '.join(alone)}.")
+        said.append(f"Left out, because one memory alone has scores there: {'; '.join(alone)}.")
     without = [task.name for task in comparison.compared if not task.is_normalized]
-    if without:
-        said.append(f"Normalized scores leave out, because chance or best known are not known: {', '.join(without)}.")
+    if without and not comparison.over_tasks:
+        said.append("There are no normalized scores, for which chance and best known are needed: give them by --scores.")
+    elif without:
+        said.append(f"Normalized scores leave out, because chance or best known are not known: {'; '.join(without)}.")
     if comparison.over_tasks:
         drawn += [plots.aggregates(comparison), plots.profiles(comparison)]
         shown.append(tables.aggregate_table(comparison))
