@@ -37,6 +37,7 @@ from memax_rl.rollout.returns import lambda_returns, n_step_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
 from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes, start_streams
 from memax_rl.rollout.tape import Tape, learning_discount, learning_reward, next_slot, without_log_prob
+from memax_rl.unused import refuse_unused
 
 
 class DQNConfig(ReplaySettings):
@@ -84,15 +85,13 @@ class DQNConfig(ReplaySettings):
         if self.q_lambda is not None and self.n_step > 1:
             got = f"n_step={self.n_step} and q_lambda={self.q_lambda}"
             raise ValueError(f"set either n_step or q_lambda, got {got}; for n-step returns set dqn.q_lambda to null")
-        if self.watkins and self.q_lambda is None:
-            raise ValueError("watkins is about lambda-returns; set q_lambda as well")
-        for name in ("priority_alpha", "priority_beta", "priority_eta"):
-            value = getattr(self, name)
-            # What differs from the default was chosen: a written configuration holds every field.
-            if self.sample_by != "priority" and value != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name}={value} is for episodes drawn by priority; set sample_by to 'priority' as well"
-                )
+        if self.watkins and not self.q_lambda:
+            raise ValueError("watkins is about lambda-returns; set q_lambda above 0 as well")
+        if self.sample_by != "priority":
+            names = ("priority_alpha", "priority_beta", "priority_eta")
+            refuse_unused(self, names, "is for episodes drawn by priority; set sample_by to 'priority'")
+        if self.num_envs == 1:
+            refuse_unused(self, ("epsilon_per_env",), "is for several environments; set num_envs above 1")
         return self
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from memax_rl import sharding
 from memax_rl.agents import auxiliary
@@ -34,6 +34,7 @@ from memax_rl.rollout.returns import generalized_advantages
 from memax_rl.rollout.step_count import StepCount, check_counts
 from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes, start_streams
 from memax_rl.rollout.tape import Tape, learning_discount, learning_reward
+from memax_rl.unused import refuse_unused
 
 
 class PPOConfig(OptimizerSettings):
@@ -83,6 +84,12 @@ class PPOConfig(OptimizerSettings):
     """Weight of the auxiliary loss."""
     target_kl: float | None = Field(default=None, gt=0)
     """If set, an update stops at the first minibatch after the KL divergence has passed this."""
+
+    @model_validator(mode="after")
+    def _check_used(self) -> "PPOConfig":
+        if self.auxiliary is None:
+            refuse_unused(self, ("auxiliary_coef",), "weighs an auxiliary loss, and there is none; set auxiliary")
+        return self
 
 
 class PPOState(eqx.Module):
@@ -240,13 +247,7 @@ class PPO:
         # After the learning, so that it sees the observations as the acting did.
         network = network.observe(*sharding.all_gather((rows.tape.observation, rows.tape.valid), self.devices))
         env_steps = state.env_steps.add(collected.pop("env_steps"))
-        metrics = {
-            **collected,
-            **learned,
-            "reward_scale": scale,
-            **now._asdict(),
-            "env_steps": env_steps,
-        }
+        metrics = {**collected, **learned, "reward_scale": scale, **now._asdict(), "env_steps": env_steps}
         new = PPOState(network, loss, optimizer, streams, pending, returns, key, env_steps, state.updates + 1)
         return new, as_metrics(metrics)
 
@@ -384,9 +385,8 @@ class PPO:
             "approx_kl": mean(ratio - 1 - log_ratio),
             "clip_fraction": mean((jnp.abs(ratio - 1) > now.clip_eps).astype(jnp.float32)),
         }
-        loss = (
-            metrics["policy_loss"] + config.value_coef * metrics["value_loss"] - now.entropy_coef * metrics["entropy"]
-        )
+        loss = metrics["policy_loss"] + config.value_coef * metrics["value_loss"]
+        loss -= now.entropy_coef * metrics["entropy"]
         if auxiliary_loss is not None:
             metrics["auxiliary_loss"] = mean(auxiliary_loss(network, features, tape))
             loss += config.auxiliary_coef * metrics["auxiliary_loss"]

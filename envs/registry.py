@@ -180,8 +180,9 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of an environment, with defaults where nothing is given.
 
     Raises:
-        ValueError: If an option does not exist, the message lists those that do; or if one of a gym/ or xminigrid/
-            environment, of an optional package's, or of one's own, has a wrong value. Others are looked at by `make`.
+        ValueError: If an option does not exist, the message lists those that do; if one of a gym/ or xminigrid/
+            environment, of an optional package's, or of one's own, has a wrong value, while others are looked at by
+            `make`; or if both episodes and steps of a trial are chosen.
     """
     if env_id.startswith("jax/"):
         # Arguments of a constructor, which is not imported to read a configuration.
@@ -195,7 +196,10 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"env_options: {env_id} has no option {name!r}; {hint}")
     models = _option_models(env_id)
     if not models:
-        return {name: given.get(name, default) for name, (default, _) in known.items()}
+        complete = {name: given.get(name, default) for name, (default, _) in known.items()}
+        if "episodes" in known:
+            _check_trials(complete, known["episodes"][0])
+        return complete
     from memax_rl.envs.option_models import read_options, read_values
 
     if env_id not in _OWN:
@@ -206,7 +210,19 @@ def complete_options(env_id: str, given: Mapping[str, Any]) -> dict[str, Any]:
     for model in models:
         part = read_options(model, {name: given[name] for name in given if name in model.model_fields})
         checked |= part.model_dump(mode="json")
+    if _OWN[env_id].episodes is not None:
+        _check_trials(checked, _OWN[env_id].episodes)
     return {name: checked[name] for name in known}
+
+
+def _check_trials(options: Mapping[str, Any], default: Any) -> None:
+    """Raise `ValueError` if a trial is to have so many steps, and so many episodes other than by default, too."""
+    episodes, steps = options["episodes"], options["steps"]
+    if steps is not None and episodes not in (None, default):
+        raise ValueError(
+            f"env_options: a trial has so many episodes or so many steps, got episodes={episodes} and steps={steps}; "
+            "set one of them to null"
+        )
 
 
 def make(env_id: str, **options: Any) -> tuple[Any, Any]:

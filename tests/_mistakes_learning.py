@@ -462,8 +462,8 @@ MISTAKES = (
         26,
         "the bonus for entropy does not fall",
         "agents/ppo.py",
-        '- now.entropy_coef * metrics["entropy"]',
-        '- config.entropy_coef * metrics["entropy"]',
+        'loss -= now.entropy_coef * metrics["entropy"]',
+        'loss -= config.entropy_coef * metrics["entropy"]',
         ppo("clipping_and_the_entropy_bonus_fall_by_their_schedules"),
     ),
     Mistake(

@@ -155,7 +155,7 @@ def test_the_list_shows_options_with_their_meaning(capsys, monkeypatch):
     assert "size: Cells on a side (default: 7)" in lines
     assert 'door (default: {"color": "red", "wide": false})' in lines
     assert "levers (default: 10)" in lines
-    assert "episodes: Episodes a trial (default: 3)" in lines
+    assert "episodes: Episodes a trial; null if steps is given (default: 3)" in lines
 
 
 class Size(enum.Enum):
@@ -206,6 +206,11 @@ def test_a_family_has_its_own_options_and_those_of_trials():
     assert int(envs.make("own/Levers")[1].episodes) == 3
     steps, params = envs.make("own/Levers", steps=4)
     assert steps.fixed_length(params) == 4
+    assert envs.make("own/Levers", steps=4, episodes=None)[0].fixed_length(params) == 4
+    with pytest.raises(ValueError, match=r"so many episodes or so many steps, got episodes=5 and steps=4; set one of"):
+        envs.make("own/Levers", steps=4, episodes=5)
+    with pytest.raises(ValueError, match=r"give either episodes or steps of a trial, got episodes=None and steps=None"):
+        envs.make("own/Levers", episodes=None)
     with pytest.raises(ValueError, match=r"env_options\.split: input should be 'train' or 'test', got 'valid'"):
         envs.make("own/Levers", split="valid")
 

@@ -587,8 +587,19 @@ def test_rows_that_are_chosen_fit_the_minibatches():
     size = partial(rollout_size, Probe(longest=500), None, num_envs=None, rollout_length=None, mode="whole_episodes")
     assert size(num_minibatches=16, total_steps=10**6, name="ppo") == (16, 2004)
     assert size(num_minibatches=3, total_steps=10**6, name="ppo", devices=2) == (12, 2004)
-    with pytest.raises(ValueError, match="must divide"):
-        size(num_minibatches=2**20, total_steps=10**6, name="ppo")
+    message = (
+        r"num_minibatches=64 needs 64 environments or more, .* ppo.num_envs, which is not set, would be 8, for about "
+        r"8,192 slots an update in rows of 2,004; set ppo.num_envs to 64, or ppo.num_minibatches to 32 or less"
+    )
+    with pytest.raises(ValueError, match=message):
+        size(num_minibatches=64, total_steps=10**6, name="ppo")
+    assert size(num_minibatches=32, total_steps=10**6, name="ppo") == (32, 2004)
+    message = (
+        "num_minibatches=17 on each of 2 devices needs 34 .* set pqn.num_envs to 34, or pqn.num_minibatches to 16 or"
+    )
+    with pytest.raises(ValueError, match=message):
+        size(num_minibatches=17, total_steps=10**6, name="pqn", devices=2)
+    assert size(num_minibatches=16, total_steps=10**6, name="pqn", devices=2) == (32, 2004)
 
 
 def test_mistakes_in_the_settings_are_explained():

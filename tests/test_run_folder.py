@@ -341,10 +341,16 @@ def test_a_run_folder_imports_nothing_that_the_user_did_not_name(copy, tmp_path,
         ("network: {memory: gru, memory: lru}", "'memory' is there twice in one place; write it once"),
         ("yes: 1\ntrue: 2", "'true' is there twice"),
         ("seed: !!int ''", "not of the type that its tag"),
+        ("seed: !!int 010", "!!int 010: no number of that type in this notation; leave the tag out"),
+        ("total_steps: !!int -1:30", "!!int -1:30: no number of that type in this notation"),
+        ("checkpoint_interval: !!float 1:30", "!!float 1:30: no number of that type in this notation"),
         ("<<: {seed: 1, seed: 2}", "merge keys"),
         ("env: !!set {a, b}", "could not determine a constructor"),
     ],
-    ids=["alias", "deep", "timestamp", "bool", "python", "large", "twice", "same key", "empty", "merge", "set"],
+    ids=[
+        *("alias", "deep", "timestamp", "bool", "python", "large", "twice", "same key", "empty", "octal", "minutes"),
+        *("real minutes", "merge", "set"),
+    ],
 )
 def test_yaml_that_is_no_configuration_is_refused_shortly(tmp_path, text, says):
     (tmp_path / "config.yaml").write_text(text)
@@ -368,6 +374,13 @@ def test_dates_times_and_octal_numbers_are_text():
     assert parse_yaml("[2026-01-01, 1:30:00, 1:30.5, 010]") == ["2026-01-01", "1:30:00", "1:30.5", "010"]
     assert parse_yaml("[0, -1_000, 0x1f, 0b11, 1.5, -1.5e+3, .5, -.inf]") == [0, -1000, 31, 3, 1.5, -1500, 0.5, -np.inf]
     assert parse_yaml("[0x_, 0b_]") == ["0x_", "0b_"], "without a digit"
+    assert parse_yaml("[!!int 1_000, !!int 0x1f, !!float 1e3, !!float -.inf, !!str 010]") == [
+        1000,
+        31,
+        1e3,
+        -np.inf,
+        "010",
+    ]
     with pytest.raises(ValueError, match="'~' is there twice in one place"):
         parse_yaml("{null: 1, ~: 2}")
 

@@ -396,6 +396,7 @@ def dataclass_state(states, obs):
         ("meta/Trials", {"env": "gymnax/CartPole-v1", "vary": {"gravity": [2, 1]}}, "the smaller first"),
         ("meta/Trials", {"env": "gym/CartPole-v1"}, "env: trials are made of environments in JAX"),
         ("meta/Trials", {"env": "gymnax/CartPole-v1", "vary": {"gravity": 2}}, "vary must give each parameter a range"),
+        ("meta/Trials", {"env": "gymnax/CartPole-v1", "vary": {}}, "vary must give each parameter a range"),
     ],
 )
 def test_wrong_options_are_refused(name, options, message):

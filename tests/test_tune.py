@@ -17,7 +17,7 @@ from memax_rl.runs import Run, load_config
 from memax_rl.runs.yaml_text import parse_yaml
 from memax_rl.studies import load_space, make_space, make_study
 from memax_rl.studies.space import FIRST_SEED, dump_space
-from memax_rl.studies.tuning import _Pruned, _Reports, score
+from memax_rl.studies.tuning import _Pruned, _Reports, score, tune
 
 BASE = {
     "total_steps": 1_000,
@@ -139,6 +139,9 @@ def test_a_trial_below_the_others_is_pruned_and_the_best_is_a_preset(tmp_path):
     (cell,) = make_study({"base": {"preset": str(ended.best)}, "grid": {"ppo.learning_rate": [3e-3]}}).cells()
     assert cell.config.model_copy(update={"total_steps": 4_000}) == config, "a study begins with it, with seed 0"
     assert memax_rl.tune(out).counts == ended.counts, "there are enough"
+    said: list[str] = []
+    tune(out, trials=3, say=said.append)
+    assert said == [f"trials=3 changes nothing: the search in {out} has 6, and can only get more"]
     for changed, says in ((SPACE, r"base\.total_steps"), (space.model_dump() | {"seeds": 2}, "seeds differs")):
         with pytest.raises(ValueError, match=says):
             memax_rl.tune(changed, out=out)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from memax_rl.unused import refuse_unused
 
 # The wrappers of `gymnasium.wrappers` that a configuration may name: they compute what an agent sees, does and gets.
 # Others write files, open windows, take functions, or do what this package does itself (time limits, resets).
@@ -65,6 +67,13 @@ class HostOptions(BaseModel):
             if wrapper.get("name") not in WRAPPERS:
                 raise ValueError(f"each must have a name, one of {', '.join(WRAPPERS)}")
         return wrappers
+
+    @model_validator(mode="after")
+    def _check_used(self) -> "HostOptions":
+        if not self.processes:
+            why = "is for environments in processes of their own; set processes above 0"
+            refuse_unused(self, ("step_timeout",), why)
+        return self
 
 
 class EnvPoolOptions(BaseModel):

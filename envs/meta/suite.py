@@ -66,6 +66,8 @@ def _any_environment(options: Mapping[str, Any], make: Make) -> Trials:
         raise ValueError(f"vary: the parameters of {options['env']} are sizes, the same for all tasks; set it to null")
     try:
         ranges = {name: (float(low), float(high)) for name, (low, high) in options["vary"].items()}
+        if not ranges:
+            raise ValueError
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
             f"vary must give each parameter a range, as {{gravity: [8, 12]}}, got {options['vary']!r}"

@@ -10,8 +10,8 @@ class TrialOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    episodes: int = Field(default=8, ge=1, lt=2**30)
-    """Episodes a trial."""
+    episodes: int | None = Field(default=8, ge=1, lt=2**30)
+    """Episodes a trial; null if steps is given."""
     steps: int | None = Field(default=None, ge=1, lt=2**30)
     """Steps a trial instead, the last episode being cut."""
     discount_across_episodes: bool = True

@@ -85,6 +85,12 @@ class TimeLimitConfig(WrapperConfig):
         if isinstance(env, GymnaxAdapter):
             return env, params.replace(max_steps_in_episode=self.steps)
         if isinstance(env, GymnasiumAdapter):
+            given = env.options.arguments.get("max_episode_steps")
+            if given is not None:
+                raise ValueError(
+                    f"env_wrappers: time_limit of {self.steps} steps would replace env_options.arguments."
+                    f"max_episode_steps={given} of {env_id}; leave one of them out"
+                )
             return GymnasiumAdapter(env.env_id, env.options, max_episode_steps=self.steps), params
         longest = env.max_episode_steps(params)
         if longest is not None and self.steps >= longest:

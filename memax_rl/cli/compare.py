@@ -7,20 +7,21 @@ import click
 
 from memax_rl.cli.common import PathType, answers
 
+_LEVELS = (0.5, 0.9)
+
 
 @click.command("compare", short_help="Compare the runs of studies.")
 @click.argument("folders", nargs=-1, required=True, type=PathType(file_okay=False))
 @click.option("--out", type=PathType(), help="Write report.html, tables, CSV files and figures into this folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of a report that is in the folder already.")
-@click.option("--figures/--no-figures", default=True, help="Draw figures as PDF and PNG (default: yes).")
+@click.option("--figures/--no-figures", default=None, help="Draw figures as PDF and PNG (default: yes).")
 @click.option(
     "--level",
     "levels",
     type=click.FloatRange(0, 1),
     multiple=True,
-    default=(0.5, 0.9),
-    show_default=True,
-    help="For the steps to a level: how far from chance to the best known. Again for more.",
+    help="For the report's steps to a level: how far from chance to the best known (default: 0.5 and 0.9). Again for "
+    "more.",
 )
 @click.option(
     "--scores",
@@ -35,7 +36,7 @@ def compare(
     folders: tuple[Path, ...],
     out: Path | None,
     overwrite: bool,
-    figures: bool,
+    figures: bool | None,
     levels: tuple[float, ...],
     scores: tuple[tuple[str, float, float], ...],
 ) -> None:
@@ -48,18 +49,21 @@ def compare(
 
     if out is None and overwrite:
         raise ValueError("--overwrite says what to do with the folder of --out, which is not given; add --out DIR")
+    if out is None and (figures or levels):
+        raise ValueError(f"--{'figures' if figures else 'level'} is of the report, which --out makes; add --out DIR")
     if out is not None:
         check_out(out, overwrite)
     table, drawn = results_and_curves(*folders)
     table = with_scores(table, {task: (chance, best) for task, chance, best in scores})
-    comparison = compare_runs(table, drawn, levels)
+    comparison = compare_runs(table, drawn, levels or _LEVELS)
     rows, adapted = adaptations(comparison)
     _print(comparison, adapted)
     if out is not None:
         frames = {"results": table, "curves": drawn} | ({"adaptation": rows} if len(rows) else {})
-        written = write(out, comparison, adapted, frames, figures=figures, overwrite=overwrite)
+        draws = figures is not False
+        written = write(out, comparison, adapted, frames, figures=draws, overwrite=overwrite)
         print("written: " + ", ".join(str(path) for path in written if path.parent == out))
-        if figures:
+        if draws:
             print(f"figures: {out / 'figures'}")
 
 

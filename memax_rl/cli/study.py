@@ -1,5 +1,6 @@
 """`memax-rl study`: a grid of runs, from a file or from fields with several values."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,17 @@ def study(
 
     options = _slurm_options(ctx.obj)
     on = _engine(ray, cell_cpus, cell_gpus, options if slurm or options else None)
-    if on is not None and (cell is not None or check):
-        raise ValueError("--cell and --check run nothing elsewhere; leave out --ray and --slurm")
+    _check_together(on, cell, check, workers)
     if file is not None and file.is_dir():
         if ctx.obj or seeds:
             raise ValueError(f"{file} is a study's folder, which says what it is; change it by its own command or file")
         given: Any = file
     else:
         given = make_grid(file, ctx.obj, seeds)
+    chosen = studies.Folder(given).study() if isinstance(given, Path) else given
+    for part in chosen.unmatched():
+        print(f"exclude: {part} leaves nothing out, because no combination has these values", file=sys.stderr)
     if check:
-        chosen = studies.Folder(given).study() if isinstance(given, Path) else given
         for index, one in enumerate(runner.check(chosen, imports, trust)):
             print(f"{index}  {one.name}")
         return
@@ -138,6 +140,15 @@ def study(
     if failed:
         print("the same command tries what failed again")
         raise click.exceptions.Exit(1)
+
+
+def _check_together(on: Any, cell: int | None, check: bool, workers: int | None) -> None:
+    """Raise `ValueError` if one of the options would be ignored beside another."""
+    if on is not None and (cell is not None or check):
+        raise ValueError("--cell and --check run nothing elsewhere; leave out --ray and --slurm")
+    if cell is not None and (check or workers is not None):
+        what = "--check lists all cells" if check else "--workers are for several"
+        raise ValueError(f"--cell runs one cell in this process, and {what}; give one of the two")
 
 
 def _slurm_options(fields: dict[str, list[str]]) -> dict[str, Any]:

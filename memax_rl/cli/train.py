@@ -278,8 +278,12 @@ def _train_anew(ctx: click.Context, typed: list[str], config: Path | None, check
 
 
 def _typed(command: click.Command, values: dict[str, Any]) -> list[str]:
-    """Return the fields that were typed as arguments `--name=value`."""
+    """Return the fields that were typed as `--name=value`. Raises `ValueError` for both `--x` and `--no-x`."""
     fields = list(_fields(command))
     given = [(name, value) for name, value in values.items() if value not in (None, False)]
+    for name in dict(given):
+        if name.startswith("no") and values[f"field{name[2:]}"] is not None:
+            switch = fields[int(name[2:])].name
+            raise ValueError(f"--{switch} and --no-{switch} are both given; leave one of them out")
     typed = [f"--{fields[int(name[5:])].name}={value}" for name, value in given if name.startswith("field")]
     return typed + [f"--{fields[int(name[2:])].name}=false" for name, _ in given if name.startswith("no")]

@@ -154,6 +154,8 @@ def _make_to_look_at(config: TrainConfig) -> tuple[Any, Any, list[Frames]]:
     close(env)
     arguments = dict(config.env_options["arguments"]) | ({"render_mode": "rgb_array"} if "rgb_array" in modes else {})
     options = config.env_options | {"processes": 0, "arguments": arguments}
+    # For processes alone.
+    options.pop("step_timeout")
     env, params = make_environment(config.model_copy(update={"env_options": options}))
     host, shown = layers(env)[0].host, []
     if "rgb_array" in modes:

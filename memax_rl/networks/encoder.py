@@ -169,6 +169,24 @@ def scaling(space: Any, settings: ImageSettings = AUTO) -> tuple[Array, Array] |
     return jnp.asarray(low), jnp.asarray(width)
 
 
+def check_images(leaves: list[Any], settings: ImageSettings) -> None:
+    """Raise `ValueError` if `settings` say how images are read, and there is none among the leaf spaces.
+
+    Args:
+        leaves: Of `leaf_spaces`.
+        settings: How images are read.
+    """
+    images = [leaf for leaf in leaves if image_axes(leaf, settings) is not None]
+    chosen = {"images": (settings.kind, 2), "channels": (settings.channels, 3)}
+    for name, (value, axes) in chosen.items():
+        if value != "auto" and not any(len(leaf.shape) >= axes for leaf in images):
+            raise ValueError(
+                f"network.{name} is {value!r}, and nothing in the observation is then an image with {axes} axes or "
+                f"more, {_SMALLEST_IMAGE} or more rows and columns: {', '.join(map(spaces.describe, leaves))}; set it "
+                "to 'auto'"
+            )
+
+
 class ConvNet(eqx.Module):
     """Convolutions of 3 x 3 for an image: at least two, and as many as reduce both sides to at most 12.
 
@@ -355,7 +373,9 @@ class Encoder(eqx.Module):
         normalize: float | None = None,
         key: PRNGKeyArray,
     ):
-        self.observation_spaces = tuple(mark_normalized(leaf_spaces(observation_space), normalize))
+        leaves = leaf_spaces(observation_space)
+        check_images(leaves, images)
+        self.observation_spaces = tuple(mark_normalized(leaves, normalize))
         self.action_space = action_space
         self.include = (previous_action, previous_reward, start)
         self.images = images

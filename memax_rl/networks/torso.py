@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from memax_rl import memory as memories
 from memax_rl.memory import Memory
 from memax_rl.networks.encoder import AgentInput, Dense, Encoder, ImageSettings, Space
+from memax_rl.unused import refuse_unused
 
 
 class BlockConfig(BaseModel):
@@ -37,7 +38,14 @@ class BlockConfig(BaseModel):
             return value
         known = {key: x for key, x in value.items() if key in cls.model_fields}
         beside = {key: x for key, x in value.items() if key not in cls.model_fields}
-        return known | {"options": known.get("options", {}) | beside} if beside else known
+        options = known.get("options", {})
+        if not beside or not isinstance(options, dict):
+            return known
+        if twice := options.keys() & beside.keys():
+            raise ValueError(
+                f"{min(twice, key=str)} stands in options of {value.get('memory')!r} and beside; give it once"
+            )
+        return known | {"options": options | beside}
 
     @field_validator("memory")
     @classmethod
@@ -126,6 +134,22 @@ class NetworkConfig(BaseModel):
         object.__setattr__(self, "memory", name)
         return self
 
+    @model_validator(mode="after")
+    def _check_used(self) -> "NetworkConfig":
+        if not self.normalize_observation:
+            refuse_unused(self, ("normalize_clip",), "is for normalized observations; set normalize_observation")
+        if self.feed_forward and not self.feed_forward_size:
+            raise ValueError(
+                f"feed_forward={self.feed_forward} of width {self.width} is a layer of 0 units; set it to "
+                f"{1 / self.width:.4g} or more, or to 0 for none"
+            )
+        return self
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Units of the feed-forward layer after each memory; 0 where there is none."""
+        return round(self.width * self.feed_forward)
+
     def of_actor_critics(self) -> str | None:
         """Return the name of a setting that is set and that only actor-critics have, or None."""
         return next((name for name in ("separate_value", "state_dependent_std") if getattr(self, name)), None)
@@ -173,7 +197,7 @@ class Block(eqx.Module):
         self.memory = memories.make(
             block.memory, in_size=width, out_size=width, key=keys[0], method=method, **block.options
         )
-        hidden = round(width * config.feed_forward)
+        hidden = config.feed_forward_size
         self.feed_norm = eqx.nn.LayerNorm(width) if hidden else None
         self.feed_in = Dense(width, hidden, 2**0.5, key=keys[1]) if hidden else None
         self.feed_out = Dense(hidden, width, key=keys[2]) if hidden else None

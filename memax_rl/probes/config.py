@@ -17,6 +17,7 @@ _OF_AGENTS = {
     "previous_action": False,
     "previous_reward": False,
     "separate_value": False,
+    "state_dependent_std": False,
     "normalize_observation": False,
     "images": "auto",
     "channels": "auto",

@@ -183,7 +183,7 @@ def rollout_size(
     """Return the number of environments and of slots a row, chosen where they are None.
 
     An update has about 8,192 slots, or fewer where so short a run would have less than 24 updates; the number of
-    environments is a multiple of what the minibatches and the devices need.
+    environments is a multiple of what the minibatches and the devices need, if that is at most four times as many.
 
     Where all episodes have one length, a row is a multiple of it, so that rows end where episodes end. Else a row holds
     at least four of the longest, so that little of it is taken by the open one.
@@ -220,14 +220,27 @@ def rollout_size(
             f"to {longest + 1} or more, or {name}.rollout to 'truncated_bptt'"
         )
     if num_envs is None:
-        wanted = min(8192, total_steps / 24)
-        num_envs = max(8, 2 ** round(math.log2(max(wanted / slots, 1))))
-        # What is chosen here fits what the user has set, unless that takes many times as much memory.
-        shares = num_minibatches * devices
-        fitting = -(-num_envs // shares) * shares
-        num_envs = fitting if fitting <= 4 * num_envs else num_envs
+        num_envs = _choose_envs(slots, num_minibatches, total_steps, devices, name)
     _check_rows(num_envs, num_minibatches, devices, name)
     return num_envs, slots
+
+
+def _choose_envs(slots: int, num_minibatches: int, total_steps: int, devices: int, name: str) -> int:
+    """Return how many environments there are where nobody has set it. Raises `ValueError` as `rollout_size`."""
+    wanted = min(8192, total_steps / 24)
+    num_envs = max(8, 2 ** round(math.log2(max(wanted / slots, 1))))
+    # What is chosen here fits what the user has set, unless that takes many times as much memory.
+    shares, most = num_minibatches * devices, 4 * num_envs
+    fitting = -(-num_envs // shares) * shares
+    if fitting > most:
+        whose = f" on each of {devices} devices" if devices > 1 else ""
+        raise ValueError(
+            f"num_minibatches={num_minibatches}{whose} needs {shares} environments or more, because a row of the tape "
+            f"is never cut, and {name}.num_envs, which is not set, would be {num_envs}, for about {wanted:,.0f} slots "
+            f"an update in rows of {slots:,}; set {name}.num_envs to {shares}, or {name}.num_minibatches to "
+            f"{most // devices} or less"
+        )
+    return fitting
 
 
 def _check_rows(num_envs: int, num_minibatches: int, devices: int, name: str) -> None:

@@ -414,6 +414,11 @@ def replay_size(
     slots = _tape_length(env, env_params, tape_length, name)
     # gradient steps in an update / steps in it, in lowest terms.
     ratio = Fraction(samples_per_insert).limit_denominator(1000) * num_envs / (batch_size * slots)
+    if not ratio:
+        raise ValueError(
+            f"samples_per_insert={samples_per_insert} is rounded to 0, with which nothing is learned; set "
+            f"{name}.samples_per_insert to 0.001 or more"
+        )
     gradient_steps, steps = ratio.numerator, ratio.denominator
     capacity = buffer_size // num_envs
     if steps + slots > capacity:

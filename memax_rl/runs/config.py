@@ -27,6 +27,7 @@ from memax_rl.networks import NetworkConfig
 from memax_rl.paths import expanded
 from memax_rl.precision import Precision
 from memax_rl.runs.yaml_text import read_fields
+from memax_rl.unused import refuse_unused
 
 
 class EarlyStoppingConfig(BaseModel):
@@ -42,6 +43,12 @@ class EarlyStoppingConfig(BaseModel):
     """Whether more or less of it is better."""
     min_delta: float = Field(default=0.0, ge=0)
     """What is better by no more than this is not better."""
+
+    @model_validator(mode="after")
+    def _check_used(self) -> "EarlyStoppingConfig":
+        if self.patience is None:
+            refuse_unused(self, ("metric", "mode", "min_delta"), "is for early stopping; set patience")
+        return self
 
 
 class TrainConfig(BaseModel):
@@ -114,6 +121,12 @@ class TrainConfig(BaseModel):
         if not episodes and info.data.get("eval_interval") is not None:
             raise ValueError("eval_interval is set, and eval_episodes is 0; evaluations need 1 episode or more")
         return episodes
+
+    @model_validator(mode="after")
+    def _check_used(self) -> "TrainConfig":
+        if self.start_from is None:
+            refuse_unused(self, ("start_from_checkpoint",), "is of the run that start_from names; set start_from")
+        return self
 
     @field_validator("env_wrappers", mode="before")
     @classmethod

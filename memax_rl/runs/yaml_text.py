@@ -71,6 +71,23 @@ _Loader.yaml_constructors = {
 }
 
 
+def _checked(tag: str, pattern: re.Pattern[str]) -> None:
+    """Have a number that its tag (!!int, !!float) asks for read in those notations too, and refuse any other."""
+    construct = _Loader.yaml_constructors[tag]
+
+    def checked(loader: _Loader, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.value and not pattern.match(node.value):
+            kind = tag.removeprefix(_TAG)
+            raise yaml.YAMLError(f"!!{kind} {node.value}: no number of that type in this notation; leave the tag out")
+        return construct(loader, node)
+
+    _Loader.yaml_constructors[tag] = checked
+
+
+_checked(f"{_TAG}int", _WHOLE)
+_checked(f"{_TAG}float", re.compile("[^:]*$"))
+
+
 def parse_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises `ValueError` with one line of why not."""
     try:

@@ -128,6 +128,11 @@ class Study(BaseModel):
                 if not any(all(k in chosen and chosen[k] == v for k, v in part.items()) for part in self.exclude):
                     yield chosen
 
+    def unmatched(self) -> list[dict[str, Any]]:
+        """Return the combinations of `exclude` that leave nothing out, because no cell has these values."""
+        every = list(self.model_copy(update={"exclude": ()}).combinations())
+        return [part for part in self.exclude if not any(part.items() <= chosen.items() for chosen in every)]
+
     def cells(self) -> "tuple[Cell, ...]":
         """Return all cells, the seeds of a combination one after the other.
 

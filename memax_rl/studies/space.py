@@ -150,10 +150,11 @@ class Space(BaseModel):
         return configure(self.base | dict(values))
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
-        """Return the configuration of a trial with these `values`; evaluated at its end only if `base` says so."""
-        evaluated = {} if "eval_episodes" in self.base else {"eval_episodes": 0}
+        """Return the configuration of a trial with these `values`; evaluated only if `base` or a preset says so."""
+        config = self.config(values)
+        asked = "eval_episodes" in self.base or config.eval_interval is not None
         own = {"seed": FIRST_SEED, "num_seeds": self.seeds, "on_divergence": "stop"}
-        return self.config(values).model_copy(update=own | evaluated)
+        return config.model_copy(update=own | ({} if asked else {"eval_episodes": 0}))
 
     def check(self) -> None:
         """Raise `ValueError` unless every field is known and may have the values at the ends of its range."""

@@ -96,7 +96,10 @@ def tune(
     folder.check_place("tune.yaml", "the folder of a search")
     with folder.lock("tune.yaml", wait=True):
         space = _prepare(folder, space)
-    search = _Search(folder, space, say or (lambda line: None), progress, names, trust)
+    say = say or (lambda line: None)
+    if trials is not None and trials < space.trials:
+        say(f"trials={trials} changes nothing: the search in {folder.path} has {space.trials}, and can only get more")
+    search = _Search(folder, space, say, progress, names, trust)
     while search.run_next():
         pass
     return search.outcome()

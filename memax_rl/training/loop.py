@@ -39,6 +39,7 @@ from memax_rl.training.rows import check_rows, metric_rows, until_divergence, wa
 from memax_rl.training.session import Session, TrainingError, update_of
 from memax_rl.training.sizes import describe_sizes
 from memax_rl.training.start_from import Taken, starting_from, weights_of
+from memax_rl.training.unreached import unreached
 from memax_rl.training.updates import make_many_updates, place, updates_a_call
 from memax_rl.training.usage import program_bytes, watch
 
@@ -67,7 +68,7 @@ def init_state(
         for line in describe_inputs(agent.observation_space, config.network.image_settings, config.network.clip):
             print(f"observation {line}", file=sys.stderr)
         print(describe(config.precision), sizes, sep="\n", file=sys.stderr)
-    for line in [*taken.lines, *_of_teacher(config, agent)]:
+    for line in [*taken.lines, *_of_teacher(config, agent), *unreached(config)]:
         distributed.say(line)
 
     def arrays_of(keys, weights):
@@ -132,10 +133,13 @@ def train(
             if fields:
                 config = make_config(config.model_dump() | fields)
             return _train(config, run, None, progress, callbacks)
+    modules = list(imports)
     if config is None:
-        config = make_config(fields | ({"imports": list(imports)} if imports else {}))
+        config = make_config(fields | ({"imports": modules} if modules else {}))
     elif fields:
         raise ValueError("give either config or its fields, not both")
+    elif modules:
+        config = make_config(config.model_dump() | {"imports": list(dict.fromkeys([*config.imports, *modules]))})
     return _train(config, None, out, progress, callbacks)
 
 
@@ -163,6 +167,7 @@ def check(config: TrainConfig) -> list[str]:
             describe_sizes(config, agent, shapes),
             *weights_of(config, eqx.filter(shapes.network, is_shape)).lines,
             *_of_teacher(config, agent),
+            *unreached(config),
         ]
     finally:
         close(agent.env)
