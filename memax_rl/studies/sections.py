@@ -69,7 +69,9 @@ def _overall(comparison: Comparison) -> Section:
         said.append(f"Left out, because one memory alone has scores there: {'; '.join(alone)}.")
     without = [task.name for task in comparison.compared if not task.is_normalized]
     if without and not comparison.over_tasks:
-        said.append("There are no normalized scores, for which chance and best known are needed: give them by --scores.")
+        said.append(
+            "There are no normalized scores, for which chance and best known are needed: give them by --scores."
+        )
     elif without:
         said.append(f"Normalized scores leave out, because chance or best known are not known: {'; '.join(without)}.")
     if comparison.over_tasks:
