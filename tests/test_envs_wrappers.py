@@ -18,7 +18,7 @@ from memax_rl.envs.registry import _OWN
 from memax_rl.envs.wrappers.observations import SelectKeysConfig
 from memax_rl.envs.wrappers.steps import StickyActions
 from memax_rl.networks import NetworkConfig, make_actor_critic, make_q_network
-from memax_rl.networks.encoder import NormalizedBox, RunningNormalizer
+from memax_rl.networks.normalization import NormalizedBox, RunningNormalizer
 from memax_rl.runs import make_config, override
 from memax_rl.runs.config import TrainConfig
 

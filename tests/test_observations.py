@@ -12,15 +12,8 @@ from memax_rl import envs
 from memax_rl.envs import spaces
 from memax_rl.envs.base import Environment
 from memax_rl.networks import NetworkConfig, make_torso
-from memax_rl.networks.encoder import (
-    AgentInput,
-    ConvNet,
-    Encoder,
-    ImageSettings,
-    describe_inputs,
-    image_axes,
-    image_codes,
-)
+from memax_rl.networks.encoder import AgentInput, Encoder, describe_inputs
+from memax_rl.networks.images import ConvNet, ImageSettings, image_axes, image_codes
 from memax_rl.runs import Run
 
 

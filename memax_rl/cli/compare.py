@@ -7,8 +7,6 @@ import click
 
 from memax_rl.cli.common import PathType, answers
 
-_LEVELS = (0.5, 0.9)
-
 
 @click.command("compare", short_help="Compare the runs of studies.")
 @click.argument("folders", nargs=-1, required=True, type=PathType(file_okay=False))
@@ -54,8 +52,9 @@ def compare(
     if out is not None:
         check_out(out, overwrite)
     table, drawn = results_and_curves(*folders)
-    table = with_scores(table, {task: (chance, best) for task, chance, best in scores})
-    comparison = compare_runs(table, drawn, levels or _LEVELS)
+    if scores:
+        table = with_scores(table, {task: (chance, best) for task, chance, best in scores})
+    comparison = compare_runs(table, drawn, levels)
     rows, adapted = adaptations(comparison)
     _print(comparison, adapted)
     if out is not None:

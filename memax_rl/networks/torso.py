@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from memax_rl import memory as memories
 from memax_rl.memory import Memory
-from memax_rl.networks.encoder import AgentInput, Dense, Encoder, ImageSettings, Space
+from memax_rl.networks.encoder import AgentInput, Dense, Encoder, Space
+from memax_rl.networks.images import ImageSettings
 from memax_rl.unused import refuse_unused
 
 

@@ -122,17 +122,17 @@ def seeds_and_episodes(tasks: Sequence[Task]) -> str:
     return f"{seeds}, {span(rows['episodes'].astype(int), 'episode')} each"
 
 
-def compare(results: Frame, curves: Frame, levels: Sequence[float] = (0.5, 0.9)) -> Comparison:
+def compare(results: Frame, curves: Frame, levels: Sequence[float] = ()) -> Comparison:
     """Compare the runs of these tables, as `results_and_curves` returns them.
 
     Args:
         results: A row a run and seed.
         curves: A row an update, run and seed.
-        levels: Of the way from chance to the best known, for sample efficiency.
+        levels: Of the way from chance to the best known, for sample efficiency. None given: half and nine tenths.
     """
     results = with_labels(results)
     own = dict(iter(curves.groupby(["run", "seed"], sort=False)))
-    tasks = [_task(str(name), rows, own, levels) for name, rows in results.groupby("task", sort=False)]
+    tasks = [_task(str(name), rows, own, levels or (0.5, 0.9)) for name, rows in results.groupby("task", sort=False)]
     scored = [task for task in tasks if task.scores]
     labels = list(dict.fromkeys(results["label"]))
     # A task with one memory says nothing of others, and would leave all of them out.
