@@ -85,8 +85,8 @@ class DQNConfig(ReplaySettings):
         if self.q_lambda is not None and self.n_step > 1:
             got = f"n_step={self.n_step} and q_lambda={self.q_lambda}"
             raise ValueError(f"set either n_step or q_lambda, got {got}; for n-step returns set dqn.q_lambda to null")
-        if self.watkins and not self.q_lambda:
-            raise ValueError("watkins is about lambda-returns; set q_lambda above 0 as well")
+        if not self.q_lambda:
+            refuse_unused(self, ("watkins",), "is about lambda-returns; set q_lambda above 0")
         if self.sample_by != "priority":
             names = ("priority_alpha", "priority_beta", "priority_eta")
             refuse_unused(self, names, "is for episodes drawn by priority; set sample_by to 'priority'")

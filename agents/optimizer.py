@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from memax_rl.agents.base import AgentSettings
 from memax_rl.networks.normalization import RunningMeanStd
+from memax_rl.unused import refuse_unused
 
 T = TypeVar("T", bound=PyTree[Array])
 
@@ -58,19 +59,11 @@ class OptimizerSettings(AgentSettings):
     @model_validator(mode="after")
     def _check_optimizer(self) -> "OptimizerSettings":
         for name in ("beta1", "beta2", "optimizer_eps", "weight_decay", "momentum", "nesterov"):
-            value = getattr(self, name)
-            # What differs from the default was chosen: a written configuration holds every field.
-            if name in OPTIONS[self.optimizer] or value == type(self).model_fields[name].default:
-                continue
-            takers = " or ".join(repr(known) for known, options in OPTIONS.items() if name in options)
-            raise ValueError(
-                f"{name}={value} is no option of optimizer {self.optimizer!r}; set optimizer to {takers}, or leave "
-                f"{name} out"
-            )
-        if self.nesterov and not self.momentum:
-            raise ValueError(
-                "nesterov=True looks ahead by the momentum, which is 0; set momentum, or leave nesterov out"
-            )
+            if name not in OPTIONS[self.optimizer]:
+                takers = " or ".join(repr(known) for known, options in OPTIONS.items() if name in options)
+                refuse_unused(self, (name,), f"is no option of optimizer {self.optimizer!r}; set optimizer to {takers}")
+        if not self.momentum:
+            refuse_unused(self, ("nesterov",), "looks ahead by the momentum, which is 0; set momentum")
         return self
 
 

@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,15 +36,17 @@ class _Watch:
         is_on: Whether a command line runs, so that the thread decides, and not Python's handlers.
         ends: Whether the next signal ends the process at once.
         message: What is said then.
-        unfinished: Folders that are removed then.
+        unfinished: Files and folders that are removed then.
         stops: Whether the process is being ended.
+        busy: Held by what is done to its end first.
     """
 
     is_on = False
     ends = False
     message = ""
-    unfinished: tuple[Path, ...] = ()
+    unfinished: ClassVar[set[Path]] = set()
     stops = False
+    busy = threading.Lock()
 
 
 @contextmanager
@@ -87,37 +90,53 @@ def _watched() -> socket.socket:
             if received[0] not in _SIGNALS or not _Watch.is_on:
                 continue
             if _Watch.ends:
-                print(f"\n{_Watch.message}", file=sys.stderr, flush=True)
-                _Watch.stops = True
-                for folder in _Watch.unfinished:
-                    _remove(folder)
-                os._exit(128 + received[0])
+                _stop(received[0])
             _Watch.ends, _Watch.message = True, "stopped at once; the last checkpoint is as it was"
 
     threading.Thread(target=watch, daemon=True).start()
     return sender
 
 
-def _remove(folder: Path) -> None:
+def _stop(number: int) -> None:
+    """End the process, once what is to be done to its end is."""
+    with _Watch.busy:
+        print(f"\n{_Watch.message}", file=sys.stderr, flush=True)
+        _Watch.stops = True
+        for path in tuple(_Watch.unfinished):
+            _remove(path)
+        os._exit(128 + number)
+
+
+def _remove(path: Path) -> None:
     # Again where the main thread wrote another file meanwhile.
     for _ in range(100):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+        if not path.exists():
             return
 
 
 @contextmanager
-def removed_when_stopped(folder: Path) -> Iterator[None]:
-    """Within this context a signal that ends the process at once removes the folder first."""
-    before = _Watch.unfinished
-    _Watch.unfinished = (*before, folder)
+def removed_when_stopped(path: Path) -> Iterator[None]:
+    """Within this context a signal that ends the process at once removes a file or folder first, where there is one."""
+    _Watch.unfinished.add(path)
     try:
         yield
     finally:
-        # Without its folder the main thread may have failed; nothing is to be said of that.
+        # Without it the main thread may have failed; nothing is to be said of that.
         while _Watch.stops:
             time.sleep(1)
-        _Watch.unfinished = before
+        _Watch.unfinished.discard(path)
+
+
+@contextmanager
+def done_to_the_end() -> Iterator[None]:
+    """Within this context, which must be short, no signal ends the process at once: it does so at the context's end."""
+    with _Watch.busy:
+        yield
 
 
 def ready() -> None:

@@ -451,7 +451,7 @@ def test_mistakes_in_the_settings_are_explained(key):
     with pytest.raises(ValueError, match=r"priority_eta=0\.5 is for episodes drawn by priority"):
         DQNConfig(priority_eta=0.5)
     DQNConfig(priority_eta=0.5, sample_by="priority")
-    with pytest.raises(ValueError, match="watkins is about lambda-returns"):
+    with pytest.raises(ValueError, match="watkins=True is about lambda-returns"):
         DQNConfig(watkins=True, q_lambda=None)
     env, params = make("popgym/PositionOnlyPendulumEasy")
     with pytest.raises(ValueError, match=r"dqn cannot act in the action space .*; expected Discrete or MultiDiscrete"):

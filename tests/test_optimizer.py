@@ -92,7 +92,7 @@ def test_options_of_another_optimizer_are_refused():
         ValueError, match=r"weight_decay=0.01 is no option of optimizer 'adam'; set optimizer to 'adamw'"
     ):
         make_config({"ppo": {"weight_decay": 0.01}})
-    with pytest.raises(ValueError, match=r"momentum=0.9 is no option of optimizer 'adam'; .* or leave momentum out"):
+    with pytest.raises(ValueError, match=r"momentum=0.9 is no option of optimizer 'adam'; .* to its default, 0"):
         DQNConfig(momentum=0.9)
     with pytest.raises(ValueError, match=r"beta1=0.5 is no option of optimizer 'sgd'"):
         PPOConfig(optimizer="sgd", beta1=0.5)

@@ -121,13 +121,13 @@ def test_ctrl_c_leaves_nothing_of_a_report(tmp_path):
     out = tmp_path / "made/out"
     command = [sys.executable, "-m", "memax_rl", "compare", str(tmp_path / "runs"), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("made/.out.*.tmp/tables.md")):
+    while not list(tmp_path.glob(".out.*.tmp/tables.md")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert process.communicate()[1].strip() == "stopped"
-    assert not list((tmp_path / "made").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_tables_alone_have_no_part_for_the_heat_map(tmp_path):
@@ -320,6 +320,24 @@ def test_scores_of_ones_own_normalize(tmp_path, capsys):
     assert written[["chance", "best_known"]].values.tolist() == [[-1.5, 2.5]]
     assert main([*arguments, "own/Maze", "-1", "2"]) == 2
     assert "no run here is of 'own/Maze'; there are popgym/RepeatPreviousEasy\n" in capsys.readouterr().err
+    assert main([*arguments, "own/Maze", "-1", "2", "--scores", "own/Maze", "-1", "3"]) == 2
+    assert "--scores own/Maze is given twice" in capsys.readouterr().err
+
+
+def test_levels_are_shares_of_the_way_that_is_known_before_a_run_is_evaluated(tmp_path, capsys):
+    results, curves = frames({"gru": [0.1]}, tasks=("own/Maze",), best=math.nan)
+    results[["status", "final_return"]] = "unfinished", math.nan
+    (task,) = compare(with_scores(results, {"own/Maze": (-1.0, 3.0)}), curves, [0.25]).tasks
+    assert [(level.name, level.value) for level in task.levels] == [("25 % of the way from chance to best known", 0.0)]
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=rf"^levels: expected shares .*, 0 to 1, got {wrong}$"):
+            compare(results, curves, [0.5, wrong])
+    write(tmp_path / "runs/x", "gru", 0, 0.5)
+    arguments = ["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--level", "0.5", "--level"]
+    for again, says in (("0.5", "--level 0.5 is given twice"), ("nan", "levels: expected shares")):
+        assert main([*arguments, again]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_forty_memories_in_a_figure_can_be_told_apart():

@@ -9,16 +9,18 @@ from pydantic import BaseModel
 
 from memax_rl.cli import main
 from memax_rl.envs import spaces
+from memax_rl.evaluation.episodes import elsewhere
 from memax_rl.networks import NetworkConfig, make_torso
 from memax_rl.probes.config import make_probe_config
 from memax_rl.runs import Run, make_config
 from memax_rl.runs.build import make_agent, make_environment
 from memax_rl.runs.config import dump_config, load_config, presets
+from memax_rl.runs.overrides import override
 from memax_rl.runs.yaml_text import parse_yaml
-from memax_rl.studies import make_space
+from memax_rl.studies import make_space, make_study
 from memax_rl.training import train
 from memax_rl.training.unreached import unreached
-from memax_rl.unused import refuse_unused
+from memax_rl.unused import left_at_default, refuse_unused
 
 _DQN = {"agent": "dqn"}
 
@@ -33,6 +35,16 @@ def test_what_differs_from_its_default_was_chosen():
     refuse_unused(_Settings(scale=1, on=True), ("scale",), "needs on; set on")
     with pytest.raises(ValueError, match=r"^scale=2\.0 needs on; set on, or scale to its default, 1\.0$"):
         refuse_unused(_Settings(scale=2), ("on", "scale"), "needs on; set on")
+
+
+def test_what_nobody_chose_for_these_settings_is_left_at_its_default():
+    with left_at_default() as left:
+        assert _Settings(scale=2).scale == 2
+        settings = _Settings(scale=2)
+        refuse_unused(settings, ("on", "scale"), "needs on; set on")
+    assert (settings.scale, left) == (1, {"scale"})
+    with pytest.raises(ValueError, match=r"^scale=2\.0 needs on"):
+        refuse_unused(_Settings(scale=2), ("scale",), "needs on; set on")
 
 
 # Fields, what the line says, and what makes the same choice count.
@@ -60,7 +72,7 @@ _UNUSED = [
     ),
     pytest.param(
         _DQN | {"dqn": {"q_lambda": 0.0, "watkins": True}},
-        "dqn: watkins is about lambda-returns; set q_lambda above 0 as well",
+        "dqn: watkins=True is about lambda-returns; set q_lambda above 0, or watkins to its default, False",
         _DQN | {"dqn": {"q_lambda": 0.1, "watkins": True}},
         id="watkins",
     ),
@@ -118,6 +130,78 @@ def test_a_setting_without_effect_is_refused_in_one_line(fields, message, used):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_config(fields)
     assert make_config(used)
+
+
+_AUXILIARY = {"ppo": {"auxiliary": "next_observation", "auxiliary_coef": 0.5}}
+
+
+def test_a_field_of_a_file_is_not_asked_for_beside_what_is_typed():
+    config = make_config(_AUXILIARY | {"early_stopping": {"patience": 3, "min_delta": 0.1}})
+    typed = ["--ppo.auxiliary", "null", "--early-stopping.patience=null"]
+    assert override(config, typed) == make_config({})
+    with pytest.raises(ValueError, match=r"^ppo: auxiliary_coef=0\.3 weighs an auxiliary loss"):
+        override(config, [*typed, "--ppo.auxiliary-coef", "0.3"])
+
+
+def test_other_options_of_an_environment_leave_out_what_was_beside_the_old_ones():
+    config = make_config({"env": "gym/CartPole-v1", "env_options": {"processes": 2, "step_timeout": 5}})
+    assert elsewhere(config, config.env, {"processes": 0}).env_options["step_timeout"] == 60
+    with pytest.raises(ValueError, match=r"step_timeout=7\.0 is for environments in processes"):
+        elsewhere(config, config.env, {"processes": 0, "step_timeout": 7})
+
+
+_STUDY = {"base": {"ppo.auxiliary_coef": 0.5}, "grid": {"ppo.auxiliary": [None, "next_observation"]}}
+
+
+def test_what_all_cells_share_may_count_in_some_of_them():
+    without, beside = make_study(_STUDY).cells()
+    assert [cell.config.model_dump()["ppo"]["auxiliary_coef"] for cell in (without, beside)] == [0.1, 0.5]
+    momentum = {"ppo.momentum": 0.9, "ppo.weight_decay": 0.01}
+    cells = make_study({"base": momentum, "grid": {"ppo.optimizer": ["sgd", "adamw"]}}).cells()
+    found = [cell.config.model_dump()["ppo"] for cell in cells]
+    assert [(x["momentum"], x["weight_decay"]) for x in found] == [(0.9, None), (0.0, 0.01)]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        # In no cell; and as a value that varies, which would make two cells of one configuration.
+        {"base": {"ppo.auxiliary_coef": 0.5}, "grid": {"ppo.gamma": [0.9, 0.99]}},
+        {"grid": {"ppo.auxiliary": [None, "next_observation"], "ppo.auxiliary_coef": [0.1, 0.5]}},
+        {"cases": [{"ppo.auxiliary_coef": 0.5}]},
+    ],
+    ids=["base", "grid", "cases"],
+)
+def test_what_counts_in_no_cell_or_varies_without_an_effect_is_refused(parts):
+    with pytest.raises(ValueError, match=r"^ppo: auxiliary_coef=0\.5 weighs an auxiliary loss"):
+        make_study(parts).cells()
+
+
+def test_a_trial_leaves_drawn_values_without_an_effect_at_their_default():
+    ranges = {"ppo.auxiliary": [None, "next_observation"], "ppo.auxiliary_coef": {"float": [0.1, 1.0]}}
+    space = make_space({"space": ranges})
+    space.check()
+    for auxiliary, used in ((None, 0.1), ("next_observation", 0.7)):
+        config = space.trial_config({"ppo.auxiliary": auxiliary, "ppo.auxiliary_coef": 0.7})
+        assert config.model_dump()["ppo"]["auxiliary_coef"] == used
+        assert make_config(parse_yaml(dump_config(config))) == config
+    # nesterov counts beside two values of others.
+    momentum = {"ppo.momentum": {"float": [0.0, 0.9]}, "ppo.nesterov": [False, True]}
+    make_space({"base": {"ppo.weight_decay": 0.1}, "space": {"ppo.optimizer": ["sgd", "adamw"]} | momentum}).check()
+    make_space({"space": {"ppo.optimizer": ["adam", "sgd"]} | momentum}).check()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"space": {"ppo.gamma": [0.9, 0.99], "ppo.auxiliary_coef": {"float": [0.2, 1.0]}}},
+        {"base": {"ppo.auxiliary_coef": 0.2}, "space": {"ppo.gamma": [0.9, 0.99]}},
+    ],
+    ids=["space", "base"],
+)
+def test_what_counts_in_no_trial_is_refused(parts):
+    with pytest.raises(ValueError, match=r"^ppo: auxiliary_coef=0\.2 weighs an auxiliary loss"):
+        make_space(parts).check()
 
 
 def test_a_probe_has_no_deviation_of_actions():

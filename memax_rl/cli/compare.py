@@ -1,5 +1,6 @@
 """`memax-rl compare`: the scores of many runs side by side."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def compare(
         raise ValueError("--overwrite says what to do with the folder of --out, which is not given; add --out DIR")
     if out is None and (figures or levels):
         raise ValueError(f"--{'figures' if figures else 'level'} is of the report, which --out makes; add --out DIR")
+    _check_once("--level", levels)
+    _check_once("--scores", [task for task, _, _ in scores])
     if out is not None:
         check_out(out, overwrite)
     table, drawn = results_and_curves(*folders)
@@ -64,6 +67,11 @@ def compare(
         print("written: " + ", ".join(str(path) for path in written if path.parent == out))
         if draws:
             print(f"figures: {out / 'figures'}")
+
+
+def _check_once(option: str, values: Sequence[Any]) -> None:
+    if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise ValueError(f"{option} {twice[0]} is given twice; leave one of them out")
 
 
 def _print(comparison: Any, adaptations: Any) -> None:

@@ -19,6 +19,7 @@ from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
 from memax_rl.runs.build import load_agent, make_environment
 from memax_rl.runs.config import TrainConfig, make_config
 from memax_rl.runs.run import Checkpoint, Run
+from memax_rl.unused import left_at_default
 
 
 def play(
@@ -206,7 +207,11 @@ def evaluate(
 def elsewhere(config: TrainConfig, env: str, options: dict[str, Any]) -> TrainConfig:
     """Return the configuration with another environment, or with other options of the same one."""
     kept = config.env_options if env == config.env else {}
-    return make_config(config.model_dump() | {"env": env, "env_options": kept | options})
+    fields = config.model_dump() | {"env": env, "env_options": kept | options}
+    with left_at_default() as left:
+        other = make_config(fields)
+    # What of the run's options has no effect beside these ones is not asked for; one of these is refused.
+    return make_config(fields) if left & options.keys() else other
 
 
 def _check_spaces(agent: Any, env: Any, env_params: Any, config: TrainConfig) -> None:

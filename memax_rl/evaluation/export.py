@@ -137,8 +137,7 @@ def export_trained(
             (made / "metadata.json").write_text(json.dumps(metadata, indent=1, allow_nan=False) + "\n")
             if onnx:
                 _write_onnx(function, made / "policy.onnx", metadata)
-            # It was made the owner's alone.
-            made.chmod(0o755)
+            out.parent.mkdir(parents=True, exist_ok=True)
             os.rename(made, out)
     except OSError as error:
         raise RunError(f"the folder {out} cannot be written: {error.strerror}") from None

@@ -6,9 +6,7 @@ made can run code, and what its headers claim is compared with its size before a
 
 import io
 import json
-import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from memax_rl.runs.files import sync_folder
+from memax_rl.runs.files import written_beside
 
 _ABOUT = "about"
 # What the names begin with of arrays that are kept beside the state; no field of a state has a slash in its name.
@@ -45,21 +43,11 @@ def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], about: Mappin
     """
     dtypes = {name: np.dtype(array.dtype).name for name, array in arrays.items()}
     text = json.dumps({"dtypes": dtypes, "about": about}, sort_keys=True).encode()
-    descriptor, temporary = tempfile.mkstemp(prefix=".checkpoint.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_ABOUT, text)
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, _as_bits(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_folder(path.parent)
+    with written_beside(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_ABOUT, text)
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, _as_bits(array), allow_pickle=False)
 
 
 def read_checkpoint(

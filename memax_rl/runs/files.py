@@ -4,12 +4,12 @@ import io
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from memax_rl.signals import removed_when_stopped
 
@@ -17,28 +17,46 @@ from memax_rl.signals import removed_when_stopped
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file under a temporary name and rename it.
 
-    The temporary file is made exclusively, under a random name, so that no link that waits there is followed.
+    Raises:
+        OSError: That names the file, also where the disk is full.
+    """
+    with written_beside(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file under a temporary name, which becomes `path` at the end; else nothing of it is left.
+
+    The temporary file is made exclusively, under a random name, so that no link that waits there is followed. It is
+    removed also when a signal ends the process.
 
     Raises:
         OSError: That names the file, also where the disk is full.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:50]}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            # Else a loss of power could leave the new name with nothing behind it.
-            os.fsync(file.fileno())
-        # Readable as any new file is; `mkstemp` makes it the owner's alone.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno is not None:
-            # A write that finds no room does not say where.
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
-        raise
+    temporary = _temporary(path, path.parent)
+    with removed_when_stopped(temporary):
+        try:
+            # Readable as any new file is.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                # Else a loss of power could leave the new name with nothing behind it.
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno is not None:
+                # A write that finds no room does not say where.
+                raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+            raise
     sync_folder(path.parent)
+
+
+def _temporary(path: Path, folder: Path) -> Path:
+    """Return a hidden name in a folder that nothing has."""
+    return folder / f".{path.name[:50]}.{secrets.token_hex(8)}.tmp"
 
 
 def json_text(value: Any, indent: int | None = 2) -> str:
@@ -60,10 +78,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: If not.
     """
-    there = folder
     try:
-        while not there.exists() and there != there.parent:
-            there = there.parent
+        there = _there(folder)
     except OSError as error:
         raise ValueError(f"out: {str(folder)[:200]}: {error.strerror}") from None
     if not there.is_dir():
@@ -72,22 +88,30 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"out: nothing can be written into {there}; choose another place")
 
 
+def _there(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
 @contextmanager
 def folder_beside(out: Path) -> Iterator[Path]:
     """Make a folder beside `out`, under a temporary name, in which to make what is then moved to `out`.
 
-    At the end it is removed, also when a signal ends the process.
+    Where the folder that is to hold `out` does not exist, it is in the nearest one that does. At the end it is removed,
+    also when a signal ends the process.
 
     Raises:
         OSError: If it cannot be made.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{out.name[:50]}.", suffix=".tmp", dir=out.parent))
-    try:
-        with removed_when_stopped(made):
+    made = _temporary(out, _there(out.parent))
+    with removed_when_stopped(made):
+        try:
+            made.mkdir()
             yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -107,12 +131,6 @@ def append(path: Path, content: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "w") as file:
         file.write(content)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_figure(figure: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from memax_rl import agents, envs
 from memax_rl.agents.base import AgentSettings
 from memax_rl.runs.config import TrainConfig, close_to, make_config, short
 from memax_rl.runs.yaml_text import parse_value
+from memax_rl.unused import are_left, last_part, left_at_default
 
 # Names that are typed often, and what they are short for.
 SHORT = {"memory": "network.memory", "memory-options": "network.memory-options", "width": "network.width"}
@@ -18,10 +19,11 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     """Return the configuration with fields replaced by command-line arguments.
 
     `--a.b-c VALUE` or `--a.b-c=VALUE` sets field b_c of part a; a switch is also set by `--a.b` and cleared by
-    `--no-a.b`.
+    `--no-a.b`. A field of the configuration that has no effect beside those that were typed gets its default.
 
     Raises:
-        ValueError: That names the argument, for an unknown field or a value of the wrong type or range.
+        ValueError: That names the argument, for an unknown field, a value of the wrong type or range, or one that would
+            be ignored.
     """
     fields, pairs = config.model_dump(), list(_pairs(arguments))
     for name, value in pairs:
@@ -39,7 +41,14 @@ def override(config: TrainConfig, arguments: Sequence[str]) -> TrainConfig:
     _choose_stack(fields, [name.replace("-", "_") for name, _ in pairs])
     for name, value in pairs:
         _set(fields, name, value)
-    return make_config(fields)
+    if are_left():
+        # Who reads many configurations looks at what is left himself.
+        return make_config(fields)
+    with left_at_default() as left:
+        changed = make_config(fields)
+    typed = {last_part(part) for name, value in pairs for part in (name, *(value if isinstance(value, dict) else ()))}
+    # A field that was typed is refused.
+    return make_config(fields) if left & typed else changed
 
 
 def _choose_stack(fields: dict[str, Any], typed: list[str]) -> None:

@@ -129,7 +129,12 @@ def compare(results: Frame, curves: Frame, levels: Sequence[float] = ()) -> Comp
         results: A row a run and seed.
         curves: A row an update, run and seed.
         levels: Of the way from chance to the best known, for sample efficiency. None given: half and nine tenths.
+
+    Raises:
+        ValueError: If a level is not between 0 and 1.
     """
+    if wrong := [share for share in levels if not 0 <= share <= 1]:
+        raise ValueError(f"levels: expected shares of the way from chance to the best known, 0 to 1, got {wrong[0]}")
     results = with_labels(results)
     own = dict(iter(curves.groupby(["run", "seed"], sort=False)))
     tasks = [_task(str(name), rows, own, levels or (0.5, 0.9)) for name, rows in results.groupby("task", sort=False)]
@@ -242,7 +247,8 @@ def _task(name: str, rows: Frame, own: Mapping[Any, Frame], levels: Sequence[flo
     scored = rows[rows["scored"]]
     scores = {str(label): group["final_return"].to_numpy(float) for label, group in scored.groupby("label", sort=False)}
     scores = dict(sorted(scores.items(), key=lambda item: -item[1].mean()))
-    chance, best = (_common(scored[column]) for column in ("chance", "best_known"))
+    # Without a score both may be known all the same, and levels are measured by them.
+    chance, best = (_common((scored if len(scored) else rows)[column]) for column in ("chance", "best_known"))
     trained = {str(label): _trained(group, own) for label, group in rows.groupby("label", sort=False)}
     curves = _curves(trained)
     return Task(

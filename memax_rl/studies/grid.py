@@ -19,6 +19,7 @@ from memax_rl.probes.config import ProbeConfig, make_probe_config, nested
 from memax_rl.runs.config import TrainConfig, find_shipped, is_probe, load_config, make_config
 from memax_rl.runs.overrides import SHORT, override
 from memax_rl.runs.yaml_text import read_fields
+from memax_rl.unused import last_part, left_at_default
 
 # What the study itself says, in its own words.
 _OWN = {"seed": "seeds", "num_seeds": "seeds"}
@@ -34,8 +35,9 @@ class Study(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: dict[str, Any] = Field(default_factory=dict)
-    """Fields that all cells share. `preset` names a shipped configuration, or a file, to begin with. With a field
-    `task`, here or among those that vary, the cells are supervised probes."""
+    """Fields that all cells share; where one has no effect beside those that vary, it has its default. `preset` names a
+    shipped configuration, or a file, to begin with. With a field `task`, here or among those that vary, the cells are
+    supervised probes."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Fields with the values that each takes; every combination is a cell."""
     zip: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -137,18 +139,29 @@ class Study(BaseModel):
         """Return all cells, the seeds of a combination one after the other.
 
         Raises:
-            ValueError: If a cell has a wrong configuration, two cells are the same, or there is none.
+            ValueError: If a cell has a wrong configuration, a field of `base` has no effect in any, two cells are the
+                same, or there is none.
         """
         cells: list[Cell] = []
+        # Of the fields of `base`, those without an effect so far.
+        unused, first = {*map(last_part, self.base)}, None
         for chosen in self.combinations():
-            config = _configure(self.base | chosen)
+            with left_at_default() as left:
+                config = _configure(self.base | chosen)
+            if left & {*map(last_part, chosen)}:
+                # Then it is refused.
+                _configure(self.base | chosen)
+            unused &= left
+            first = chosen if first is None else first
             group = "/".join(_parts(chosen, config))
             seeds = (config.model_copy(update={"seed": seed}) for seed in self.seeds)
             cells += [Cell(f"{group}/seed{own.seed}", group, own) for own in seeds]
             if len(cells) > _MOST_CELLS:
                 raise ValueError(f"the grid has more than {_MOST_CELLS:,} cells")
-        if not cells:
+        if first is None:
             raise ValueError("exclude leaves no cell of the grid")
+        if unused:
+            _configure(self.base | first)
         known: set[str] = set()
         for cell in cells:
             if cell.name in known:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memax_rl.runs.files import check_folder, folder_beside, write_atomically
 from memax_rl.runs.run import RunError
+from memax_rl.signals import done_to_the_end
 from memax_rl.studies import plots, tables
 from memax_rl.studies.adaptation import Adaptation
 from memax_rl.studies.analysis import Comparison, Frame
@@ -45,7 +46,9 @@ def write(
             (made / "figures").mkdir()
             for thing in (plot for section in found for plot in section.plots):
                 plots.save(plots.draw(thing), made / "figures", thing.name)
-        return _move(made, out)
+        # Else a report that is replaced could be half the old one.
+        with done_to_the_end():
+            return _move(made, out)
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from memax_rl.runs.config import TrainConfig, find_shipped
 from memax_rl.runs.yaml_text import parse_value, read_fields
 from memax_rl.studies.grid import canonical, configure, flatten, in_one_line, once, with_modules
+from memax_rl.unused import last_part, left_at_default
 
 # Trials have these seeds, which no run has by default, so that what is reported was not tuned on.
 FIRST_SEED = 1_000_000
@@ -144,10 +146,17 @@ class Space(BaseModel):
     def config(self, values: Mapping[str, Any]) -> TrainConfig:
         """Return the configuration with these values of the varied fields, for reporting: of seed 0.
 
+        A value that has no effect beside the others, as a trial draws all of them, is left at its default.
+
         Raises:
             ValueError: If it is wrong.
         """
-        return configure(self.base | dict(values))
+        return self._configured(values)[0]
+
+    def _configured(self, values: Mapping[str, Any]) -> tuple[TrainConfig, set[str]]:
+        """Return the configuration, and the names of fields that were left at their default."""
+        with left_at_default() as left:
+            return configure(self.base | dict(values)), left
 
     def trial_config(self, values: Mapping[str, Any]) -> TrainConfig:
         """Return the configuration of a trial with these `values`; evaluated only if `base` or a preset says so."""
@@ -157,11 +166,24 @@ class Space(BaseModel):
         return config.model_copy(update=own | ({} if asked else {"eval_episodes": 0}))
 
     def check(self) -> None:
-        """Raise `ValueError` unless every field is known and may have the values at the ends of its range."""
-        first = {name: part.ends()[0] for name, part in self.space.items()}
-        for name, part in self.space.items():
-            for value in part.ends():
-                self.config(first | {name: value})
+        """Raise `ValueError` unless every field is known and may have the values at the ends of its range.
+
+        Each must have an effect, beside some ends of the others.
+        """
+        ends = [{name: value} for name, part in self.space.items() for value in part.ends()]
+        first, last = ({name: part.ends()[i] for name, part in self.space.items()} for i in (0, -1))
+        unused = {*map(last_part, self.base)}
+        for end in ends:
+            left = self._configured(first | end)[1]
+            for values in (start | other | end for start in (first, last) for other in ends if left):
+                with suppress(ValueError):
+                    left = left & self._configured(values)[1]
+            if left & {*map(last_part, end)}:
+                # Then it is refused.
+                configure(self.base | first | end)
+            unused &= left
+        if unused:
+            configure(self.base | first)
 
 
 def make_space(fields: Mapping[str, Any]) -> Space:
