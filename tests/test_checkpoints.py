@@ -1,6 +1,7 @@
 """Checkpoints, evaluation during training, going on longer, and callbacks."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ def test_a_damaged_older_checkpoint_is_left_alone(run):
 def test_the_best_is_in_the_newest_file_and_no_part_of_the_state(run):
     run.save(1, _state(1), 1.0)
     with pytest.raises(RunError, match="has no best checkpoint: none of its networks was evaluated while it trained"):
+        run.restore({"network": np.zeros(2, np.float32)}, checkpoint="best")
+    run.append_evaluations([{"update": 1, "seed": 0, "env_steps": 9, "mean_return": math.nan}])
+    with pytest.raises(RunError, match="has no best checkpoint: up to its newest none was evaluated with"):
         run.restore({"network": np.zeros(2, np.float32)}, checkpoint="best")
     run.save(3, _state(3), 1.0, best={"network": np.full(2, 0.5, np.float32)})
     assert run.restore({"network": np.zeros(2, np.float32)}, checkpoint="best")[0]["network"].tolist() == [0.5, 0.5]

@@ -1,6 +1,7 @@
 """Evaluation plays by the rules of training: scripted policies get the returns that they are known to get."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from _probes import Probe
 from memax_rl import envs
 from memax_rl.agents.ppo import PPO, PPOConfig
 from memax_rl.envs.baselines import scores
-from memax_rl.evaluation import evaluate, evaluate_state, play, print_table, summarize
+from memax_rl.evaluation import evaluate, evaluate_state, make_player, play, print_table, summarize
 from memax_rl.networks import NetworkConfig, make_actor_critic
 from memax_rl.runs import TrainConfig
 
@@ -120,6 +121,25 @@ def test_episodes_that_do_not_end_count_as_far_as_they_went():
     assert np.all(lengths[~ended] == 3)
     assert lengths[ended].max() == 3
     np.testing.assert_array_equal(returns, lengths)
+
+
+class _Endless(Probe):
+    def max_episode_steps(self, params=None):
+        return None
+
+
+class _Memoryless(eqx.Module):
+    unused: jax.Array
+
+    def initial_state(self):
+        return ()
+
+
+def test_an_episode_is_played_for_ten_thousand_steps_where_no_longest_is_stated(key):
+    agent = SimpleNamespace(act=lambda network, greedy: lambda memory, *_: (memory, jnp.int32(0), jnp.zeros(())))
+    player = make_player(agent, _Endless(longest=20_000), None, 1, False)
+    _, lengths, ended = player(_Memoryless(jnp.zeros(1)), key[None])
+    assert (int(lengths[0, 0]), bool(ended[0, 0])) == (10_000, False)
 
 
 @pytest.mark.parametrize(("seeds", "over"), [(1, "episodes"), (2, "runs")])

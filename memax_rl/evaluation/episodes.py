@@ -122,13 +122,15 @@ def make_player(
     Args:
         episodes: How many of each network.
     """
-    max_steps = env.max_episode_steps(env_params) or 10_000
+    longest = env.max_episode_steps(env_params)
+    # One more than the longest, so that it is seen to end; where none is stated, an episode is played so far.
+    max_steps = 10_000 if longest is None else longest + 1
 
     @eqx.filter_jit
     def run(networks, keys):
         def play_one(network, key):
             act, carry = agent.act(network, greedy), network.initial_state()
-            return play(env, env_params, act, carry, key, episodes=episodes, max_steps=max_steps + 1)
+            return play(env, env_params, act, carry, key, episodes=episodes, max_steps=max_steps)
 
         if host_of(env) is None:
             return eqx.filter_vmap(play_one)(networks, keys)

@@ -182,8 +182,9 @@ def _play(env: Any, params: Any, act: Any, carry: Any, key: Any, episodes: int) 
     stream = jax.jit(lambda k: start_stream(env, params, carry, k))(start_key)
     steps: list[dict[str, Any]] = []
     ended, t = 0, 0
-    longest = (env.max_episode_steps(params) or _LONGEST) + 1
-    while ended < episodes and t < longest:
+    longest = env.max_episode_steps(params)
+    most = _LONGEST if longest is None else longest + 1
+    while ended < episodes and t < most:
         key, step_key = jax.random.split(key)
         stream, slot, action = step(stream, step_key)
         if (failed := failure(env)) is not None:

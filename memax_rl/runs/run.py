@@ -444,10 +444,10 @@ class Run:
         if not saved:
             raise RunError(f"{self.folder} has no checkpoint to continue from; start again with another --out")
         if checkpoint == "best" and not self.has_best():
-            raise RunError(
-                f"the run {self.folder} has no best checkpoint: none of its networks was evaluated while it trained; "
-                "train with --eval-interval, or take the newest"
-            )
+            why = "none of its networks was evaluated while it trained; train with --eval-interval, or take the newest"
+            if self.evaluations():
+                why = "up to its newest none was evaluated with a return that is finite; take the newest"
+            raise RunError(f"the run {self.folder} has no best checkpoint: {why}")
         if checkpoint in ("newest", "best"):
             return saved[-1]
         if checkpoint not in saved:
