@@ -90,6 +90,8 @@ class DQNConfig(ReplaySettings):
         if self.sample_by != "priority":
             names = ("priority_alpha", "priority_beta", "priority_eta")
             refuse_unused(self, names, "is for episodes drawn by priority; set sample_by to 'priority'")
+        if self.epsilon_start == self.epsilon_end:
+            refuse_unused(self, ("epsilon_decay_steps",), "is for an epsilon that falls; set epsilon_start higher")
         if self.num_envs == 1:
             refuse_unused(self, ("epsilon_per_env",), "is for several environments; set num_envs above 1")
         return self

@@ -89,6 +89,8 @@ class PPOConfig(OptimizerSettings):
     def _check_used(self) -> "PPOConfig":
         if self.auxiliary is None:
             refuse_unused(self, ("auxiliary_coef",), "weighs an auxiliary loss, and there is none; set auxiliary")
+        if not self.entropy_coef:
+            refuse_unused(self, ("entropy_schedule",), "is of the entropy bonus; set entropy_coef above 0")
         return self
 
 
@@ -184,10 +186,8 @@ class PPO:
             devices=devices,
             name=self.name,
         )
-        self.overlong_hint = (
-            f"set ppo.rollout_length, now {self.slots}, to more than the longest episode, or ppo.rollout to "
-            "'truncated_bptt'"
-        )
+        length = f"ppo.rollout_length, now {self.slots},"
+        self.overlong_hint = f"set {length} to more than the longest episode, or ppo.rollout to 'truncated_bptt'"
         self.config = config.model_copy(update={"num_envs": self.num_envs, "rollout_length": self.slots})
         gradient_steps = config.update_epochs * config.num_minibatches
         check_counts(total_steps, self.num_envs * self.slots, gradient_steps, "num_envs * rollout_length")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 import rlax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from memax_rl import sharding
 from memax_rl.agents.acting import acting_by_values
@@ -33,6 +33,7 @@ from memax_rl.rollout.returns import lambda_returns
 from memax_rl.rollout.step_count import StepCount, check_counts
 from memax_rl.rollout.streams import Act, RolloutState, as_metrics, slot_shapes, start_streams
 from memax_rl.rollout.tape import learning_discount, learning_reward
+from memax_rl.unused import refuse_unused
 
 
 class PQNConfig(OptimizerSettings):
@@ -65,6 +66,12 @@ class PQNConfig(OptimizerSettings):
     """Lambda of the lambda-returns that are the targets."""
     dueling: bool = True
     """Split action values into a state's value and the actions' advantages."""
+
+    @model_validator(mode="after")
+    def _check_used(self) -> "PQNConfig":
+        if self.epsilon_start == self.epsilon_end:
+            refuse_unused(self, ("epsilon_decay_steps",), "is for an epsilon that falls; set epsilon_start higher")
+        return self
 
 
 class PQNState(eqx.Module):

@@ -57,6 +57,23 @@ _UNUSED = [
         id="auxiliary_coef",
     ),
     pytest.param(
+        {"ppo": {"entropy_coef": 0.0, "entropy_schedule": "linear"}},
+        "ppo: entropy_schedule=linear is of the entropy bonus; set entropy_coef above 0, or entropy_schedule to its "
+        "default, constant",
+        {"ppo": {"entropy_coef": 0.1, "entropy_schedule": "linear"}},
+        id="entropy_schedule",
+    ),
+    *(
+        pytest.param(
+            {"agent": name, name: {"epsilon_start": 0.05, "epsilon_decay_steps": 100}},
+            f"{name}: epsilon_decay_steps=100 is for an epsilon that falls; set epsilon_start higher, or "
+            "epsilon_decay_steps to its default, None",
+            {"agent": name, name: {"epsilon_start": 0.1, "epsilon_decay_steps": 100}},
+            id=f"{name} epsilon_decay_steps",
+        )
+        for name in ("dqn", "pqn")
+    ),
+    pytest.param(
         _DQN | {"dqn": {"priority_alpha": 0.5}},
         "dqn: priority_alpha=0.5 is for episodes drawn by priority; set sample_by to 'priority', or priority_alpha to "
         "its default, 0.6",
