@@ -340,5 +340,7 @@ def _batch_size(rows: int, slots: int, devices: int) -> int:
 
 
 def make(settings: BCConfig, network: NetworkConfig, env: Any, env_params: Any, total_steps: int, devices: int) -> BC:
-    """Return the agent of a configuration. Raises `ValueError` as `BC` does."""
+    """Return the agent of a configuration. Raises `ValueError` as `BC` does, and for a setting of values."""
+    if network.separate_value:
+        raise ValueError("network.separate_value is for ppo, which learns values; with agent 'bc' set it to false")
     return BC(env, env_params, acting_by_policy(settings, network).make_network, settings, total_steps, devices)

@@ -346,3 +346,8 @@ def test_samples_of_an_insert_that_are_rounded_to_none_are_refused():
         ValueError, match=r"samples_per_insert=0\.0004 is rounded to 0, .* set sac\.samples_per_insert to"
     ):
         make_agent(make_config({"agent": "sac", "sac": {"samples_per_insert": 0.0004}}))
+
+
+def test_cloned_behavior_has_no_value_of_its_own():
+    with pytest.raises(ValueError, match=r"^network\.separate_value is for ppo, which learns values; with"):
+        make_agent(make_config({"agent": "bc", "network": {"separate_value": True}}))
