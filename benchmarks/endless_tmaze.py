@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="of studies")
     arguments = parser.parse_args()
-    found = read_groups(parser, arguments.folders)
+    found = read_groups(parser, arguments.folders, evaluated=False)
     print("| memory | " + " | ".join(f"length {n}" for n in TEST_LENGTHS) + " |")
     print("|---" * (1 + len(TEST_LENGTHS)) + "|")
     for name, runs in found:

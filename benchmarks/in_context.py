@@ -1,52 +1,209 @@
-"""Print how the agents of a study of trials adapt to held-out tasks, in Markdown.
+"""Write docs/results/in_context.md: how the agents of a study of trials adapt to held-out tasks.
 
-    memax-rl study in_context --out studies/in_context --workers 1
-    python benchmarks/in_context.py studies/in_context
+    memax-rl study in_context --workers 1 --out studies/in_context
+    memax-rl icl studies/in_context
+    python benchmarks/in_context.py studies/in_context    # docs/results/in_context.csv, and page and picture from it
+    python benchmarks/in_context.py                       # page and picture alone
 
-Every run is measured as by `memax-rl icl`, on held-out tasks: the return of a whole trial and of its first and last
-episode, and of the last episode with the memory wiped at every episode. In the row under each: what known strategies
-get in a whole trial, and in brackets in the last episode. Seconds are of the wall clock and for training, with
-compilation.
+The file has a line for each run and player: the agent, the agent with its memory wiped at every episode, and the known
+strategies.
 """
 
 import argparse
-import statistics
+import csv
+import itertools
 from pathlib import Path
+from typing import Any
 
-from table import memory_of, numbers, read_groups, summary
+import numpy as np
+from popgym_results import fill, mean, to_csv, twice
+from table import memory_of, read_groups, summary
 
-from memax_rl.evaluation.in_context import evaluate_in_context
+from memax_rl.evaluation.figures import (
+    BLACK,
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    make_figure,
+    set_counts,
+)
+from memax_rl.runs import Run
+from memax_rl.runs.files import write_atomically
+from memax_rl.studies.comparison import mean_interval
+from memax_rl.studies.results import read_json
+
+FOLDER = Path(__file__).parents[1] / "docs" / "results"
+AGENT, WIPED = "agent", "memory wiped"
+# They are told the task that the agent has to find out.
+TOLD = ("oracle", "known model")
+# Of the options of a family, those that set its presets apart.
+TELLING = ("arms", "size")
+_PER_ROW = 3
+_MEMORIES = (BLUE, GREEN, PURPLE, ORANGE, SKY)
+
+Row = dict[str, Any]
+
+
+def task_of(fields: dict[str, Any]) -> str:
+    """Return what a run was trained on, such as `DarkRoom, size 5`."""
+    options = fields["env_options"]
+    told = [f"{name} {options[name]}" for name in TELLING if name in options]
+    return ", ".join([fields["env"].removeprefix("meta/"), *told])
+
+
+def rows_of(run: Run) -> list[Row]:
+    """Return a row for each player of the trials of a run. Raises `ValueError` if it was not measured."""
+    fields, ended = run.fields(), summary(run)
+    result = read_json(run.folder / "icl.json")
+    if not result:
+        raise ValueError("there is no icl.json; run `memax-rl icl` on the study first")
+    about = {
+        "task": task_of(fields),
+        "memory": memory_of(fields),
+        "seed": fields["seed"],
+        "steps": fields["total_steps"],
+        "seconds": round(ended["seconds"]),
+        "trials": result["tasks"],
+        "held_out_tasks": result["distinct_tasks"]["test"],
+        "unit": "episode" if result["has_boundaries"] else f"{result['episode_length']} pulls",
+    }
+    test = result["test"]
+    players = {AGENT: test["agent"], WIPED: test["wiped"]} | result["strategies"]
+    return [
+        about | {"who": who, "returns": " ".join(f"{one['value']:.4g}" for one in played["return_by_episode"])}
+        for who, played in players.items()
+    ]
+
+
+def returns_of(rows: list[Row], task: str, who: str, memory: str | None = None) -> np.ndarray:
+    """Return the mean return by episode [runs, episodes] of a player; a strategy has one for each run of any memory."""
+    own = [row for row in rows if row["task"] == task and row["who"] == who and memory in (None, row["memory"])]
+    return np.array([[float(value) for value in row["returns"].split()] for row in own])
+
+
+def in_order(rows: list[Row], key: str, **fixed: str) -> list[str]:
+    """Return the values of a column in the order in which they come, of rows whose other columns are as given."""
+    chosen = [row for row in rows if all(row[name] == value for name, value in fixed.items())]
+    return list(dict.fromkeys(str(row[key]) for row in chosen))
+
+
+def strategies_of(rows: list[Row], task: str) -> list[str]:
+    """Return the strategies of a task, the one with the greatest return of a whole trial first."""
+    names = [who for who in in_order(rows, "who", task=task) if who not in (AGENT, WIPED)]
+    return sorted(names, key=lambda who: -returns_of(rows, task, who).sum(axis=1).mean())
+
+
+def share(rows: list[Row], task: str, memory: str) -> list[float]:
+    """Return for each seed the return of a whole trial, from random actions (0) to the best strategy (1)."""
+    best, random = (returns_of(rows, task, who).sum(axis=1).mean() for who in (strategies_of(rows, task)[0], "random"))
+    return list((returns_of(rows, task, AGENT, memory).sum(axis=1) - random) / (best - random))
+
+
+def tables(rows: list[Row]) -> str:
+    """Return the table of the agents, and that of the strategies."""
+    lines = [
+        "| task | memory | steps | seeds | first episode | last episode | last, memory wiped | whole trial "
+        "| share of the best | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task in in_order(rows, "task"):
+        for memory in in_order(rows, "memory", task=task):
+            agent = returns_of(rows, task, AGENT, memory)
+            wiped = returns_of(rows, task, WIPED, memory)
+            runs = [row for row in rows if (row["task"], row["memory"], row["who"]) == (task, memory, AGENT)]
+            columns = (agent[:, 0], agent[:, -1], wiped[:, -1], agent.sum(axis=1), share(rows, task, memory))
+            minutes = np.mean([float(row["seconds"]) for row in runs]) / 60
+            lines.append(
+                f"| {task} | {memory} | {int(runs[0]['steps']) / 1e6:.1f}M | {len(runs)} | "
+                f"{' | '.join(mean(list(column)) for column in columns)} | {minutes:.1f} |"
+            )
+    lines += ["", "| task | strategy | first episode | last episode | whole trial |", "|---|---|---|---|---|"]
+    for task in in_order(rows, "task"):
+        for who in strategies_of(rows, task):
+            played = returns_of(rows, task, who)
+            columns = (played[:, 0], played[:, -1], played.sum(axis=1))
+            lines.append(f"| {task} | {who} | {' | '.join(f'{column.mean():.3f}' for column in columns)} |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw the return by episode, a panel a task."""
+    from matplotlib.lines import Line2D
+
+    tasks, memories = in_order(rows, "task"), in_order(rows, "memory")
+    colors = dict(zip(memories, itertools.cycle(_MEMORIES)))
+    legend = [Line2D([], [], color=color, linewidth=2, label=memory) for memory, color in colors.items()]
+    styles = {
+        WIPED: {"color": VERMILLION, "linestyle": "--", "linewidth": 1.4},
+        "best strategy that is not told the task": {"color": BLACK, "linestyle": ":", "linewidth": 1.6},
+        "told the task": {"color": BLACK, "linestyle": (0, (5, 1.5, 1, 1.5)), "linewidth": 1},
+        "random actions": {"color": GRAY, "linestyle": (0, (2.5, 2.5)), "linewidth": 1},
+    }
+    legend += [Line2D([], [], label=label, **style) for label, style in styles.items()]
+    seeds = len(in_order(rows, "seed"))
+    caption = (
+        "Mean return of each episode of a trial (of a bandit, each block of pulls) on held-out tasks, weights fixed; "
+        f"{seeds} seeds, {rows[0]['trials']} trials of each. Bands: 95 % intervals of the mean over seeds (Student's)."
+    )
+    figure, axes = make_figure(len(tasks), "Does it adapt?", legend, caption, height=1.75, per_row=_PER_ROW)
+    for place, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+        _draw_task(axis, rows, task, colors, styles)
+        if place % _PER_ROW == 0:
+            axis.set_ylabel("return")
+    figure.savefig(path, dpi=130)
+
+
+def _draw_task(axis: Any, rows: list[Row], task: str, colors: dict[str, str], styles: dict[str, Any]) -> None:
+    """Draw the panel of a task."""
+    known = strategies_of(rows, task)
+    fair = [who for who in known if who not in (*TOLD, "random")]
+    others = dict(zip(styles, (None, fair[:1], [who for who in known if who in TOLD], ["random"]), strict=True))
+    for label, names in others.items():
+        for who in names or ():
+            played = returns_of(rows, task, who).mean(axis=0)
+            axis.plot(np.arange(1, len(played) + 1), played, **styles[label])
+    for memory in in_order(rows, "memory", task=task):
+        x = np.arange(1, len(returns_of(rows, task, AGENT, memory)[0]) + 1)
+        for who, style in ((WIPED, styles[WIPED]), (AGENT, {"color": colors[memory], "linewidth": 2})):
+            middle, low, high = mean_interval(returns_of(rows, task, who, memory))
+            axis.plot(x, middle, **style)
+            if who == AGENT:
+                axis.fill_between(x, low, high, color=colors[memory], alpha=0.2, linewidth=0)
+    axis.set_title(task, loc="left", fontsize=8)
+    set_counts(axis, 1, len(x))
+
+
+def measured(parser: argparse.ArgumentParser, folders: list[Path]) -> list[Row]:
+    """Return the rows of all finished runs of studies, in order of task, memory and seed."""
+    runs = [run for _, own in read_groups(parser, folders, evaluated=False) for run in own]
+    names = [f"{task_of(fields)} with {memory_of(fields)}" for fields in (run.fields() for run in runs)]
+    if said := twice([(name, run.fields()["seed"], run.folder) for name, run in zip(names, runs, strict=True)]):
+        parser.error(said)
+    rows = []
+    for run in runs:
+        try:
+            rows += rows_of(run)
+        except ValueError as error:
+            parser.error(f"{run.folder}: {error}")
+    return sorted(rows, key=lambda row: (row["task"], row["memory"], row["seed"]))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Write the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="of studies")
-    parser.add_argument("--tasks", type=int, default=512, help="held-out tasks")
-    parser.add_argument("--greedy", action="store_true", help="take the best action at every step (PPO samples)")
+    parser.add_argument("folders", nargs="*", type=Path, help="of studies; without, page and picture from the file")
     chosen = parser.parse_args()
-    found = read_groups(parser, chosen.folders)
-    print("| runs | memory | steps | trial | mean of trials | first episode | last episode | last, wiped | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    for name, runs in found:
-        options = {"tasks": chosen.tasks, "longer": (), "greedy": chosen.greedy or None}
-        results = [evaluate_in_context(run.folder, **options) for run in runs]
-        agents = [result["test"]["agent"] for result in results]
-        trials = [agent["area"]["value"] for agent in agents]
-        first = [agent["return_by_episode"][0]["value"] for agent in agents]
-        last = [agent["return_by_episode"][-1]["value"] for agent in agents]
-        wiped = [result["test"]["wiped"]["return_by_episode"][-1]["value"] for result in results]
-        config = runs[0].fields()
-        print(
-            f"| {name} | {memory_of(config)} | {config['total_steps']:,} | {numbers(trials, 2)} | "
-            f"{statistics.mean(trials):.2f} | {numbers(first, 2)} | {numbers(last, 2)} | {numbers(wiped, 2)} | "
-            f"{numbers([summary(run)['seconds'] for run in runs], 0)} |"
-        )
-        known = [
-            f"{strategy} {s['area']['value']:.2f} ({s['return_by_episode'][-1]['value']:.2f})"
-            for strategy, s in results[-1]["strategies"].items()
-        ]
-        print(f"| | | | {', '.join(known)} | | | | | |", flush=True)
+    if chosen.folders:
+        write_atomically(FOLDER / "in_context.csv", to_csv(measured(parser, chosen.folders)))
+    with (FOLDER / "in_context.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = FOLDER / "in_context.md"
+    write_atomically(page, fill(page.read_text(), tables(rows)))
+    draw(rows, FOLDER / "in_context.png")
 
 
 if __name__ == "__main__":

@@ -159,10 +159,10 @@ def tables(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def fill(page: str, rows: list[Row]) -> str:
-    """Return the page with the tables of these rows between its two marks."""
+def fill(page: str, tables: str) -> str:
+    """Return the page with these tables between its two marks."""
     before, after = page.split("<!-- results -->")[0], page.split("<!-- end -->")[1]
-    return f"{before}<!-- results -->\n{tables(rows)}\n<!-- end -->{after}"
+    return f"{before}<!-- results -->\n{tables}\n<!-- end -->{after}"
 
 
 def main() -> None:
@@ -175,7 +175,7 @@ def main() -> None:
     with (FOLDER / "popgym.csv").open() as file:
         rows = list(csv.DictReader(file))
     page = FOLDER / "popgym.md"
-    write_atomically(page, fill(page.read_text(), rows))
+    write_atomically(page, fill(page.read_text(), tables(rows)))
 
 
 if __name__ == "__main__":

@@ -49,14 +49,20 @@ def groups(folders: list[Path]) -> Iterator[tuple[str, list[Run]]]:
         yield str(parent.relative_to(study)), sorted(runs, key=lambda run: run.fields()["seed"])
 
 
-def read_groups(parser: argparse.ArgumentParser, folders: list[Path]) -> list[tuple[str, list[Run]]]:
-    """Return what `groups` yields of studies of agents. Ends the program with a line where there is no such run."""
+def read_groups(
+    parser: argparse.ArgumentParser, folders: list[Path], *, evaluated: bool = True
+) -> list[tuple[str, list[Run]]]:
+    """Return what `groups` yields of studies of agents. Ends the program with a line where there is no such run.
+
+    Args:
+        evaluated: Whether the runs must have been evaluated at their end.
+    """
     try:
         found = list(groups(folders))
         for run in (run for _, runs in found for run in runs):
             if run.is_probe():
                 parser.error(f"{run.folder} is a probe; print its study with benchmarks/probe_table.py")
-            if "return" not in summary(run).get("evaluation", {}):
+            if evaluated and "return" not in summary(run).get("evaluation", {}):
                 parser.error(f"{run.folder} was not evaluated at its end, or its summary.json is damaged")
     except ValueError as error:
         parser.error(str(error))

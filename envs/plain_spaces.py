@@ -4,13 +4,14 @@ A run folder keeps what its policy sees and does in this form, so that the polic
 package that it comes from, are not installed.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from memax_rl.envs import spaces
 
@@ -175,13 +176,29 @@ def _number(x: Any) -> Any:
 def from_plain(plain: Any) -> Any:
     """Return the learner's space, one of `memax_rl.envs.spaces`, that is written down as plain values.
 
+    The same values give the same object: gymnax's spaces equal only themselves, and a program that was compiled for the
+    policy of one run is found again for the policy of another with equal spaces.
+
     Raises:
         ValueError: If only Gymnasium has it.
     """
+    return _from_text(plain.model_dump_json())
+
+
+# Few, because the bounds of images are large.
+@functools.lru_cache(maxsize=16)
+def _from_text(text: str) -> Any:
+    return _made(_SPACE.validate_json(text))
+
+
+_SPACE = TypeAdapter[Any](PlainSpace)
+
+
+def _made(plain: Any) -> Any:
     if isinstance(plain, PlainDict):
-        return spaces.Dict({name: from_plain(part) for name, part in plain.spaces.items()})
+        return spaces.Dict({name: _made(part) for name, part in plain.spaces.items()})
     if isinstance(plain, PlainTuple):
-        return spaces.Tuple([from_plain(part) for part in plain.spaces])
+        return spaces.Tuple([_made(part) for part in plain.spaces])
     if isinstance(plain, PlainDiscrete) and plain.start == 0:
         return spaces.Discrete(plain.n)
     if isinstance(plain, PlainMultiDiscrete) and plain.start == 0 and len(plain.shape) == 1:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,24 @@ def test_an_environment_that_does_not_fit_is_one_line(finished, arguments, messa
     assert main(["evaluate", str(finished.folder), "--episodes", "4", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
+    assert error.count("\n") == 1
+
+
+def test_every_run_of_a_study_is_evaluated(finished, tmp_path, capsys):
+    for name in ("a/seed0", "b/seed0"):
+        shutil.copytree(finished.folder, tmp_path / name)
+    there = [str(tmp_path), "--episodes", "3", "--env", "popgym/RepeatFirstEasy"]
+    assert main(["evaluate", *there]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"1/2 a/seed0: mean return \S+ \[\S+, \S+\], 2 seeds, 3 episodes each", first)
+    assert second == first.replace("1/2 a", "2/2 b")
+    assert main(["evaluate", *there, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["run"] for result in results] == [str(tmp_path / "a/seed0"), str(tmp_path / "b/seed0")]
+    assert {result["env"] for result in results} == {"popgym/RepeatFirstEasy"}
+    assert main(["evaluate", *there, "--env-options.size", "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'a/seed0'}: " in error
     assert error.count("\n") == 1
 
 

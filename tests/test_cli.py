@@ -73,7 +73,7 @@ def test_help_shows_the_main_fields_and_all_of_them_where_asked(capsys):
         (["train", "stray"], "unexpected extra argument (stray)"),
         (["trian"], "no such command 'trian'"),
         (["list", "things"], "'things' is not one of 'memories', 'envs'"),
-        (["evaluate"], "missing argument 'RUN'"),
+        (["evaluate"], "missing argument 'RUNS...'"),
         (["evaluate", "nowhere", "--episodes", "many"], "'many' is not a valid integer"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["train", "--resume", "x", "--seed", "1"], "--resume continues a run as it is configured"),

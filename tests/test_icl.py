@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from memax_rl.cli import main
 from memax_rl.envs import spaces
 from memax_rl.envs.meta.trials import TaskEnvironment, Trials
 from memax_rl.envs.registry import _OWN
+from memax_rl.evaluation import in_context
 from memax_rl.evaluation import sensitivity as inspection
 from memax_rl.evaluation.in_context import (
     evaluate_in_context,
@@ -224,6 +227,45 @@ def test_wrong_arguments_are_one_message(run, arguments, message, capsys):
     command, *rest = arguments
     assert main([command, str(run.folder), *rest]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_icl_measures_every_finished_run_of_a_study(run, tmp_path, capsys, monkeypatch):
+    traced = []
+    monkeypatch.setattr(in_context, "play_trials", lambda *args, **kw: traced.append(1) or play_trials(*args, **kw))
+    study = tmp_path / "study"
+    for name in ("lru/seed0", "lru/seed1", "gru/seed0", "gru/seed1"):
+        shutil.copytree(run.folder, study / name)
+    (study / "gru/seed0/icl.json").write_text("{}")
+    (study / "gru/seed1/summary.json").unlink()
+    assert main(["icl", str(study), "--tasks", "5", "--missing"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "1 of 4 runs have not finished, and are left out\n"
+    first, second = said.out.splitlines()
+    line = r"first block \S+ ± \S+, last \S+ ± \S+, last with the memory wiped \S+ ± \S+, whole trial \S+ ± \S+"
+    assert re.fullmatch(r"1/2 lru/seed0: " + line, first)
+    assert second == first.replace("1/2 lru/seed0", "2/2 lru/seed1")
+    # Training tasks, held-out tasks and five strategies are compiled once, not for each run.
+    assert len(traced) == 7
+    assert json.loads((study / "lru/seed0/icl.json").read_text())["tasks"] == 5
+    assert (study / "gru/seed0/icl.json").read_text() == "{}"
+    assert not (study / "gru/seed1/icl.json").exists()
+    assert main(["icl", str(study), "--missing"]) == 0
+    assert "nothing to measure" in capsys.readouterr().err
+
+
+def test_icl_of_a_study_with_a_run_without_trials_measures_none(run, tmp_path, capsys):
+    study = tmp_path / "study"
+    shutil.copytree(run.folder, study / "a")
+    Run.create(study / "b", make_config({})).write_summary({})
+    assert main(["icl", str(study)]) == 2
+    said = capsys.readouterr().err
+    assert f"{study / 'b'}: the run was trained on popgym/RepeatPreviousEasy, which has no hidden tasks" in said
+    assert main(["icl", str(study), "--out", str(tmp_path / "out")]) == 2
+    assert "--out takes the files of one run folder" in capsys.readouterr().err
+    assert main(["icl", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("icl.*"))
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def test_the_page_is_made_from_the_file(results):
     with (FOLDER / "popgym.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows
-    assert results.fill(page, rows) == page
+    assert results.fill(page, results.tables(rows)) == page
 
 
 def test_rows_hold_mean_and_interval_of_the_seeds(results):

@@ -103,7 +103,17 @@ def test_compare_of_nothing_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "script", ["table", "fill", "repeat_previous", "popgym_results", "probe_table", "probe_expectations"]
+    "script",
+    [
+        "table",
+        "fill",
+        "repeat_previous",
+        "popgym_results",
+        "in_context",
+        "endless_tmaze",
+        "probe_table",
+        "probe_expectations",
+    ],
 )
 def test_scripts_that_print_studies_say_what_is_none(script, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")

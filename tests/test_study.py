@@ -79,7 +79,7 @@ def test_cases_have_fields_of_their_own_also_in_place_of_the_base():
     assert [cell.config.network.width for cell in zipped] == [8, 8, 16], "a value may stand twice where others change"
 
 
-SHIPPED = {"repeat_previous": 8, "popgym": 42, "dqn": 8, "in_context": 11, "endless_tmaze": 4, "fill": 4}
+SHIPPED = {"repeat_previous": 8, "popgym": 42, "dqn": 8, "in_context": 15, "endless_tmaze": 4, "fill": 4}
 SHIPPED |= {"behavior_cloning": 7 * 39, "probes": 65, "popgym_memories": 420}
 
 

@@ -246,6 +246,16 @@ def say_lost(result: dict[str, Any]) -> str:
     return f"; left out, because diverged in training: seed{'s' * (len(lost) > 1)} {', '.join(lost)}" if lost else ""
 
 
+def summary_line(result: dict[str, Any]) -> str:
+    """Return in a line what the result of `evaluate` says."""
+    mean = result["return"]["mean"]
+    counts = {"did not end": result["unfinished_episodes"], "with returns not finite": result["unusable_episodes"]}
+    told = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    seeds, episodes = len(result["seeds"]), f"{result['episodes_per_seed']} episodes"
+    over = f"{seeds} seeds, {episodes} each" if seeds > 1 else episodes
+    return f"mean return {mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}], {over}{told}{say_lost(result)}"
+
+
 def print_table(result: dict[str, Any]) -> None:
     """Print the result of `evaluate` as a table."""
     from rich.console import Console

@@ -44,14 +44,16 @@ def make_figure(
     *,
     width: float = WIDTH,
     height: float = 2.7,
+    per_row: int | None = None,
 ) -> Any:
-    """Return a figure of so many panels in a row, and its axes, with title, legend and caption.
+    """Return a figure of so many panels, and its axes, with title, legend and caption.
 
     Args:
         legend: Handles with labels, as matplotlib's `Line2D`.
         ratios: Widths of the panels against each other; by default equal.
         width: Of the figure, in inches.
-        height: Of the panels, in inches.
+        height: Of a row of panels, in inches.
+        per_row: Panels in a row, by default all.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,13 +67,18 @@ def make_figure(
     # A column has the line and the gaps besides its text, in characters.
     columns = max(1, min(len(legend), characters // (longest + 10)))
     below = _LINE * (-(-len(legend) // columns) * 1.15 + caption.count("\n") + 1) + 0.3
-    above = height + 0.2 * (title.count("\n") + 1)
+    across = per_row or panels
+    down = -(-panels // across)
+    above = height * down + 0.2 * (title.count("\n") + 1)
     title, caption = plain(title), plain(caption)
     figure = Figure(figsize=(width, above + below), layout="constrained")
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(2, 1, height_ratios=(above, below))
     top, bottom = parts
-    axes = top.subplots(1, panels, squeeze=False, width_ratios=ratios or None)[0]
+    grid = top.subplots(down, across, squeeze=False, width_ratios=ratios or None).flatten()
+    for panel in grid[panels:]:
+        panel.remove()
+    axes = grid[:panels]
     top.suptitle(title, x=0.01, ha="left", fontsize=10)
     if legend:
         bottom.legend(handles=legend, ncols=columns, loc="upper center", frameon=False, fontsize=_TYPE, handlelength=3)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from memax_rl import envs
 from memax_rl.agents.acting import plays_greedily
+from memax_rl.envs.baselines.policy import Policy
 from memax_rl.envs.baselines.strategies import strategies
 from memax_rl.envs.meta.trials import TrialParams, Trials
 from memax_rl.evaluation.episodes import of_seeds, say_lost
@@ -25,7 +26,7 @@ from memax_rl.evaluation.figures import trials_of
 from memax_rl.networks import from_environment
 from memax_rl.precision import products_in
 from memax_rl.rollout.streams import Act, seed_key, start_stream, step_stream
-from memax_rl.runs.build import load_agent
+from memax_rl.runs.build import Trained, load_to_act
 from memax_rl.runs.config import TrainConfig
 from memax_rl.runs.files import json_text, write_atomically
 from memax_rl.runs.run import Checkpoint, Run
@@ -212,6 +213,16 @@ def _check_trials(config: Any) -> int:
     return trained_episodes(envs.make(config.env, **config.env_options)[0], config.env)
 
 
+def check_run(folder: str | Path, *, imports: Iterable[str] = (), trust: bool = False) -> None:
+    """Check that the trials of a run can be played, without playing any.
+
+    Raises:
+        RunError: If the folder is no run.
+        ValueError: If the run was not trained on trials of several episodes.
+    """
+    _check_trials(Run.open(folder, imports, trust).config())
+
+
 def _about(config: TrainConfig, trials: Trials) -> dict[str, Any]:
     """Return what the run was trained on, and what its episodes are like."""
     return {
@@ -256,17 +267,17 @@ def evaluate_in_context(
     """
     _check_size(tasks, episodes)
     run = Run.open(folder, imports, trust)
-    trained = _check_trials(config := run.config())
-    agent, networks, seeds = load_agent(run, checkpoint)
-    greedy = plays_greedily(agent, greedy)
-    episodes = trained if episodes is None else episodes
+    trained_on = _check_trials(config := run.config())
+    trained = load_to_act(run, checkpoint)
+    seeds, greedy = trained.seeds, plays_greedily(trained.acting, greedy)
+    episodes = trained_on if episodes is None else episodes
     key = jax.random.fold_in(seed_key(config.seed if seed is None else seed), 2**31)
-    play = _make_play(agent, networks, greedy, key, tasks, episodes * max((1, *longer)))
+    most = episodes * max((1, *longer))
 
     def measure(env: Trials, n: int, wiped: bool = False) -> dict[str, Any]:
         with products_in(config.precision):
-            played = [play(env, place, n, wiped)[:, :n] for place in range(len(seeds))]
-        return _summary(env, key, np.stack(played))
+            returns = _play_seeds(trained, greedy, env, key, tasks, n, most, wiped)
+        return _summary(env, key, returns)
 
     # `num_tasks` limits the training tasks only.
     train, test = _trials(config, "train"), _trials(config, "test", num_tasks=None)
@@ -277,7 +288,7 @@ def evaluate_in_context(
         "checkpoint": checkpoint,
         **_count(train, test, key, tasks),
         "episodes": episodes,
-        "trained_episodes": trained,
+        "trained_episodes": trained_on,
         "train": {"agent": measure(train, episodes), "wiped": measure(train, episodes, wiped=True)},
         "test": {"agent": measure(test, episodes), "wiped": measure(test, episodes, wiped=True)},
         "strategies": _measure_strategies(test, key, tasks, episodes),
@@ -302,23 +313,51 @@ def _trials(config: Any, split: str, **options: Any) -> Trials:
     return envs.make(config.env, **(config.env_options | {"split": split, "unrewarded_fraction": 0.0} | options))[0]
 
 
-def _make_play(agent: Any, networks: Any, greedy: bool, key: PRNGKeyArray, tasks: int, most: int) -> Any:
-    """Return (trials, seed's place, episodes, wiped) -> returns [tasks, most]; one compilation for each trials."""
-    networks, static = eqx.partition(networks, eqx.is_array)
+def _play_seeds(
+    trained: Trained, greedy: bool, env: Trials, key: PRNGKeyArray, tasks: int, episodes: int, most: int, wiped: bool
+) -> Float[np.ndarray, "seeds tasks episodes"]:
+    """Return what `_play_agent` returns for each seed of a run."""
+    arrays = jnp.asarray(episodes), jnp.asarray(wiped)
+    networks = (_network_of(trained.networks, place) for place in range(len(trained.seeds)))
+    played = [_play_agent(trained.acting.act, greedy, env, one, key, tasks, most, *arrays) for one in networks]
+    return np.stack(played)[..., :episodes]
 
-    @eqx.filter_jit
-    def play(env: Trials, network: Any, episodes: Array, wiped: Array) -> Array:
-        network = eqx.combine(network, static)
-        act, carry = agent.act(network, greedy), network.initial_state()
-        return play_trials(
-            env, act, lambda _: carry, key, tasks=tasks, episodes=episodes, most_episodes=most, wiped=wiped
-        )
 
-    def play_seed(env: Trials, place: int, episodes: int, wiped: bool) -> np.ndarray:
-        network = jax.tree.map(lambda leaf: leaf[place], networks)
-        return np.asarray(play(env, network, jnp.asarray(episodes), jnp.asarray(wiped)))
+def _network_of(networks: Any, place: int) -> Any:
+    """Return one of the networks that are stacked along an axis."""
+    return jax.tree.map(lambda leaf: leaf[place] if eqx.is_array(leaf) else leaf, networks)
 
-    return play_seed
+
+# Compiled once for the runs of a study that differ by their seed: nothing of a run is in it but the networks' values.
+@eqx.filter_jit
+def _play_agent(
+    act_of: Callable[[Any, bool], Act],
+    greedy: bool,
+    env: Trials,
+    network: Any,
+    key: PRNGKeyArray,
+    tasks: int,
+    most: int,
+    episodes: Int[Array, ""],
+    wiped: Bool[Array, ""],
+) -> Float[Array, "tasks most"]:
+    """Return the returns of trials of so many episodes, of at most `most`, played with a network."""
+    act, carry = act_of(network, greedy), network.initial_state()
+    return play_trials(env, act, lambda _: carry, key, tasks=tasks, episodes=episodes, most_episodes=most, wiped=wiped)
+
+
+@eqx.filter_jit
+def _play_strategy(
+    policy: Policy, env: Trials, key: PRNGKeyArray, tasks: int, episodes: int
+) -> Float[Array, "tasks episodes"]:
+    """Return the returns of trials played by a known strategy."""
+
+    def act(carry, inputs, key):
+        carry, action = policy.act(carry, inputs, key)
+        return carry, from_environment(env.tasks.action_space, action), jnp.zeros(())
+
+    start = policy.initial_carry
+    return play_trials(env, act, start, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
 
 
 def _count(train: Trials, test: Trials, key: PRNGKeyArray, tasks: int) -> dict[str, Any]:
@@ -336,16 +375,8 @@ def _summary(env: Trials, key: PRNGKeyArray, returns: Float[np.ndarray, "seeds t
 
 def _measure_strategies(env: Trials, key: PRNGKeyArray, tasks: int, episodes: int) -> dict[str, Any]:
     """Return the summary of every known strategy, on the tasks that the agent plays."""
-
-    def measure(policy):
-        def act(carry, inputs, key):
-            carry, action = policy.act(carry, inputs, key)
-            return carry, from_environment(env.tasks.action_space, action), jnp.zeros(())
-
-        start = policy.initial_carry
-        return play_trials(env, act, start, key, tasks=tasks, episodes=episodes, most_episodes=episodes)
-
-    played = {name: eqx.filter_jit(measure)(policy) for name, policy in strategies(env, episodes).items()}
+    known = strategies(env, episodes)
+    played = {name: _play_strategy(policy, env, key, tasks, episodes) for name, policy in known.items()}
     return {name: _summary(env, key, np.asarray(r)[None]) for name, r in played.items()}
 
 
@@ -399,6 +430,16 @@ def print_icl_table(result: dict[str, Any]) -> None:
     # Wide enough for the table where the output is no terminal.
     console = Console()
     (console if console.is_terminal else Console(width=110)).print(table)
+
+
+def summary_line(result: dict[str, Any]) -> str:
+    """Return in a line what the result of `evaluate_in_context` says of held-out tasks."""
+    agent, wiped = result["test"]["agent"]["return_by_episode"], result["test"]["wiped"]["return_by_episode"]
+    what = "episode" if result["has_boundaries"] else "block"
+    return (
+        f"first {what} {_cell(agent[0])}, last {_cell(agent[-1])}, last with the memory wiped {_cell(wiped[-1])}, "
+        f"whole trial {_cell(result['test']['agent']['area'])}"
+    )
 
 
 def _cell(entry: dict[str, float]) -> str:
