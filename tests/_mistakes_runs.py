@@ -31,9 +31,10 @@ MISTAKES = (
         14,
         "the networks of the seeds are averaged in evaluation",
         "memax_rl/evaluation/episodes.py",
-        "    max_steps = env.max_episode_steps(env_params) or 10_000",
-        "    max_steps = env.max_episode_steps(env_params) or 10_000\n    networks = jax.tree.map("
-        "lambda x: jnp.broadcast_to(x.mean(0), x.shape) if eqx.is_inexact_array(x) else x, networks)",
+        "            played = [np.asarray(x) for x in run(networks, keys)]",
+        "            networks = jax.tree.map("
+        "lambda x: jnp.broadcast_to(x.mean(0), x.shape) if eqx.is_inexact_array(x) else x, networks)\n"
+        "            played = [np.asarray(x) for x in run(networks, keys)]",
         ("tests/test_evaluation.py",),
     ),
     Mistake(
