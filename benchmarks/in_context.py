@@ -44,7 +44,7 @@ TOLD = ("oracle", "known model")
 # Of the options of a family, those that set its presets apart.
 TELLING = ("arms", "size")
 _PER_ROW, _BANDS = 3, 3
-_MEMORIES = (BLUE, GREEN, PURPLE, ORANGE, SKY)
+_MEMORIES = (BLUE, GREEN, PURPLE, ORANGE, SKY, "#882255")
 
 Row = dict[str, Any]
 
@@ -151,8 +151,8 @@ def draw(rows: list[Row], path: Path) -> None:
     seeds = len(in_order(rows, "seed"))
     caption = (
         "Mean return of each episode of a trial (of a bandit, each block of pulls) on held-out tasks, weights fixed; "
-        f"{seeds} seeds, {rows[0]['trials']} trials of each. Bands, where there are at most {_BANDS} memories: 95 % intervals of the mean "
-        "over seeds (Student's)."
+        f"{seeds} seeds, {rows[0]['trials']} trials of each. Bands, where there are at most {_BANDS} memories: 95 % "
+        "intervals of the mean over seeds (Student's)."
     )
     figure, axes = make_figure(len(tasks), "Does it adapt?", legend, caption, height=1.75, per_row=_PER_ROW)
     for place, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
