@@ -24,6 +24,7 @@ from memax_rl.evaluation.figures import (
     BLUE,
     GRAY,
     GREEN,
+    MARKERS,
     ORANGE,
     PURPLE,
     SKY,
@@ -42,8 +43,8 @@ AGENT, WIPED = "agent", "memory wiped"
 TOLD = ("oracle", "known model")
 # Of the options of a family, those that set its presets apart.
 TELLING = ("arms", "size")
-_PER_ROW = 3
-_MEMORIES = (BLUE, GREEN, PURPLE, ORANGE, SKY)
+_PER_ROW, _BANDS = 3, 3
+_MEMORIES = (BLUE, GREEN, PURPLE, ORANGE, SKY, "#882255")
 
 Row = dict[str, Any]
 
@@ -135,10 +136,13 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib.lines import Line2D
 
     tasks, memories = in_order(rows, "task"), in_order(rows, "memory")
-    colors = dict(zip(memories, itertools.cycle(_MEMORIES)))
-    legend = [Line2D([], [], color=color, linewidth=2, label=memory) for memory, color in colors.items()]
+    looks = dict(zip(memories, zip(itertools.cycle(_MEMORIES), MARKERS, strict=False), strict=False))
+    legend = [
+        Line2D([], [], color=color, marker=marker, markersize=4, linewidth=2, label=memory)
+        for memory, (color, marker) in looks.items()
+    ]
     styles = {
-        WIPED: {"color": VERMILLION, "linestyle": "--", "linewidth": 1.4},
+        WIPED: {"color": VERMILLION, "linestyle": "--", "linewidth": 1.2},
         "best strategy that is not told the task": {"color": BLACK, "linestyle": ":", "linewidth": 1.6},
         "told the task": {"color": BLACK, "linestyle": (0, (5, 1.5, 1, 1.5)), "linewidth": 1},
         "random actions": {"color": GRAY, "linestyle": (0, (2.5, 2.5)), "linewidth": 1},
@@ -147,17 +151,20 @@ def draw(rows: list[Row], path: Path) -> None:
     seeds = len(in_order(rows, "seed"))
     caption = (
         "Mean return of each episode of a trial (of a bandit, each block of pulls) on held-out tasks, weights fixed; "
-        f"{seeds} seeds, {rows[0]['trials']} trials of each. Bands: 95 % intervals of the mean over seeds (Student's)."
+        f"{seeds} seeds, {rows[0]['trials']} trials of each. Bands, where there are at most {_BANDS} memories: 95 % "
+        "intervals of the mean over seeds (Student's)."
     )
     figure, axes = make_figure(len(tasks), "Does it adapt?", legend, caption, height=1.75, per_row=_PER_ROW)
     for place, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
-        _draw_task(axis, rows, task, colors, styles)
+        _draw_task(axis, rows, task, looks, styles)
         if place % _PER_ROW == 0:
             axis.set_ylabel("return")
     figure.savefig(path, dpi=130)
 
 
-def _draw_task(axis: Any, rows: list[Row], task: str, colors: dict[str, str], styles: dict[str, Any]) -> None:
+def _draw_task(
+    axis: Any, rows: list[Row], task: str, looks: dict[str, tuple[str, str]], styles: dict[str, Any]
+) -> None:
     """Draw the panel of a task."""
     known = strategies_of(rows, task)
     fair = [who for who in known if who not in (*TOLD, "random")]
@@ -166,13 +173,16 @@ def _draw_task(axis: Any, rows: list[Row], task: str, colors: dict[str, str], st
         for who in names or ():
             played = returns_of(rows, task, who).mean(axis=0)
             axis.plot(np.arange(1, len(played) + 1), played, **styles[label])
-    for memory in in_order(rows, "memory", task=task):
-        x = np.arange(1, len(returns_of(rows, task, AGENT, memory)[0]) + 1)
-        for who, style in ((WIPED, styles[WIPED]), (AGENT, {"color": colors[memory], "linewidth": 2})):
-            middle, low, high = mean_interval(returns_of(rows, task, who, memory))
-            axis.plot(x, middle, **style)
-            if who == AGENT:
-                axis.fill_between(x, low, high, color=colors[memory], alpha=0.2, linewidth=0)
+    memories = in_order(rows, "memory", task=task)
+    for memory in memories:
+        color, marker = looks[memory]
+        middle, low, high = mean_interval(returns_of(rows, task, AGENT, memory))
+        x = np.arange(1, len(middle) + 1)
+        axis.plot(x, returns_of(rows, task, WIPED, memory).mean(axis=0), **styles[WIPED])
+        axis.plot(x, middle, color=color, linewidth=2, marker=marker, markersize=4, markevery=max(1, len(x) // 5))
+        # More than a few bands are a fog.
+        if len(memories) <= _BANDS:
+            axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     axis.set_title(task, loc="left", fontsize=8)
     set_counts(axis, 1, len(x))
 
