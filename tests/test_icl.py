@@ -238,9 +238,12 @@ def test_icl_measures_every_finished_run_of_a_study(run, tmp_path, capsys, monke
         shutil.copytree(run.folder, study / name)
     (study / "gru/seed0/icl.json").write_text("{}")
     (study / "gru/seed1/summary.json").unlink()
+    diverged = Run.create(study / "lru/seed2", make_config(SMALL | {"num_seeds": 2}))
+    diverged.write_summary({})
+    diverged.append_metrics([{"update": 1, "seed": seed, "env_steps": 24, "finite": 0} for seed in (0, 1)])
     assert main(["icl", str(study), "--tasks", "5", "--missing"]) == 0
     said = capsys.readouterr()
-    assert said.err == "1 of 4 runs have not finished, and are left out\n"
+    assert said.err == "2 of 5 runs have not finished or diverged, and are left out\n"
     first, second = said.out.splitlines()
     line = r"first block \S+ ± \S+, last \S+ ± \S+, last with the memory wiped \S+ ± \S+, whole trial \S+ ± \S+"
     assert re.fullmatch(r"1/2 lru/seed0: " + line, first)

@@ -160,13 +160,24 @@ def _runs_to_measure(
     if out is not None:
         raise ValueError("--out takes the files of one run folder, and each of several has its own; leave it out")
     found, typed = find_runs(*named), {path.resolve() for path in named}
-    ended = [folder for folder in found if folder in typed or (folder / "summary.json").exists()]
+    ended = [folder for folder in found if folder in typed or _is_sound(folder)]
     if len(ended) < len(found):
-        print(f"{len(found) - len(ended)} of {len(found)} runs have not finished, and are left out", file=sys.stderr)
+        print(
+            f"{len(found) - len(ended)} of {len(found)} runs have not finished or diverged, and are left out",
+            file=sys.stderr,
+        )
     left = [folder for folder in ended if not (missing and (folder / "icl.json").exists())]
     if not left:
         print("nothing to measure", file=sys.stderr)
     return left, False
+
+
+def _is_sound(folder: Path) -> bool:
+    """Return whether a run has finished, and a seed of it did not diverge."""
+    from memax_rl.runs import Run
+
+    run = Run.open(folder)
+    return run.summary_path.exists() and len(run.diverged_seeds()) < run.fields()["num_seeds"]
 
 
 @contextmanager
