@@ -107,27 +107,26 @@ def share(rows: list[Row], task: str, memory: str) -> list[float]:
 def tables(rows: list[Row]) -> str:
     """Return the table of the agents, and that of the strategies."""
     lines = [
-        "| task | memory | steps | seeds | first episode | last episode | last, memory wiped | whole trial "
-        "| share of the best | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| task | memory | steps | first episode | last episode | last, memory wiped | share of the best | minutes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in in_order(rows, "task"):
         for memory in in_order(rows, "memory", task=task):
             agent = returns_of(rows, task, AGENT, memory)
             wiped = returns_of(rows, task, WIPED, memory)
             runs = [row for row in rows if (row["task"], row["memory"], row["who"]) == (task, memory, AGENT)]
-            columns = (agent[:, 0], agent[:, -1], wiped[:, -1], agent.sum(axis=1), share(rows, task, memory))
+            columns = (agent[:, 0], agent[:, -1], wiped[:, -1], share(rows, task, memory))
             minutes = np.mean([float(row["seconds"]) for row in runs]) / 60
             lines.append(
-                f"| {task} | {memory} | {int(runs[0]['steps']) / 1e6:.1f}M | {len(runs)} | "
-                f"{' | '.join(mean(list(column)) for column in columns)} | {minutes:.1f} |"
+                f"| {task} | {memory} | {int(runs[0]['steps']) / 1e6:.1f}M | "
+                f"{' | '.join(mean(list(column), 2) for column in columns)} | {minutes:.1f} |"
             )
     lines += ["", "| task | strategy | first episode | last episode | whole trial |", "|---|---|---|---|---|"]
     for task in in_order(rows, "task"):
         for who in strategies_of(rows, task):
             played = returns_of(rows, task, who)
             columns = (played[:, 0], played[:, -1], played.sum(axis=1))
-            lines.append(f"| {task} | {who} | {' | '.join(f'{column.mean():.3f}' for column in columns)} |")
+            lines.append(f"| {task} | {who} | {' | '.join(f'{column.mean():.2f}' for column in columns)} |")
     return "\n".join(lines)
 
 

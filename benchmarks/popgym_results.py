@@ -103,10 +103,10 @@ def to_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def mean(values: list[float]) -> str:
+def mean(values: list[float], digits: int = 3) -> str:
     """Return the mean of the seeds, and with two or more half of its 95 % interval."""
     middle, _, high = mean_interval(np.array(values)[:, None])
-    return f"{middle[0]:.3f}" + (f" ± {high[0] - middle[0]:.3f}" if len(values) > 1 else "")
+    return f"{middle[0]:.{digits}f}" + (f" ± {high[0] - middle[0]:.{digits}f}" if len(values) > 1 else "")
 
 
 def line(task: str, paper: float | None, rows: list[Row]) -> str:

@@ -41,18 +41,7 @@ def test_the_share_of_the_best_lies_between_random_actions_and_the_best_strategy
     assert results.share(rows, "DarkRoom, size 5", "gru") == pytest.approx([3 / 6])
     assert results.share(rows, "DarkRoom, size 5", "lru") == pytest.approx([0])
     cells = results.tables(rows).splitlines()[2].split(" | ")
-    assert cells == [
-        "| DarkRoom, size 5",
-        "gru",
-        "0.0M",
-        "1",
-        "2.000",
-        "3.000",
-        "2.000",
-        "5.000",
-        "0.500",
-        "1.0 |",
-    ]
+    assert cells == ["| DarkRoom, size 5", "gru", "0.0M", "2.00", "3.00", "2.00", "0.50", "1.0 |"]
 
 
 def test_runs_that_were_not_evaluated_at_their_end_are_measured_all_the_same(results, tmp_path, capsys):
