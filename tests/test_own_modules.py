@@ -148,6 +148,10 @@ def test_cells_of_a_study_keep_the_name_of_the_module(home, tmp_path, capsys):
     assert main(["study", folder]) == 2
     assert "add --import own_room or --trust" in capsys.readouterr().err
     assert main(["evaluate", folder]) == 2
+    error = capsys.readouterr().err
+    assert str(cell) in error
+    assert "add --import own_room or --trust" in error
+    assert main(["inspect", folder]) == 2
     assert "it is a study, whose runs are below, such as " in capsys.readouterr().err
 
 
