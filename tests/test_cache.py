@@ -6,8 +6,6 @@ import sys
 import zlib
 from pathlib import Path
 
-import _compiler
-
 from memax_rl import cache
 
 ROOT = Path(__file__).parent.parent
@@ -97,20 +95,3 @@ def test_the_folder_is_of_the_machine_and_the_version(monkeypatch):
     assert cache.folder().is_relative_to(Path.home() / ".cache/memax_rl")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache.folder().parent == Path("/somewhere/memax_rl")
-
-
-def test_the_next_run_of_the_tests_finds_what_this_one_compiled(tmp_path, monkeypatch):
-    kept, first, second = tmp_path / "kept", tmp_path / "first", tmp_path / "second"
-    kept.mkdir()
-    (kept / "old-cache").write_text("two weeks ago")
-    os.utime(kept / "old-cache", (1, 1))
-    monkeypatch.setattr(_compiler, "OWN", first)
-    _compiler.fetch_programs(kept)
-    (first / "a-cache").write_text("program")
-    _compiler.keep_programs(kept)
-    assert [path.name for path in kept.iterdir()] == ["a-cache"]
-    monkeypatch.setattr(_compiler, "OWN", second)
-    _compiler.fetch_programs(kept)
-    assert (second / "a-cache").read_text() == "program"
-    _compiler.keep_programs(kept)
-    assert not (kept / "a-cache").is_symlink(), "what was found is not written again"
