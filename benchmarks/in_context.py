@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from popgym_results import fill, mean, to_csv, twice
+from pages import FOLDER, Row, fill, mean, to_csv, twice
 from table import memory_of, read_groups, summary
 
 from memax_rl.evaluation.figures import (
@@ -37,7 +37,6 @@ from memax_rl.runs.files import write_atomically
 from memax_rl.studies.comparison import mean_interval
 from memax_rl.studies.results import read_json
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results"
 AGENT, WIPED = "agent", "memory wiped"
 # They are told the task that the agent has to find out.
 TOLD = ("oracle", "known model")
@@ -45,8 +44,6 @@ TOLD = ("oracle", "known model")
 TELLING = ("arms", "size")
 _PER_ROW, _BANDS = 3, 3
 _MEMORIES = (BLUE, GREEN, PURPLE, ORANGE, SKY, "#882255")
-
-Row = dict[str, Any]
 
 
 def task_of(fields: dict[str, Any]) -> str:

@@ -11,20 +11,18 @@ one after the other, into which training falls: the measure of the POPGym paper.
 
 import argparse
 import csv
-import io
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pages import FOLDER, Row, fill, mean, to_csv, twice
 from table import EPOCH, best_epoch, memory_of, read_groups, summary
 
 from memax_rl.envs.baselines.scores import reference_scores
 from memax_rl.runs import Run
 from memax_rl.runs.files import write_atomically
-from memax_rl.studies.comparison import estimate, mean_interval
+from memax_rl.studies.comparison import estimate
 
-FOLDER = Path(__file__).parents[1] / "docs" / "results"
 # The best of 13 models after 15 million steps, best epoch: Morad et al. 2023, https://arxiv.org/abs/2303.01859, at
 # Easy, Medium and Hard. Of the others no figure is at hand.
 PAPER = {
@@ -44,8 +42,6 @@ PAPER = {
     "NoisyPositionOnlyPendulum": None,
 }
 DIFFICULTIES = ("Easy", "Medium", "Hard")
-
-Row = dict[str, Any]
 
 
 def last_epoch(metrics: list[dict[str, float]]) -> float:
@@ -73,16 +69,6 @@ def row_of(run: Run) -> Row:
     }
 
 
-def twice(cells: list[tuple[str, int, Path]]) -> str | None:
-    """Return what is wrong where two folders hold the same task and seed, which would count as two seeds."""
-    seen: dict[tuple[str, int], Path] = {}
-    for env, seed, folder in cells:
-        if (env, seed) in seen:
-            return f"{seen[env, seed]} and {folder} are both {env} with seed {seed}; leave one out"
-        seen[env, seed] = folder
-    return None
-
-
 def rows_of(parser: argparse.ArgumentParser, folders: list[Path]) -> list[Row]:
     """Return the finished runs of studies, one seed a run, in order of task and seed."""
     runs = [run for _, own in read_groups(parser, folders) for run in own]
@@ -92,21 +78,6 @@ def rows_of(parser: argparse.ArgumentParser, folders: list[Path]) -> list[Row]:
     if said := twice([(run.fields()["env"], run.fields()["seed"], run.folder) for run in runs]):
         parser.error(said)
     return sorted(map(row_of, runs), key=lambda row: (row["task"], row["seed"]))
-
-
-def to_csv(rows: list[Row]) -> str:
-    """Return the rows as a table of comma-separated values."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def mean(values: list[float], digits: int = 3) -> str:
-    """Return the mean of the seeds, and with two or more half of its 95 % interval."""
-    middle, _, high = mean_interval(np.array(values)[:, None])
-    return f"{middle[0]:.{digits}f}" + (f" ± {high[0] - middle[0]:.{digits}f}" if len(values) > 1 else "")
 
 
 def line(task: str, paper: float | None, rows: list[Row]) -> str:
@@ -161,12 +132,6 @@ def tables(rows: list[Row]) -> str:
         f"{over_tasks(scores, 'iqm')}, the mean over these tasks {over_tasks(scores, 'mean')}.",
     ]
     return "\n".join(lines)
-
-
-def fill(page: str, tables: str) -> str:
-    """Return the page with these tables between its two marks."""
-    before, after = page.split("<!-- results -->")[0], page.split("<!-- end -->")[1]
-    return f"{before}<!-- results -->\n{tables}\n<!-- end -->{after}"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from popgym_results import to_csv
+from pages import to_csv
 
 from memax_rl.runs.files import write_atomically
 from memax_rl.studies.probes import Probe, by_memory, chance_levels, finished_probes, scores_of

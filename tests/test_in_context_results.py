@@ -1,7 +1,6 @@
 """The results page of learning in context says what its file of runs says."""
 
 import argparse
-import csv
 import importlib
 from pathlib import Path
 
@@ -21,14 +20,6 @@ def results(monkeypatch):
 def _rows(memory, seed, **players):
     about = {"task": "DarkRoom, size 5", "memory": memory, "seed": str(seed), "steps": "1000", "seconds": "60"}
     return [about | {"trials": "8", "who": who.replace("_", " "), "returns": text} for who, text in players.items()]
-
-
-def test_the_page_is_made_from_the_file(results):
-    page = (FOLDER / "in_context.md").read_text()
-    with (FOLDER / "in_context.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows
-    assert results.fill(page, results.tables(rows)) == page
 
 
 def test_the_share_of_the_best_lies_between_random_actions_and_the_best_strategy(results):

@@ -1,6 +1,5 @@
 """The results page of POPGym says what its file of runs says, and the file what the runs did."""
 
-import csv
 import importlib
 import re
 from pathlib import Path
@@ -22,14 +21,6 @@ def _row(task, seed, value):
         "best_epoch": value + 0.1,
         "seconds": 60,
     }
-
-
-def test_the_page_is_made_from_the_file(results):
-    page = (FOLDER / "popgym.md").read_text()
-    with (FOLDER / "popgym.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows
-    assert results.fill(page, results.tables(rows)) == page
 
 
 def test_rows_hold_mean_and_interval_of_the_seeds(results):

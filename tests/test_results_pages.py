@@ -1,6 +1,7 @@
-"""The results page of the probes says what its file of runs says."""
+"""The pages of results say what the files of runs beside them say."""
 
 import csv
+import importlib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,17 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 
 
-def test_the_page_says_what_the_file_says():
+@pytest.mark.parametrize(("script", "name"), [("popgym_results", "popgym"), ("in_context", "in_context")])
+def test_a_page_is_made_from_the_file(script, name, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    results, page = importlib.import_module(script), (FOLDER / f"{name}.md").read_text()
+    with (FOLDER / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert results.fill(page, results.tables(rows)) == page
+
+
+def test_the_page_of_probes_says_what_the_file_says():
     with (FOLDER / "probes.csv").open() as file:
         rows = list(csv.DictReader(file))
     lines = (FOLDER / "probes.md").read_text().splitlines()
